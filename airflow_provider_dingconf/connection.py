@@ -1,0 +1,285 @@
+"""The Airflow connection, read once and in full: what it says becomes :class:`Settings`, or one clear error.
+
+A connection means the same as a URI, as JSON and in the UI: a URI's extras are all strings, and the UI
+sends an empty string for a field that was left empty.
+"""
+
+from __future__ import annotations
+
+import difflib
+import ipaddress
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+from urllib.parse import urlsplit
+
+from airflow_provider_dingconf.dingtalk.calls import INTERNATIONAL_HOST
+from airflow_provider_dingconf.dingtalk.errors import InvalidConnectionError
+from airflow_provider_dingconf.dingtalk.tokens import App, Token
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from airflow.providers.common.compat.sdk import Connection
+
+CONNECT_SECONDS = 5.0
+READ_SECONDS = 10.0
+
+_SEGMENT = re.compile(r"[A-Za-z0-9\-._~]+")
+_PRINTABLE = re.compile(r"[\x21-\x7e]+")
+_TRUE = frozenset({"true", "yes", "on", "1"})
+_FALSE = frozenset({"false", "no", "off", "0"})
+
+
+@dataclass(frozen=True)
+class Timeout:
+    """How long to wait for DingTalk.
+
+    :param connect: seconds until a connection stands.
+    :param read: seconds until the next piece of the answer.
+    """
+
+    connect: float = CONNECT_SECONDS
+    read: float = READ_SECONDS
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a connection says.
+
+    :param conn_id: the connection's id.
+    :param base_url: scheme, host and port, without a slash at the end.
+    :param app: the credentials that buy a token; None where a static token is given.
+    :param static_token: a token bought elsewhere, used as it is.
+    :param proxies: proxy URLs by scheme, as requests takes them.
+    :param verify: whether certificates are verified, or the file of the authorities to verify them with.
+    :param cert: the client's certificate file, or that and its key file.
+    """
+
+    conn_id: str
+    base_url: str
+    app: App | None = None
+    static_token: Token | None = None
+    timeout: Timeout = Timeout()
+    proxies: Mapping[str, str] = field(default_factory=dict, repr=False)
+    verify: bool | str = True
+    cert: str | tuple[str, str] | None = None
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """What must be shown to no one."""
+        own = (self.static_token.value,) if self.static_token else ()
+        proxy = (urlsplit(url).password for url in self.proxies.values())
+        return (*own, *(self.app.secrets if self.app else ()), *(word for word in proxy if word))
+
+
+def read_connection(conn: Connection, conn_id: str) -> Settings:
+    """Return what a connection says.
+
+    :param conn: the Airflow connection.
+    :param conn_id: its id, for the error.
+    :raises InvalidConnectionError: a field is missing, contradictory, unknown, or of a wrong type; the
+        message names the connection and the field, and no secret.
+    """
+    return _Reader(conn, conn_id).settings()
+
+
+class _Reader:
+    def __init__(self, conn: Connection, conn_id: str) -> None:
+        self.conn = conn
+        self.conn_id = conn_id
+
+    def settings(self) -> Settings:
+        extra = self._extra()
+        read: dict[str, Any] = {
+            name: parse(self, name, extra[name]) for name, parse in _EXTRA.items() if _given(extra.get(name))
+        }
+        app, static_token = self._credentials(read)
+        return Settings(
+            conn_id=self.conn_id,
+            base_url=self._base_url(),
+            app=app,
+            static_token=static_token,
+            **{name: read[name] for name in ("timeout", "proxies", "verify", "cert") if name in read},
+        )
+
+    def fail(self, name: str, problem: str) -> NoReturn:
+        raise InvalidConnectionError(f"connection {self.conn_id!r}, {name}: {problem}")
+
+    def _extra(self) -> dict[str, Any]:
+        text = self.conn.extra
+        if not text:
+            return {}
+        try:
+            extra = json.loads(text)
+        except ValueError:
+            self.fail("extra", "it is not JSON")
+        if not isinstance(extra, dict):
+            self.fail("extra", f"it is a JSON {type(extra).__name__}, not an object")
+        for name in extra:
+            if name not in _EXTRA:
+                near = difflib.get_close_matches(name, _EXTRA, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(_EXTRA))}"
+                self.fail(f"extra {ascii(name)[:80]}", f"it is unknown; {hint}")
+        return extra
+
+    def _credentials(self, read: Mapping[str, Any]) -> tuple[App | None, Token | None]:
+        corp_id, ticket, token = (read.get(name) for name in ("corp_id", "suite_ticket", "access_token"))
+        if ticket and not corp_id:
+            self.fail(
+                "extra 'suite_ticket'",
+                "it needs 'corp_id', the organisation that authorised the third-party app",
+            )
+        if token:
+            return None, Token(token)
+        login = self._plain("login (Client ID)", self.conn.login)
+        password = self._plain("password (Client Secret)", self.conn.password)
+        return App(login, password, corp_id, ticket), None
+
+    def _plain(self, name: str, value: str | None) -> str:
+        if not value:
+            self.fail(name, "it is missing; give it, or an access token in extra 'access_token'")
+        return self.printable(name, value)
+
+    def printable(self, name: str, value: str) -> str:
+        if not _PRINTABLE.fullmatch(value):
+            self.fail(
+                name, "it has white space or characters other than printable ASCII; was it copied in full?"
+            )
+        return value
+
+    def _base_url(self) -> str:
+        host = (self.conn.host or "").strip()
+        schema = (self.conn.schema or "").strip().lower()
+        if schema and schema not in {"http", "https"}:
+            self.fail("schema", f"{ascii(schema)[:80]} is not http or https; it may be empty")
+        if not host:
+            host = INTERNATIONAL_HOST
+        url = host if "://" in host else f"{schema or 'https'}://{host}"
+        try:
+            parts = urlsplit(url)
+            port = parts.port
+        except ValueError:
+            self.fail("host", "it is not a host, with or without https:// and a port")
+        if parts.username is not None or parts.password is not None:
+            self.fail("host", "it holds credentials; they go into login and password")
+        if parts.scheme not in {"http", "https"} or not parts.hostname or parts.path not in {"", "/"}:
+            self.fail("host", f"{ascii(host)[:80]} is not a host, with or without https:// and a port")
+        if parts.query or parts.fragment or not re.fullmatch(r"[A-Za-z0-9.\-:\[\]]+", parts.netloc):
+            self.fail("host", f"{ascii(host)[:80]} is not a host, with or without https:// and a port")
+        if schema and schema != parts.scheme:
+            self.fail("schema", f"{schema} contradicts the host's {parts.scheme}")
+        if self.conn.port and port and self.conn.port != port:
+            self.fail("port", f"{self.conn.port} contradicts the host's {port}")
+        port = port or self.conn.port
+        if parts.scheme == "http" and not _is_loopback(parts.hostname):
+            self.fail("host", "plain http would show the credentials to the network; use https")
+        name = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
+        return f"{parts.scheme}://{name}" + (f":{port}" if port else "")
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _given(value: object) -> bool:
+    return value is not None and value != ""
+
+
+def _structured(value: Any) -> Any:
+    """Return what a string of JSON holds, since a URI can hold nothing but strings."""
+    if isinstance(value, str) and value.lstrip()[:1] in {"{", "["}:
+        try:
+            return json.loads(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _text(reader: _Reader, name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        reader.fail(f"extra {name!r}", f"expected a string, got {type(value).__name__}")
+    return reader.printable(f"extra {name!r}", value)
+
+
+def _corp_id(reader: _Reader, name: str, value: Any) -> str:
+    text = _text(reader, name, value)
+    if not _SEGMENT.fullmatch(text) or text in {".", ".."}:
+        reader.fail(f"extra {name!r}", "it is not a corpId, such as dingxxxxxxxx")
+    return text
+
+
+def _seconds(reader: _Reader, name: str, value: Any) -> float:
+    try:
+        seconds = (
+            float(value) if isinstance(value, (int, float, str)) and not isinstance(value, bool) else 0.0
+        )
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        reader.fail(f"extra {name!r}", "expected a number of seconds above 0, or [connect, read]")
+    return seconds
+
+
+def _timeout(reader: _Reader, name: str, value: Any) -> Timeout:
+    value = _structured(value)
+    if isinstance(value, list) and len(value) == 2:
+        return Timeout(*(_seconds(reader, name, part) for part in value))
+    seconds = _seconds(reader, name, value)
+    return Timeout(seconds, seconds)
+
+
+def _proxies(reader: _Reader, name: str, value: Any) -> dict[str, str]:
+    value = _structured(value)
+    if not isinstance(value, dict) or not all(
+        isinstance(url, str) and "://" in url for url in value.values()
+    ):
+        reader.fail(
+            f"extra {name!r}", 'expected an object of proxy URLs, such as {"https": "http://proxy:3128"}'
+        )
+    return value
+
+
+def _verify(reader: _Reader, name: str, value: Any) -> bool | str:
+    if isinstance(value, bool):
+        return value
+    word = value.strip().lower() if isinstance(value, str) else ""
+    if word in _TRUE | _FALSE:
+        return word in _TRUE
+    return _file(reader, name, value)
+
+
+def _cert(reader: _Reader, name: str, value: Any) -> str | tuple[str, str]:
+    value = _structured(value)
+    if isinstance(value, list) and len(value) == 2:
+        return _file(reader, name, value[0]), _file(reader, name, value[1])
+    return _file(reader, name, value)
+
+
+def _file(reader: _Reader, name: str, value: Any) -> str:
+    if not isinstance(value, str) or "\0" in value or not Path(value).exists():
+        reader.fail(
+            f"extra {name!r}",
+            "expected true, false or an existing file"
+            if name == "verify"
+            else "expected an existing certificate file, or [certificate, key]",
+        )
+    return value
+
+
+_EXTRA: dict[str, Callable[[_Reader, str, Any], Any]] = {
+    "corp_id": _corp_id,
+    "suite_ticket": _text,
+    "access_token": _text,
+    "timeout": _timeout,
+    "proxies": _proxies,
+    "verify": _verify,
+    "cert": _cert,
+}

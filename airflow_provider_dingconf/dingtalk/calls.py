@@ -1,0 +1,209 @@
+"""DingTalk's documented calls as plain values: method, path, body, and the documentation page.
+
+A :class:`Call` says what to ask for. With the access token it becomes a :class:`Request`, the bytes
+for the wire; an :class:`Answer` is what came back. Nothing here sends anything.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, urlencode
+
+from airflow_provider_dingconf import __version__
+from airflow_provider_dingconf.dingtalk.errors import InvalidConferenceIdError, InvalidInputError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+INTERNATIONAL_HOST = "https://api.dingtalk.io"
+CHINA_HOST = "https://api.dingtalk.com"
+
+TOKEN_HEADER = "x-acs-dingtalk-access-token"  # noqa: S105 - a header's name, not a token
+USER_AGENT = f"airflow-provider-dingconf/{__version__}"
+
+LOCK_PAGE = "api-lockconference"
+ERROR_CODES_PAGE = "server-api-error-codes-1"
+
+MAX_CONFERENCE_ID_LENGTH = 256
+
+# RFC 3986's characters of a path segment, less "%": what is sent is then what was given.
+_SEGMENT = re.compile(r"[A-Za-z0-9\-._~!$&'()*+,;=:@]+")
+_PATH = re.compile(rf"(/{_SEGMENT.pattern})+")
+_METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE"})
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of DingTalk's API.
+
+    :param name: what a log calls it.
+    :param method: the HTTP method.
+    :param path: the path, beginning with ``/``.
+    :param body: the JSON body; None sends none.
+    :param params: the query parameters.
+    :param page: the name of the call's page in DingTalk's documentation.
+    :param buys_token: whether the call buys an access token, and so carries none.
+    :param repeatable: whether sending it twice does no more than sending it once.
+    :param confirms: the field of a good answer that is True; None where the call documents none.
+    """
+
+    name: str
+    method: str
+    path: str
+    body: Mapping[str, Any] | None = field(default=None, repr=False)
+    params: Mapping[str, Any] | None = None
+    page: str | None = None
+    buys_token: bool = False
+    repeatable: bool = True
+    confirms: str | None = None
+
+    def request(self, access_token: str | None = None) -> Request:
+        """Return the request for the wire: what DingTalk's official SDK sends, and nothing else."""
+        headers = {"Accept": "application/json", "User-Agent": USER_AGENT}
+        content = None
+        if self.body is not None:
+            content = json.dumps(self.body, ensure_ascii=False, separators=(",", ":")).encode()
+            headers["Content-Type"] = "application/json; charset=utf-8"
+        if access_token is not None:
+            headers[TOKEN_HEADER] = access_token
+        query = f"?{urlencode(self.params)}" if self.params else ""
+        return Request(self.method, self.path + query, headers, content)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What goes over the wire.
+
+    :param target: path and query, percent-encoded.
+    :param content: the body's bytes; None for no body.
+    """
+
+    method: str
+    target: str
+    headers: Mapping[str, str] = field(repr=False)
+    content: bytes | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came back.
+
+    :param status: the HTTP status.
+    :param headers: the headers, their names in lower case.
+    :param content: the body's bytes.
+    """
+
+    status: int
+    headers: Mapping[str, str] = field(repr=False)
+    content: bytes = field(repr=False)
+
+
+def lock_call(conference_id: str, action: str) -> Call:
+    """Return the call that locks or unlocks a meeting.
+
+    Source: `Lock a meeting <https://help.dingtalk.io/open/development/api-lockconference>`__.
+
+    :param conference_id: the meeting's id.
+    :param action: ``lock`` or ``unlock``.
+    :raises InvalidConferenceIdError: the id is not one path segment.
+    """
+    return Call(
+        name=f"{action} {conference_id}",
+        method="POST",
+        path=f"/v1.0/conference/videoConferences/{check_conference_id(conference_id)}/lock",
+        body={"action": action},
+        page=LOCK_PAGE,
+        confirms="success",
+    )
+
+
+def running_conferences_call() -> Call:
+    """Return the cheapest reading call that proves a token: one of the organisation's running meetings.
+
+    Source: `Query the running meetings of an organisation
+    <https://help.dingtalk.io/open/development/api-queryorgconferencelist>`__.
+    """
+    return Call(
+        name="running conferences",
+        method="GET",
+        path="/v1.0/conference/orgConferences",
+        params={"maxResults": 1},
+        page="api-queryorgconferencelist",
+    )
+
+
+def any_call(
+    method: str,
+    path: str,
+    *,
+    params: Mapping[str, Any] | None = None,
+    json: Mapping[str, Any] | None = None,
+    repeatable: bool = True,
+) -> Call:
+    """Return any other call, once its method and path are found to be sound.
+
+    :raises InvalidInputError: the method is unknown, or the path is not a plain absolute path.
+    """
+    method = str(method).upper()
+    if method not in _METHODS:
+        raise InvalidInputError(f"method: {method!r} is not one of {', '.join(sorted(_METHODS))}")
+    if not isinstance(path, str) or not _PATH.fullmatch(path) or {".", ".."} & set(path.split("/")):
+        raise InvalidInputError(
+            f"path: {_shown(path)} is not a plain absolute path such as /v1.0/conference/orgConferences; "
+            "query parameters go into params"
+        )
+    return Call(
+        name=f"{method} {path}", method=method, path=path, body=json, params=params, repeatable=repeatable
+    )
+
+
+def check_conference_id(conference_id: object) -> str:
+    """Return the conference id, if it is one path segment.
+
+    DingTalk's SDK turns an id of ``a/../b`` into ``b``: what is not a segment is refused here instead.
+
+    :raises InvalidConferenceIdError: it is anything else.
+    """
+    problem = _problem_of_conference_id(conference_id)
+    if problem:
+        raise InvalidConferenceIdError(f"conference_id: {problem}; give the meeting's conferenceId")
+    return str(conference_id)
+
+
+def _problem_of_conference_id(value: object) -> str | None:
+    if not isinstance(value, str):
+        return f"expected a string, got {_shown(value)} of type {type(value).__name__}"
+    if not value.strip():
+        return "it is empty" if not value else "it is blank"
+    if len(value) > MAX_CONFERENCE_ID_LENGTH:
+        return f"it has {len(value)} characters, more than {MAX_CONFERENCE_ID_LENGTH}"
+    if value in {".", ".."}:
+        return f"{value!r} names another path"
+    if not _SEGMENT.fullmatch(value):
+        wrong = next(char for char in value if not _SEGMENT.fullmatch(char))
+        return f"{_shown(value)} has {wrong!a}, which cannot stand in a conference id"
+    return None
+
+
+def _shown(value: object) -> str:
+    """Return the value as it may stand in a message: in ASCII and short."""
+    shown = ascii(value)
+    return shown if len(shown) <= 80 else f"{shown[:77]}..."
+
+
+def documentation_url(page: str, base_url: str = INTERNATIONAL_HOST) -> str:
+    """Return the address of a documentation page, on the site that goes with the host.
+
+    :param page: the page's name.
+    :param base_url: the host that is called: mainland China has a documentation site of its own.
+    """
+    china = base_url.rstrip("/").endswith(".dingtalk.com")
+    site = (
+        "https://open.dingtalk.com/document/development"
+        if china
+        else "https://help.dingtalk.io/open/development"
+    )
+    return f"{site}/{quote(page)}"

@@ -1,0 +1,75 @@
+"""One call from beginning to end, written once for those who wait and those who await.
+
+:func:`exchange` is a generator, as httpx's ``auth_flow`` is: it yields what it wants done, is sent the
+result, and returns what the good answer holds. Its driver does the I/O and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable
+from dataclasses import dataclass
+
+from airflow_provider_dingconf.dingtalk.answers import Good, read_answer
+from airflow_provider_dingconf.dingtalk.calls import Answer, Call, Request
+from airflow_provider_dingconf.dingtalk.errors import AccessTokenError
+from airflow_provider_dingconf.dingtalk.tokens import App, Token, token_from
+
+
+@dataclass(frozen=True)
+class TokenWanted:
+    """The wish for an access token: for another one than ``refused``, where DingTalk refused one."""
+
+    refused: Token | None = None
+
+
+@dataclass
+class Attempts:
+    """What the attempts of one call share.
+
+    :param made: how many there were.
+    :param refused: the token that DingTalk refused: a fresh one is fetched once and no more.
+    """
+
+    made: int = 0
+    refused: Token | None = None
+
+
+Exchange = Generator["TokenWanted | Request", "Token | Answer", Good]
+Purchase = Generator[Request, Answer, Token]
+
+
+def exchange(
+    call: Call, attempts: Attempts, now: Callable[[], float], secrets: Iterable[str] = ()
+) -> Exchange:
+    """Make a call: get a token, send, and where the token is refused get another one, once, and send again.
+
+    :param call: what to ask for.
+    :param attempts: what was tried before for this call.
+    :param now: tells the seconds since the epoch.
+    :param secrets: what must not stand in the text of an error, whatever DingTalk says.
+    :raises DingTalkError: what the answer stands for.
+    """
+    while True:
+        token = yield TokenWanted(attempts.refused)
+        assert isinstance(token, Token)  # noqa: S101 - for the type checker: the driver answers in kind
+        answer = yield call.request(token.value)
+        assert isinstance(answer, Answer)  # noqa: S101
+        try:
+            return read_answer(call, answer, now(), (*secrets, token.value))
+        except AccessTokenError:
+            if attempts.refused is not None or token.static:
+                raise
+            attempts.refused = token
+
+
+def purchase(app: App, now: Callable[[], float]) -> Purchase:
+    """Buy an access token.
+
+    :param app: for whom.
+    :param now: tells the seconds since the epoch.
+    :raises DingTalkError: what the answer stands for.
+    """
+    call = app.token_call()
+    asked_at = now()
+    answer = yield call.request()
+    return token_from(read_answer(call, answer, now(), app.secrets).content, asked_at)

@@ -1,0 +1,89 @@
+"""What Airflow is told of this provider: its modules, its links, and the connection form as data.
+
+Airflow 3.2 and later read the form from here without importing the hook; for older versions the hook's own
+methods make the same form of the same data.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from airflow_provider_dingconf import __version__
+
+_PACKAGE = "airflow_provider_dingconf"
+_INTEGRATION = "DingTalk video meetings"
+
+
+def _field(label: str, description: str, kind: str = "string", **schema: str) -> dict[str, Any]:
+    return {"label": label, "description": description, "schema": {"type": [kind, "null"], **schema}}
+
+
+CONNECTION_TYPE: dict[str, Any] = {
+    "connection-type": "dingtalk",
+    "hook-name": "DingTalk",
+    "hook-class-name": f"{_PACKAGE}.hooks.DingTalkConferenceHook",
+    "ui-field-behaviour": {
+        "hidden-fields": ["schema", "port", "extra"],
+        "relabeling": {"host": "Host", "login": "Client ID", "password": "Client Secret"},
+        "placeholders": {
+            "host": "https://api.dingtalk.io, or api.dingtalk.com for mainland China",
+            "login": "Client ID of the app (AppKey, SuiteKey)",
+            "password": "Client Secret of the app (AppSecret, SuiteSecret)",
+        },
+    },
+    "conn-fields": {
+        "corp_id": _field(
+            "Organisation (corpId)",
+            "The organisation the app acts for. Leave it empty for an internal app of one organisation.",
+        ),
+        "suite_ticket": _field(
+            "Suite ticket",
+            "For a third-party app without the unified token call: the newest ticket DingTalk pushed.",
+            format="password",
+        ),
+        "access_token": _field(
+            "Access token",
+            "A token bought elsewhere, used as it is in place of Client ID and Client Secret. "
+            "It is not renewed.",
+            format="password",
+        ),
+        "timeout": _field(
+            "Timeout",
+            "Seconds to wait for DingTalk, or [connect, read]. Empty: 5 to connect, 10 to read.",
+        ),
+        "proxies": _field("Proxies", 'Proxy URLs by scheme, as JSON: {"https": "http://proxy.example:3128"}'),
+        "verify": _field(
+            "Verify certificates",
+            "true, false, or a file with the certificate authorities to trust. True when empty.",
+        ),
+        "cert": _field("Client certificate", "A certificate file, or [certificate, key]."),
+    },
+}
+
+
+def _modules(name: str) -> list[dict[str, Any]]:
+    return [{"integration-name": _INTEGRATION, "python-modules": [f"{_PACKAGE}.{name}"]}]
+
+
+def get_provider_info() -> dict[str, Any]:
+    """Return the provider's description, by the schema of Airflow's ``provider_info``."""
+    return {
+        "package-name": "airflow-provider-dingconf",
+        "name": "DingTalk meetings",
+        "description": "Lock and unlock DingTalk video meetings.",
+        "versions": [__version__],
+        "integrations": [
+            {
+                "integration-name": _INTEGRATION,
+                "external-doc-url": "https://help.dingtalk.io/open/development/api-lockconference",
+                "tags": ["service"],
+            }
+        ],
+        "hooks": _modules("hooks"),
+        "operators": _modules("operators"),
+        "connection-types": [CONNECTION_TYPE],
+        "extra-links": [
+            f"{_PACKAGE}.links.CallDocumentationLink",
+            f"{_PACKAGE}.links.ErrorDocumentationLink",
+        ],
+    }

@@ -1,0 +1,496 @@
+"""``DingTalkConferenceHook``: one connection to DingTalk, its access token, retries and calls.
+
+The hook is a thin face. What to send, what an answer means and when to try again is decided in
+``dingtalk/``; how it goes over the wire in ``transport``. Each method has an async twin, whose name
+begins with ``a``, and which differs only in who waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import asynccontextmanager, contextmanager, suppress
+from datetime import datetime, timezone
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from airflow.providers.common.compat.connection import get_async_connection
+from airflow.providers.common.compat.sdk import BaseHook
+from tenacity import AsyncRetrying, Retrying
+
+from airflow_provider_dingconf.compat import mask_secret
+from airflow_provider_dingconf.connection import Settings, read_connection
+from airflow_provider_dingconf.dingtalk.calls import Call, any_call, lock_call, running_conferences_call
+from airflow_provider_dingconf.dingtalk.errors import (
+    CallTimeoutError,
+    ConferenceClosedError,
+    DingTalkError,
+    TransientError,
+)
+from airflow_provider_dingconf.dingtalk.exchange import Attempts, TokenWanted, exchange, purchase
+from airflow_provider_dingconf.dingtalk.limits import MAX_ATTEMPTS, MAX_SECONDS, check_limits
+from airflow_provider_dingconf.dingtalk.retries import policy
+from airflow_provider_dingconf.get_provider_info import CONNECTION_TYPE
+from airflow_provider_dingconf.token_store import shelf_of
+from airflow_provider_dingconf.transport import AsyncTransport, Transport
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Mapping
+
+    from typing_extensions import Self
+
+    from airflow_provider_dingconf.dingtalk.answers import Good
+    from airflow_provider_dingconf.dingtalk.calls import Answer, Request
+    from airflow_provider_dingconf.dingtalk.retries import Policy
+    from airflow_provider_dingconf.dingtalk.tokens import Token
+
+_LOCK_POLL_SECONDS = 0.01
+
+
+class LockResult(TypedDict):
+    """What came of locking or unlocking a meeting; a plain dict, fit for an XCom."""
+
+    conference_id: str
+    action: str
+    """``lock`` or ``unlock``."""
+    success: bool
+    attempts: int
+    """How often the call was tried."""
+    request_id: str | None
+    """What DingTalk's support asks for; None where DingTalk gave none."""
+
+
+class DingTalkConferenceHook(BaseHook):
+    """Lock and unlock DingTalk video meetings, and make any other call of DingTalk's API.
+
+    .. code-block:: python
+
+        with DingTalkConferenceHook().locked("644272f14ba3310xxxxxxxxx"):
+            release()
+
+        hook = DingTalkConferenceHook(dingtalk_conn_id="dingtalk_default")
+        hook.lock_conference("644272f14ba3310xxxxxxxxx")
+        hook.call("GET", "/v1.0/conference/orgConferences", params={"maxResults": 20})
+
+    Every method raises a :class:`~airflow_provider_dingconf.dingtalk.errors.DingTalkError`, and nothing else,
+    when the call does not do what was asked. All hooks of a process share the access tokens. Connections to
+    DingTalk are kept open between the calls of a hook until :meth:`close`; for the async methods, within
+    ``async with hook:``.
+
+    :param dingtalk_conn_id: the Airflow connection, of type ``dingtalk``.
+    :param max_attempts: attempts of one call in all; not Airflow's own ``retries``.
+    :param max_seconds: seconds of one call in all, the waits between attempts included.
+    :param max_wait: seconds of one wait between attempts, over which the error is raised at once, with the
+        wait as its ``retry_after``; None for no limit but ``max_seconds``.
+    """
+
+    conn_name_attr = "dingtalk_conn_id"
+    default_conn_name = "dingtalk_default"
+    conn_type = "dingtalk"
+    hook_name = "DingTalk"
+
+    def __init__(
+        self,
+        dingtalk_conn_id: str = default_conn_name,
+        *,
+        max_attempts: int = MAX_ATTEMPTS,
+        max_seconds: float = MAX_SECONDS,
+        max_wait: float | None = None,
+    ) -> None:
+        super().__init__()
+        check_limits(max_attempts, max_seconds)
+        self.max_wait = max_wait
+        self.dingtalk_conn_id = dingtalk_conn_id
+        self.max_attempts = max_attempts
+        self.max_seconds = max_seconds
+        self._async_transport: AsyncTransport | None = None
+
+    @classmethod
+    def get_ui_field_behaviour(cls) -> dict[str, Any]:
+        """Return the behaviour of the connection form; Airflow 3.2 reads the provider info instead."""
+        behaviour = CONNECTION_TYPE["ui-field-behaviour"]
+        return {
+            "hidden_fields": behaviour["hidden-fields"],
+            "relabeling": behaviour["relabeling"],
+            "placeholders": behaviour["placeholders"],
+        }
+
+    @classmethod
+    def get_connection_form_widgets(cls) -> dict[str, Any]:
+        """Return the fields of the connection form; Airflow 3.2 reads the provider info instead."""
+        from flask_appbuilder.fieldwidgets import BS3PasswordFieldWidget, BS3TextFieldWidget
+        from wtforms import PasswordField, StringField
+
+        def widget(field: Mapping[str, Any]) -> Any:
+            secret = field["schema"].get("format") == "password"
+            kind, look = (
+                (PasswordField, BS3PasswordFieldWidget) if secret else (StringField, BS3TextFieldWidget)
+            )
+            return kind(field["label"], widget=look(), description=field["description"])
+
+        return {name: widget(field) for name, field in CONNECTION_TYPE["conn-fields"].items()}
+
+    def lock_conference(self, conference_id: str) -> LockResult:
+        """Lock a meeting: no one can join it any more.
+
+        Locking a locked meeting succeeds. Source: `Lock a meeting
+        <https://help.dingtalk.io/open/development/api-lockconference>`__.
+
+        :param conference_id: the meeting's conferenceId; not its room code.
+        :raises InvalidConferenceIdError: the id is not one path segment; nothing was sent.
+        :raises ConferenceClosedError: the meeting has ended.
+        :raises DingTalkError: any other failure; the subclass says which.
+        """
+        return self.act("lock", conference_id)
+
+    async def alock_conference(self, conference_id: str) -> LockResult:
+        """Lock a meeting; see :meth:`lock_conference`."""
+        return await self.aact("lock", conference_id)
+
+    def unlock_conference(self, conference_id: str) -> LockResult:
+        """Unlock a meeting: people can join it again.
+
+        Unlocking an unlocked meeting succeeds. Parameters and errors are those of :meth:`lock_conference`.
+        """
+        return self.act("unlock", conference_id)
+
+    async def aunlock_conference(self, conference_id: str) -> LockResult:
+        """Unlock a meeting; see :meth:`unlock_conference`."""
+        return await self.aact("unlock", conference_id)
+
+    def act(self, action: str, conference_id: str) -> LockResult:
+        """Lock or unlock a meeting, as ``action`` says; see :meth:`lock_conference`.
+
+        :param action: ``lock`` or ``unlock``.
+        :param conference_id: the meeting's conferenceId.
+        """
+        attempts = Attempts()
+        good = self._run(lock_call(conference_id, action), attempts)
+        return _lock_result(action, conference_id, good, attempts)
+
+    async def aact(self, action: str, conference_id: str) -> LockResult:
+        """Lock or unlock a meeting; see :meth:`act`."""
+        attempts = Attempts()
+        good = await self._arun(lock_call(conference_id, action), attempts)
+        return _lock_result(action, conference_id, good, attempts)
+
+    @contextmanager
+    def locked(self, conference_id: str) -> Iterator[LockResult]:
+        """Lock a meeting for a block of code, and unlock it whatever happens inside.
+
+        A meeting that ended inside is not an error: nothing is left to unlock.
+
+        :param conference_id: the meeting's conferenceId.
+        :raises DingTalkError: the meeting could not be locked (the block is then not entered), or not be
+            unlocked.
+        """
+        try:
+            result = self.lock_conference(conference_id)
+        except TransientError:
+            # The lock may have been made, and its answer lost.
+            with suppress(DingTalkError):
+                self.unlock_conference(conference_id)
+            raise
+        try:
+            yield result
+        finally:
+            with suppress(ConferenceClosedError):
+                self.unlock_conference(conference_id)
+
+    @asynccontextmanager
+    async def alocked(self, conference_id: str) -> AsyncIterator[LockResult]:
+        """Lock a meeting for a block of code; see :meth:`locked`."""
+        try:
+            result = await self.alock_conference(conference_id)
+        except TransientError:
+            with suppress(DingTalkError):
+                await self.aunlock_conference(conference_id)
+            raise
+        try:
+            yield result
+        finally:
+            with suppress(ConferenceClosedError):
+                await self.aunlock_conference(conference_id)
+
+    def call(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Mapping[str, Any] | None = None,
+        json: Mapping[str, Any] | None = None,
+        repeatable: bool = True,
+    ) -> dict[str, Any]:
+        """Make any other call of DingTalk's API, with the same token, retries and errors.
+
+        :param method: the HTTP method.
+        :param path: the path, such as ``/v1.0/conference/orgConferences``.
+        :param params: query parameters.
+        :param json: the body.
+        :param repeatable: whether the call may be sent again when its answer was lost. Say False for a call
+            that creates something; it is then repeated only where DingTalk refused it as too frequent.
+        :returns: the JSON object DingTalk answered.
+        :raises InvalidInputError: method or path are unsound; nothing was sent.
+        :raises DingTalkError: any other failure; the subclass says which.
+        """
+        return self._run(any_call(method, path, params=params, json=json, repeatable=repeatable)).content
+
+    async def acall(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: Mapping[str, Any] | None = None,
+        json: Mapping[str, Any] | None = None,
+        repeatable: bool = True,
+    ) -> dict[str, Any]:
+        """Make any other call of DingTalk's API; see :meth:`call`."""
+        return (
+            await self._arun(any_call(method, path, params=params, json=json, repeatable=repeatable))
+        ).content
+
+    def test_connection(self) -> tuple[bool, str]:
+        """Buy an access token, or prove a static one with the cheapest reading call.
+
+        :returns: whether it worked, and a sentence for the person who pressed the button.
+        """
+        try:
+            if self.settings.app is None:
+                self._run(running_conferences_call())
+                return True, _accepted(self.settings)
+            with shelf_of(self.settings).lock:
+                token = self._buy(time.monotonic() + self.max_seconds)
+        except DingTalkError as error:
+            return False, str(error)
+        return True, _bought(self.settings, token)
+
+    async def atest_connection(self) -> tuple[bool, str]:
+        """Buy an access token, or prove a static one; see :meth:`test_connection`."""
+        try:
+            settings = await self._asettings()
+            if settings.app is None:
+                await self._arun(running_conferences_call())
+                return True, _accepted(settings)
+            async with _holding(shelf_of(settings).lock), self._opened() as transport:
+                token = await self._abuy(transport, time.monotonic() + self.max_seconds)
+        except DingTalkError as error:
+            return False, str(error)
+        return True, _bought(settings, token)
+
+    @cached_property
+    def settings(self) -> Settings:
+        """What the connection says.
+
+        :raises InvalidConnectionError: a field is missing, contradictory, unknown, or of a wrong type.
+        """
+        return _read_and_masked(self.get_connection(self.dingtalk_conn_id), self.dingtalk_conn_id)
+
+    async def _asettings(self) -> Settings:
+        """Return what the connection says, without blocking the loop for it."""
+        if "settings" not in self.__dict__:
+            conn = await get_async_connection(self.dingtalk_conn_id, hook=self)
+            self.__dict__["settings"] = _read_and_masked(conn, self.dingtalk_conn_id)
+        return self.settings
+
+    def close(self) -> None:
+        """Close the connections to DingTalk; the next call opens new ones."""
+        transport = self.__dict__.pop("_transport", None)
+        if transport is not None:
+            transport.close()
+
+    async def __aenter__(self) -> Self:
+        """Keep the connections to DingTalk open between the async calls of the block."""
+        self._async_transport = await AsyncTransport(await self._asettings()).__aenter__()
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        """Close the connections to DingTalk."""
+        transport, self._async_transport = self._async_transport, None
+        if transport is not None:
+            await transport.__aexit__(*exc_info)
+
+    @cached_property
+    def _transport(self) -> Transport:
+        return Transport(self.settings)
+
+    @asynccontextmanager
+    async def _opened(self) -> AsyncIterator[AsyncTransport]:
+        """Give the block's transport, or one for this call alone."""
+        if self._async_transport is not None:
+            yield self._async_transport
+        else:
+            async with AsyncTransport(await self._asettings()) as transport:
+                yield transport
+
+    def _run(self, call: Call, attempts: Attempts | None = None) -> Good:
+        """Make a call, as often as the policy says."""
+        attempts = attempts or Attempts()
+        settings, until = self.settings, time.monotonic() + self.max_seconds
+
+        def perform(want: TokenWanted | Request) -> Token | Answer:
+            if isinstance(want, TokenWanted):
+                return self._token(want.refused, until)
+            return self._transport.send(want, _left(until))
+
+        def attempt() -> Good:
+            with self._logged(call, attempts) as done:
+                done.append(_drive(exchange(call, attempts, time.time, settings.secrets), perform))
+            return done[0]
+
+        return Retrying(**self._policy(call))(attempt)
+
+    async def _arun(self, call: Call, attempts: Attempts | None = None) -> Good:
+        """Make a call, as often as the policy says; :meth:`_run`, awaited."""
+        attempts = attempts or Attempts()
+        settings, until = await self._asettings(), time.monotonic() + self.max_seconds
+        async with self._opened() as transport:
+
+            async def perform(want: TokenWanted | Request) -> Token | Answer:
+                if isinstance(want, TokenWanted):
+                    return await self._atoken(transport, want.refused, until)
+                return await transport.send(want, _left(until))
+
+            async def attempt() -> Good:
+                with self._logged(call, attempts) as done:
+                    done.append(await _adrive(exchange(call, attempts, time.time, settings.secrets), perform))
+                return done[0]
+
+            return await AsyncRetrying(**self._policy(call))(attempt)
+
+    def _policy(self, call: Call) -> Policy:
+        return policy(call, self.max_attempts, self.max_seconds, self.max_wait)
+
+    @contextmanager
+    def _logged(self, call: Call, attempts: Attempts) -> Iterator[list[Good]]:
+        """Log one line for an attempt of a call: which, how it ended, the request id, how long it took."""
+        attempts.made += 1
+        began = time.perf_counter()
+        done: list[Good] = []
+
+        def line(outcome: object) -> tuple[str, str, object, int, float]:
+            took = (time.perf_counter() - began) * 1000
+            return "%s: %s [attempt %d, %.0f ms]", call.name, outcome, attempts.made, took
+
+        try:
+            yield done
+        except DingTalkError as error:
+            error.attempts = attempts.made
+            self.log.warning(*line(error.summary))
+            raise
+        self.log.info(*line(f"done (request id {done[0].request_id or '-'})"))
+
+    def _token(self, refused: Token | None, until: float) -> Token:
+        """Return a token other than the refused one: the shared one, or else a new one."""
+        if self.settings.static_token:
+            return self.settings.static_token
+        shelf = shelf_of(self.settings)
+        token = shelf.usable(refused, time.time())
+        if token is None:
+            with shelf.lock:
+                token = shelf.usable(refused, time.time()) or self._buy(until)
+        return token
+
+    async def _atoken(self, transport: AsyncTransport, refused: Token | None, until: float) -> Token:
+        """Return a token other than the refused one; :meth:`_token`, awaited."""
+        settings = await self._asettings()
+        if settings.static_token:
+            return settings.static_token
+        shelf = shelf_of(settings)
+        token = shelf.usable(refused, time.time())
+        if token is None:
+            async with _holding(shelf.lock):
+                token = shelf.usable(refused, time.time()) or await self._abuy(transport, until)
+        return token
+
+    def _buy(self, until: float) -> Token:
+        """Buy a token and put it on the shelf, whose lock the caller holds."""
+        assert self.settings.app is not None  # noqa: S101 - for the type checker
+        token = _drive(
+            purchase(self.settings.app, time.time),
+            lambda request: self._transport.send(request, _left(until)),
+        )
+        return self._shelved(token)
+
+    async def _abuy(self, transport: AsyncTransport, until: float) -> Token:
+        """Buy a token; :meth:`_buy`, awaited."""
+        assert self.settings.app is not None  # noqa: S101
+        token = await _adrive(
+            purchase(self.settings.app, time.time), lambda request: transport.send(request, _left(until))
+        )
+        return self._shelved(token)
+
+    def _shelved(self, token: Token) -> Token:
+        mask_secret(token.value)
+        shelf_of(self.settings).token = token
+        return token
+
+
+def _drive(steps: Generator[Any, Any, Any], perform: Callable[[Any], Any]) -> Any:
+    """Drive an exchange to its end: do each thing it wants, and hand it the result."""
+    want = next(steps)
+    while True:
+        result = perform(want)
+        try:
+            want = steps.send(result)
+        except StopIteration as end:
+            return end.value
+
+
+async def _adrive(steps: Generator[Any, Any, Any], perform: Callable[[Any], Awaitable[Any]]) -> Any:
+    """Drive an exchange to its end; :func:`_drive`, awaited."""
+    want = next(steps)
+    while True:
+        result = await perform(want)
+        try:
+            want = steps.send(result)
+        except StopIteration as end:
+            return end.value
+
+
+@asynccontextmanager
+async def _holding(lock: Any) -> AsyncIterator[None]:
+    """Hold a lock that threads share, without blocking the loop while another has it."""
+    while not lock.acquire(blocking=False):
+        await asyncio.sleep(_LOCK_POLL_SECONDS)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _left(until: float) -> float:
+    """Return the seconds that are left of a call's time."""
+    left = until - time.monotonic()
+    if left <= 0:
+        raise CallTimeoutError("no time is left for the call (max_seconds)", code="timeout")
+    return left
+
+
+def _read_and_masked(conn: Any, conn_id: str) -> Settings:
+    settings = read_connection(conn, conn_id)
+    for secret in settings.secrets:
+        mask_secret(secret)
+    return settings
+
+
+def _lock_result(action: str, conference_id: str, good: Good, attempts: Attempts) -> LockResult:
+    return {
+        "conference_id": conference_id,
+        "action": action,
+        "success": True,
+        "attempts": attempts.made,
+        "request_id": good.request_id,
+    }
+
+
+def _accepted(settings: Settings) -> str:
+    return f"{settings.base_url} accepts the access token of the connection."
+
+
+def _bought(settings: Settings, token: Token) -> str:
+    assert settings.app is not None  # noqa: S101 - for the type checker
+    until = datetime.fromtimestamp(token.bought_at + (token.lifetime or 0), timezone.utc)
+    return (
+        f"{settings.base_url} gave an access token for the {settings.app.kind} {settings.app.client_id}, "
+        f"valid until {until:%Y-%m-%d %H:%M:%S} UTC."
+    )

@@ -1,0 +1,99 @@
+"""A DingTalk error becomes a task state: fail, skip, retry or succeed."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException
+
+from airflow_provider_dingconf.dingtalk.errors import ERRORS, DingTalkError, InvalidInputError, Outcome
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["Outcome", "apply_outcome", "check_on_error", "outcome_of", "task_outcome"]
+
+
+def check_on_error(on_error: Mapping[str, Outcome | str] | None) -> dict[str, Outcome]:
+    """Return the overrides of an ``on_error``, once every code and outcome in it is known.
+
+    :param on_error: outcomes by error code, such as ``{"confClosed": "fail"}``.
+    :raises InvalidInputError: a code or an outcome is unknown; the nearest known one is named.
+    """
+    if on_error is None:
+        return {}
+    if not isinstance(on_error, Mapping):
+        raise InvalidInputError(
+            f"on_error: expected a dict of outcomes by code, got {type(on_error).__name__}"
+        )
+    outcomes = {outcome.value: outcome for outcome in Outcome}
+    checked = {}
+    for code, outcome in on_error.items():
+        if code not in ERRORS:
+            raise InvalidInputError(f"on_error: {code!r} is not a known error code{_nearest(code, ERRORS)}")
+        name = outcome.lower() if isinstance(outcome, str) else outcome
+        if name not in outcomes:
+            raise InvalidInputError(
+                f"on_error: {outcome!r}, for {code}, is not an outcome{_nearest(name, outcomes)}; "
+                f"outcomes are {', '.join(outcomes)}"
+            )
+        checked[code] = outcomes[name]
+    return checked
+
+
+def _nearest(name: object, known: Mapping[str, object]) -> str:
+    by_lower = {one.lower(): one for one in known}
+    near = difflib.get_close_matches(str(name).lower(), by_lower, n=1, cutoff=0.5)
+    return f"; did you mean {by_lower[near[0]]!r}?" if near else ""
+
+
+def outcome_of(error: DingTalkError, on_error: Mapping[str, Outcome]) -> Outcome:
+    """Return what becomes of a task whose call ended in an error.
+
+    :param error: the error.
+    :param on_error: the overrides, as :func:`check_on_error` returns them.
+    """
+    return on_error.get(error.code or "", error.outcome)
+
+
+def apply_outcome(error: DingTalkError, on_error: Mapping[str, Outcome]) -> None:
+    """Raise what gives the task the state that belongs to an error; return where that is success.
+
+    :param error: the error.
+    :param on_error: the overrides, as :func:`check_on_error` returns them.
+    :raises AirflowFailException: the outcome is FAIL.
+    :raises AirflowSkipException: the outcome is SKIP.
+    :raises DingTalkError: the outcome is RETRY.
+    """
+    outcome = outcome_of(error, on_error)
+    if outcome is Outcome.FAIL:
+        raise AirflowFailException(str(error)) from error
+    if outcome is Outcome.SKIP:
+        raise AirflowSkipException(str(error)) from error
+    if outcome is Outcome.RETRY:
+        raise error
+
+
+@contextmanager
+def task_outcome(on_error: Mapping[str, Outcome | str] | None = None) -> Iterator[None]:
+    """Give a task the state that belongs to a DingTalk error raised inside: for TaskFlow tasks with the hook.
+
+    .. code-block:: python
+
+        @task
+        def lock(conference_id):
+            with task_outcome({"confClosed": "fail"}):
+                return DingTalkConferenceHook().lock_conference(conference_id)
+
+    Parameters are checked, and errors raised, as by :func:`check_on_error` and :func:`apply_outcome`.
+
+    :param on_error: outcomes by error code, in place of the defaults.
+    """
+    checked = check_on_error(on_error)
+    try:
+        yield
+    except DingTalkError as error:
+        apply_outcome(error, checked)

@@ -1,0 +1,75 @@
+"""``DingTalkRetryPolicy``: Airflow retries a task when DingTalk said so, and not at all where that is no use.
+
+For ``retry_policy`` of Airflow 3.3 and later, on any task that uses the hook. This package's operators have
+it by default.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from airflow import __version__ as airflow_version
+
+try:
+    from airflow.sdk.definitions.retry_policy import RetryDecision, RetryPolicy
+except ImportError:
+    raise ImportError(
+        f"DingTalkRetryPolicy needs Airflow 3.3 or later; this is Airflow {airflow_version}"
+    ) from None
+
+from airflow_provider_dingconf.dingtalk.errors import DingTalkError, Outcome
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import Context
+
+
+class DingTalkRetryPolicy(RetryPolicy):
+    """Decide by the DingTalk error that a task failed with, whether and when Airflow retries the task.
+
+    .. code-block:: python
+
+        @task(retries=3, retry_policy=DingTalkRetryPolicy())
+        def lock(conference_id):
+            DingTalkConferenceHook().lock_conference(conference_id)
+
+    A throttled or banned call is retried after the time DingTalk named. An error that repeating does not
+    change fails the task at once. Anything else is left to the task's own ``retries`` and ``retry_delay``.
+    """
+
+    def evaluate(
+        self,
+        exception: BaseException,
+        try_number: int,
+        max_tries: int,
+        context: Context | None = None,
+    ) -> RetryDecision:
+        """Decide on one failure; the parameters are those of Airflow's ``RetryPolicy``."""
+        error = _dingtalk_error(exception)
+        if error is None:
+            return RetryDecision.default()
+        if error.outcome is not Outcome.RETRY:
+            return RetryDecision.fail(reason=error.summary)
+        if error.retry_after is None:
+            return RetryDecision.default()
+        return RetryDecision.retry(delay=timedelta(seconds=error.retry_after), reason=error.summary)
+
+    def serialize(self) -> dict[str, Any]:
+        """Return what the serialized DAG holds of the policy: it has no settings."""
+        return {}
+
+    @classmethod
+    def deserialize(cls, data: dict[str, Any]) -> DingTalkRetryPolicy:  # noqa: ARG003 - Airflow's
+        """Return the policy that a serialized DAG holds."""
+        return cls()
+
+
+def _dingtalk_error(exception: BaseException | None) -> DingTalkError | None:
+    """Return the DingTalk error in an exception or its causes."""
+    seen: set[int] = set()
+    while exception is not None and id(exception) not in seen:
+        if isinstance(exception, DingTalkError):
+            return exception
+        seen.add(id(exception))
+        exception = exception.__cause__
+    return None

@@ -1,0 +1,20 @@
+"""A DingTalk on this machine: for trying DAGs, for the demo, for the tests.
+
+It answers the documented calls over real HTTP on the loopback address, goes wrong on demand, and
+remembers every call it got. It is no copy of DingTalk: where DingTalk's documentation is silent, it is
+strict rather than kind. It imports neither Airflow nor this package's hook::
+
+    with Sandbox() as sandbox:
+        meeting = sandbox.create_conference("All hands")
+        ...  # lock it, with the connection of sandbox.connection()
+        assert not sandbox.join(meeting, "latecomer")
+
+From a shell: ``python -m airflow_provider_dingconf.sandbox``.
+"""
+
+from airflow_provider_dingconf.sandbox.faults import Fault
+from airflow_provider_dingconf.sandbox.reserved import RESERVED, Reserved
+from airflow_provider_dingconf.sandbox.server import Sandbox
+from airflow_provider_dingconf.sandbox.state import App, Call, Conference
+
+__all__ = ["RESERVED", "App", "Call", "Conference", "Fault", "Reserved", "Sandbox"]

@@ -1,0 +1,245 @@
+"""How a request goes out and an answer comes in: over ``HttpHook``'s session, or ``HttpAsyncHook``.
+
+The HTTP provider brings the session, its keep-alive and proxies. What it would add of its own is left
+out: the connection's login as an ``Authorization`` header, unknown extras as headers, plain http by
+default. No redirect is followed, no cookie is kept, ``.netrc`` is not read. Both transports raise the
+same errors for the same faults; what an answer means is not decided here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import ssl
+import time
+from functools import lru_cache
+from http.cookiejar import DefaultCookiePolicy
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import aiohttp
+import requests
+from airflow.providers.common.compat.sdk import Connection
+from airflow.providers.http.exceptions import HttpErrorException
+from airflow.providers.http.hooks.http import HttpAsyncHook, HttpHook
+from requests.utils import select_proxy
+from urllib3.exceptions import HTTPError as Urllib3Error
+from urllib3.exceptions import ReadTimeoutError
+
+from airflow_provider_dingconf.dingtalk.answers import MAX_ANSWER_BYTES, masked, one_line
+from airflow_provider_dingconf.dingtalk.calls import Answer, Request
+from airflow_provider_dingconf.dingtalk.errors import (
+    CallTimeoutError,
+    CertificateError,
+    ConnectionLostError,
+    DingTalkError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from typing_extensions import Self
+
+    from airflow_provider_dingconf.connection import Settings
+
+_CHUNK = 64 * 1024
+_NO_COMPRESSION = {"Accept-Encoding": "identity"}
+
+E = TypeVar("E", bound=DingTalkError)
+
+
+class Transport:
+    """Sends requests over one session, and waits.
+
+    :param settings: what the connection says.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._session = _TransportHook(settings).get_conn()
+        self._session.auth = _no_auth
+        self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
+        self._options = _with_environment(self._session, settings)
+
+    def send(self, request: Request, seconds: float) -> Answer:
+        """Send a request and return the answer.
+
+        :param request: what goes over the wire.
+        :param seconds: how long it may take.
+        :raises DingTalkError: there was no complete answer.
+        """
+        settings, until = self._settings, time.monotonic() + seconds
+        try:
+            prepared = self._session.prepare_request(
+                requests.Request(
+                    request.method,
+                    settings.base_url + request.target,
+                    headers={**request.headers, **_NO_COMPRESSION},
+                    data=request.content,
+                )
+            )
+            timeout = min(settings.timeout.connect, seconds), min(settings.timeout.read, seconds)
+            with self._session.send(
+                prepared, timeout=timeout, allow_redirects=False, **self._options
+            ) as response:
+                content = b"".join(_until(until, response.raw.stream(_CHUNK, decode_content=False)))
+                return _answer(response.status_code, response.headers, content)
+        except (requests.RequestException, Urllib3Error, OSError) as error:
+            raise _transport_error(settings, error) from None
+
+    def close(self) -> None:
+        """Close the session's connections."""
+        self._session.close()
+
+
+class AsyncTransport:
+    """Sends requests over one session, and awaits: to be used with ``async with``.
+
+    :param settings: what the connection says.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        with requests.Session() as session:
+            options = _with_environment(session, settings)
+        self._proxy = select_proxy(settings.base_url, options["proxies"])
+        self._tls = settings.base_url.startswith("https:") and _tls_context(
+            options["verify"], options["cert"]
+        )
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        """Open the session, in the loop that uses it."""
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(ssl=self._tls),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+            response_class=_Response,
+        )
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        """Close the session's connections."""
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    async def send(self, request: Request, seconds: float) -> Answer:
+        """Send a request and return the answer.
+
+        :param request: what goes over the wire.
+        :param seconds: how long it may take.
+        :raises DingTalkError: there was no complete answer.
+        """
+        settings = self._settings
+        timeout = aiohttp.ClientTimeout(
+            total=seconds, sock_connect=settings.timeout.connect, sock_read=settings.timeout.read
+        )
+        hook = HttpAsyncHook(method=request.method, http_conn_id="", retry_limit=1)
+        try:
+            response = await hook.run(
+                session=self._session,
+                endpoint=settings.base_url + request.target,
+                data=request.content,  # type: ignore[arg-type]  # bytes go out as they are
+                headers={**request.headers, **_NO_COMPRESSION},
+                extra_options={"timeout": timeout, "allow_redirects": False, "proxy": self._proxy},
+            )
+            async with response:
+                content = bytearray()
+                async for chunk in response.content.iter_chunked(_CHUNK):
+                    content += chunk
+                    if len(content) > MAX_ANSWER_BYTES:
+                        response.close()
+                        break
+                return _answer(response.status, response.headers, bytes(content))
+        except (aiohttp.ClientError, HttpErrorException, OSError, asyncio.TimeoutError, ValueError) as error:
+            raise _transport_error(settings, error) from None
+
+
+class _TransportHook(HttpHook):
+    """``HttpHook`` over a connection that holds how to get there, and nothing of who we are."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(http_conn_id=settings.conn_id)
+        self._settings = settings
+
+    def get_connection(self, conn_id: str) -> Any:  # type: ignore[override]
+        settings = self._settings
+        extra = {"proxies": settings.proxies, "verify": settings.verify, "cert": settings.cert}
+        return Connection(conn_id=conn_id, conn_type="http", host=settings.base_url, extra=json.dumps(extra))
+
+
+class _Response(aiohttp.ClientResponse):
+    """An answer whose status is not judged here: ``HttpAsyncHook`` would throw an error's body away."""
+
+    def raise_for_status(self) -> None:
+        return
+
+
+def _no_auth(request: requests.PreparedRequest) -> requests.PreparedRequest:
+    """Keep requests from looking for a password in ``.netrc``."""
+    return request
+
+
+def _with_environment(session: requests.Session, settings: Settings) -> dict[str, Any]:
+    """Return proxies, verify, cert and stream, with what the environment adds to the connection."""
+    return dict(
+        session.merge_environment_settings(
+            settings.base_url, dict(settings.proxies), True, settings.verify, settings.cert
+        )
+    )
+
+
+@lru_cache(maxsize=8)  # reading the authorities takes tens of milliseconds
+def _tls_context(verify: bool | str, cert: str | tuple[str, str] | None) -> ssl.SSLContext:
+    """Return what requests would make of the same options."""
+    context = ssl.create_default_context()
+    if verify is False:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    else:
+        context.load_verify_locations(
+            verify if isinstance(verify, str) else requests.utils.DEFAULT_CA_BUNDLE_PATH
+        )
+    if cert:
+        context.load_cert_chain(*([cert] if isinstance(cert, str) else cert))
+    return context
+
+
+def _until(until: float, chunks: Iterator[bytes]) -> Iterator[bytes]:
+    """Pass the chunks on while there is time, and while the answer is not too long."""
+    length = 0
+    for chunk in chunks:
+        length += len(chunk)
+        yield chunk
+        if length > MAX_ANSWER_BYTES:
+            return
+        if time.monotonic() > until:
+            raise requests.Timeout("the answer came too slowly")
+
+
+def _answer(status: int, headers: Mapping[str, str], content: bytes) -> Answer:
+    return Answer(status, {name.lower(): value for name, value in headers.items()}, content)
+
+
+def _transport_error(settings: Settings, error: Exception) -> DingTalkError:
+    """Return the one of our errors that says what the library's error means."""
+    causes = list(_causes(error))
+    where = settings.base_url
+    said = masked(one_line(str(causes[-1])), settings.secrets) or type(causes[-1]).__name__
+    if any(isinstance(cause, (ssl.SSLCertVerificationError, ssl.CertificateError)) for cause in causes):
+        return CertificateError(f"the certificate of {where} is not valid: {said}", code="badCertificate")
+    timeouts = (asyncio.TimeoutError, TimeoutError, requests.Timeout, ReadTimeoutError)
+    if any(isinstance(cause, timeouts) for cause in causes):
+        return CallTimeoutError(f"{where} did not answer in time", code="timeout")
+    return ConnectionLostError(f"no answer from {where}: {said}", code="connectionLost")
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield the error and what it wraps: urllib3 keeps that in ``reason``, requests in ``args``."""
+    seen: set[int] = set()
+    at: object = error
+    while isinstance(at, BaseException) and id(at) not in seen:
+        seen.add(id(at))
+        yield at
+        inner = [getattr(at, "reason", None), *at.args, at.__cause__, at.__context__]
+        at = next((one for one in inner if isinstance(one, BaseException)), None)

@@ -1,0 +1,129 @@
+"""The control interface: what other processes can do with a sandbox."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from airflow_provider_dingconf.sandbox import Sandbox
+
+    from .conftest import Caller
+
+
+def test_a_meeting_lives_its_life_over_http(sandbox: Sandbox, caller: Caller) -> None:
+    made = caller.control("POST", "/conferences", {"title": "All hands", "status": "not_started"}).json()
+    path = f"/conferences/{made['conference_id']}"
+    assert caller.control("POST", path + "/join", {"user": "ann"}).json() == {
+        "joined": False,
+        "reason": "not_started",
+    }
+    assert caller.control("POST", path + "/start").json()["status"] == "started"
+    assert caller.control("POST", path + "/join", {"user": "ann"}).json() == {"joined": True, "reason": None}
+    caller.lock(made["conference_id"])
+    assert caller.control("POST", path + "/join", {"user": "ben"}).json() == {
+        "joined": False,
+        "reason": "locked",
+    }
+    assert caller.control("POST", path + "/end", {}).json()["status"] == "ended"
+    shown = caller.control("GET", path).json()
+    assert (shown["title"], shown["locked"], shown["participants"]) == ("All hands", True, ["ann"])
+    assert shown["refused"] == ["ann", "ben"]
+    assert caller.control("GET", "/conferences").json() == {"conferences": [shown]}
+
+
+def test_faults_tokens_and_records_are_set_over_http(sandbox: Sandbox, caller: Caller) -> None:
+    caller.control("POST", "/faults", {"call": "lock", "code": "systemError"})
+    assert caller.lock("sandbox-open").status_code == 500
+    caller.control("DELETE", "/faults")
+    caller.control("POST", "/tokens/revoke")
+    assert caller.lock("sandbox-open").json()["code"] == "InvalidAuthentication"
+    calls = caller.control("GET", "/calls").json()["calls"]
+    assert [(call["call"], call["status"], call["code"]) for call in calls] == [
+        ("lock", 500, "systemError"),
+        ("lock", 400, "InvalidAuthentication"),
+    ]
+    caller.control("DELETE", "/calls")
+    assert caller.control("GET", "/calls").json() == {"calls": []}
+    assert sandbox.calls == []
+
+
+def test_secrets_and_tokens_are_masked_on_the_screen_and_whole_for_tests(
+    sandbox: Sandbox, caller: Caller
+) -> None:
+    token = str(caller.headers["x-acs-dingtalk-access-token"])
+    body = {"appKey": sandbox.client_id, "appSecret": "s3cret", "list": [{"suiteTicket": "s3cret"}]}
+    caller.call("POST", "/v1.0/oauth2/accessToken?access_token=s3cret&nextToken=7", body)
+    caller.call("POST", "/v1.0/oauth2/accessToken", data=b"appSecret=s3cret", headers={"Cookie": "s3cret"})
+
+    screen = caller.control("GET", "/calls")
+
+    assert "s3cret" not in screen.text
+    assert token not in screen.text
+    first, second = screen.json()["calls"]
+    assert first["path"] == "/v1.0/oauth2/accessToken?access_token=***&nextToken=7"
+    assert first["body"] == {
+        "appKey": sandbox.client_id,
+        "appSecret": "***",
+        "list": [{"suiteTicket": "***"}],
+    }
+    assert second["body"] == "16 bytes that are not JSON"
+    assert second["headers"][-1][0] != "***"
+    assert sandbox.calls[0].json() == body
+    assert sandbox.calls[0].header("x-acs-dingtalk-access-token") == token
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "refusal"),
+    [
+        ("POST", "/conferences", {"title": 5}, (400, "title is a str")),
+        ("POST", "/conferences", {"colour": "red"}, (400, "Unknown field 'colour'; known: title")),
+        ("POST", "/conferences", {"status": "paused"}, (400, "status is one of")),
+        ("POST", "/conferences", {"conference_id": "sandbox-open"}, (400, "already")),
+        ("POST", "/conferences", ["x"], (400, "not a JSON object")),
+        ("POST", "/conferences/nosuch/start", {}, (404, "no meeting 'nosuch'")),
+        ("POST", "/conferences/sandbox-ended/start", {}, (400, "has ended")),
+        ("POST", "/conferences/sandbox-open/start", {"x": 1}, (400, "known: nothing")),
+        ("POST", "/conferences/sandbox-open/join", {}, (400, "user is missing")),
+        ("POST", "/faults", {"code": "confClose"}, (400, "confClose")),
+        ("POST", "/fault", {}, (404, "POST /sandbox/faults")),
+        ("PATCH", "/calls", None, (404, "GET /sandbox/calls")),
+        ("GET", "", None, (404, "GET /sandbox/calls")),
+    ],
+)
+def test_a_wrong_control_call_is_told_what_is_wrong(
+    caller: Caller, method: str, path: str, body: Any, refusal: tuple[int, str]
+) -> None:
+    answer = caller.control(method, path, body)
+    status, piece = refusal
+    assert answer.status_code == status
+    assert piece in answer.json()["error"]
+
+
+def test_a_control_call_that_is_no_json_is_told_so(caller: Caller) -> None:
+    answer = caller.control("POST", "/conferences", data=b"\xff{")
+    assert (answer.status_code, answer.json()) == (400, {"error": "The body is not a JSON object."})
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Host": "sandbox.example.com"},
+        {"Host": "127.0.0.1.example.com:8790"},
+        {"Host": "[::1"},
+        {"Host": ""},
+        {"Origin": "https://example.com"},
+        {"Origin": "null"},
+    ],
+    ids=str,
+)
+def test_a_web_page_cannot_reach_the_control_interface(caller: Caller, headers: dict[str, str]) -> None:
+    assert caller.control("GET", "/conferences", headers=headers).status_code == 403
+
+
+@pytest.mark.parametrize(
+    "headers", [{"Host": "localhost"}, {"Host": "[::1]:8790"}, {"Origin": "http://127.0.0.1:8080"}], ids=str
+)
+def test_this_machine_reaches_the_control_interface(caller: Caller, headers: dict[str, str]) -> None:
+    assert caller.control("GET", "/conferences", headers=headers).status_code == 200
