@@ -56,6 +56,8 @@ class Settings:
     :param proxies: proxy URLs by scheme, as requests takes them.
     :param verify: whether certificates are verified, or the file of the authorities to verify them with.
     :param cert: the client's certificate file, or that and its key file.
+    :param token_cache: whether access tokens are shared between the processes of the host, or the directory
+        of the files that share them.
     """
 
     conn_id: str
@@ -66,6 +68,7 @@ class Settings:
     proxies: Mapping[str, str] = field(default_factory=dict, repr=False)
     verify: bool | str = True
     cert: str | tuple[str, str] | None = None
+    token_cache: bool | str = True
 
     @property
     def secrets(self) -> tuple[str, ...]:
@@ -102,7 +105,7 @@ class _Reader:
             base_url=self._base_url(),
             app=app,
             static_token=static_token,
-            **{name: read[name] for name in ("timeout", "proxies", "verify", "cert") if name in read},
+            **{name: read[name] for name in _PLAIN if name in read},
         )
 
     def fail(self, name: str, problem: str) -> NoReturn:
@@ -247,13 +250,24 @@ def _proxies(reader: _Reader, name: str, value: Any) -> dict[str, str]:
     return value
 
 
+def _switch(value: Any) -> bool | None:
+    """Return what a boolean, or a word for one, says; None for anything else."""
+    word = str(value).strip().lower()
+    return word in _TRUE if word in _TRUE | _FALSE else None
+
+
 def _verify(reader: _Reader, name: str, value: Any) -> bool | str:
-    if isinstance(value, bool):
-        return value
-    word = value.strip().lower() if isinstance(value, str) else ""
-    if word in _TRUE | _FALSE:
-        return word in _TRUE
-    return _file(reader, name, value)
+    switch = _switch(value)
+    return _file(reader, name, value) if switch is None else switch
+
+
+def _token_cache(reader: _Reader, name: str, value: Any) -> bool | str:
+    switch = _switch(value)
+    if switch is not None:
+        return switch
+    if not isinstance(value, str) or "\0" in value or not Path(value).is_absolute():
+        reader.fail(f"extra {name!r}", "expected true, false, or the absolute path of a directory")
+    return value
 
 
 def _cert(reader: _Reader, name: str, value: Any) -> str | tuple[str, str]:
@@ -282,4 +296,6 @@ _EXTRA: dict[str, Callable[[_Reader, str, Any], Any]] = {
     "proxies": _proxies,
     "verify": _verify,
     "cert": _cert,
+    "token_cache": _token_cache,
 }
+_PLAIN = ("timeout", "proxies", "verify", "cert", "token_cache")

@@ -57,6 +57,11 @@ CONNECTION_TYPE: dict[str, Any] = {
             "true, false, or a file with the certificate authorities to trust. True when empty.",
         ),
         "cert": _field("Client certificate", "A certificate file, or [certificate, key]."),
+        "token_cache": _field(
+            "Token cache",
+            "true, false, or the directory of the encrypted files through which the processes of a host "
+            "share the access token. True when empty.",
+        ),
     },
 }
 

@@ -22,6 +22,7 @@ from airflow_provider_dingconf.compat import mask_secret
 from airflow_provider_dingconf.connection import Settings, read_connection
 from airflow_provider_dingconf.dingtalk.calls import Call, any_call, lock_call, running_conferences_call
 from airflow_provider_dingconf.dingtalk.errors import (
+    AddressBannedError,
     CallTimeoutError,
     ConferenceClosedError,
     DingTalkError,
@@ -31,7 +32,7 @@ from airflow_provider_dingconf.dingtalk.exchange import Attempts, TokenWanted, e
 from airflow_provider_dingconf.dingtalk.limits import MAX_ATTEMPTS, MAX_SECONDS, check_limits
 from airflow_provider_dingconf.dingtalk.retries import policy
 from airflow_provider_dingconf.get_provider_info import CONNECTION_TYPE
-from airflow_provider_dingconf.token_store import shelf_of
+from airflow_provider_dingconf.token_store import LOCK_SECONDS, Shelf, ban_of, shelf_of
 from airflow_provider_dingconf.transport import AsyncTransport, Transport
 
 if TYPE_CHECKING:
@@ -258,8 +259,9 @@ class DingTalkConferenceHook(BaseHook):
             if self.settings.app is None:
                 self._run(running_conferences_call())
                 return True, _accepted(self.settings)
-            with shelf_of(self.settings).lock:
-                token = self._buy(time.monotonic() + self.max_seconds)
+            until = time.monotonic() + self.max_seconds
+            with _holding(shelf_of(self.settings), until):
+                token = self._buy(until)
         except DingTalkError as error:
             return False, str(error)
         return True, _bought(self.settings, token)
@@ -271,8 +273,9 @@ class DingTalkConferenceHook(BaseHook):
             if settings.app is None:
                 await self._arun(running_conferences_call())
                 return True, _accepted(settings)
-            async with _holding(shelf_of(settings).lock), self._opened() as transport:
-                token = await self._abuy(transport, time.monotonic() + self.max_seconds)
+            until = time.monotonic() + self.max_seconds
+            async with _aholding(shelf_of(settings), until), self._opened() as transport:
+                token = await self._abuy(transport, until)
         except DingTalkError as error:
             return False, str(error)
         return True, _bought(settings, token)
@@ -330,7 +333,7 @@ class DingTalkConferenceHook(BaseHook):
         def perform(want: TokenWanted | Request) -> Token | Answer:
             if isinstance(want, TokenWanted):
                 return self._token(want.refused, until)
-            return self._transport.send(want, _left(until))
+            return self._send(want, until)
 
         def attempt() -> Good:
             with self._logged(call, attempts) as done:
@@ -348,7 +351,7 @@ class DingTalkConferenceHook(BaseHook):
             async def perform(want: TokenWanted | Request) -> Token | Answer:
                 if isinstance(want, TokenWanted):
                     return await self._atoken(transport, want.refused, until)
-                return await transport.send(want, _left(until))
+                return await self._asend(transport, want, until)
 
             async def attempt() -> Good:
                 with self._logged(call, attempts) as done:
@@ -375,6 +378,8 @@ class DingTalkConferenceHook(BaseHook):
             yield done
         except DingTalkError as error:
             error.attempts = attempts.made
+            if isinstance(error, AddressBannedError) and error.http_status and error.retry_after:
+                ban_of(self.settings).put(time.time(), error.retry_after)
             self.log.warning(*line(error.summary))
             raise
         self.log.info(*line(f"done (request id {done[0].request_id or '-'})"))
@@ -384,45 +389,62 @@ class DingTalkConferenceHook(BaseHook):
         if self.settings.static_token:
             return self.settings.static_token
         shelf = shelf_of(self.settings)
-        token = shelf.usable(refused, time.time())
+        token = shelf.token(refused, time.time())
         if token is None:
-            with shelf.lock:
-                token = shelf.usable(refused, time.time()) or self._buy(until)
+            with _holding(shelf, until):
+                token = shelf.token(refused, time.time()) or self._buy(until)
         return token
 
     async def _atoken(self, transport: AsyncTransport, refused: Token | None, until: float) -> Token:
         """Return a token other than the refused one; :meth:`_token`, awaited."""
-        settings = await self._asettings()
-        if settings.static_token:
-            return settings.static_token
-        shelf = shelf_of(settings)
-        token = shelf.usable(refused, time.time())
+        if self.settings.static_token:
+            return self.settings.static_token
+        shelf = shelf_of(self.settings)
+        token = shelf.token(refused, time.time())
         if token is None:
-            async with _holding(shelf.lock):
-                token = shelf.usable(refused, time.time()) or await self._abuy(transport, until)
+            async with _aholding(shelf, until):
+                token = shelf.token(refused, time.time()) or await self._abuy(transport, until)
         return token
 
     def _buy(self, until: float) -> Token:
-        """Buy a token and put it on the shelf, whose lock the caller holds."""
+        """Buy a token and put it on the shelf; the caller holds the right to."""
         assert self.settings.app is not None  # noqa: S101 - for the type checker
-        token = _drive(
-            purchase(self.settings.app, time.time),
-            lambda request: self._transport.send(request, _left(until)),
+        return self._shelved(
+            _drive(purchase(self.settings.app, time.time), lambda request: self._send(request, until))
         )
-        return self._shelved(token)
 
     async def _abuy(self, transport: AsyncTransport, until: float) -> Token:
         """Buy a token; :meth:`_buy`, awaited."""
         assert self.settings.app is not None  # noqa: S101
-        token = await _adrive(
-            purchase(self.settings.app, time.time), lambda request: transport.send(request, _left(until))
+        return self._shelved(
+            await _adrive(
+                purchase(self.settings.app, time.time),
+                lambda request: self._asend(transport, request, until),
+            )
         )
-        return self._shelved(token)
 
     def _shelved(self, token: Token) -> Token:
         mask_secret(token.value)
-        shelf_of(self.settings).token = token
+        shelf_of(self.settings).put(token)
         return token
+
+    def _send(self, request: Request, until: float) -> Answer:
+        self._check_ban()
+        return self._transport.send(request, _left(until))
+
+    async def _asend(self, transport: AsyncTransport, request: Request, until: float) -> Answer:
+        self._check_ban()
+        return await transport.send(request, _left(until))
+
+    def _check_ban(self) -> None:
+        """Refuse to call DingTalk while the address is banned: each call would prolong the ban."""
+        left = ban_of(self.settings).seconds_left(time.time())
+        if left:
+            raise AddressBannedError(
+                "this public address is banned, as an earlier call was told; nothing was sent",
+                code="addressBanned",
+                retry_after=left,
+            )
 
 
 def _drive(steps: Generator[Any, Any, Any], perform: Callable[[Any], Any]) -> Any:
@@ -447,15 +469,36 @@ async def _adrive(steps: Generator[Any, Any, Any], perform: Callable[[Any], Awai
             return end.value
 
 
+@contextmanager
+def _holding(shelf: Shelf, until: float) -> Iterator[None]:
+    """Hold the right to buy a token, or go on without it when whoever has it does not come to an end."""
+    give_up = _give_up_waiting(until)
+    while not (held := shelf.try_lock()) and time.monotonic() < give_up:
+        time.sleep(_LOCK_POLL_SECONDS)
+    try:
+        yield
+    finally:
+        if held:
+            shelf.unlock()
+
+
 @asynccontextmanager
-async def _holding(lock: Any) -> AsyncIterator[None]:
-    """Hold a lock that threads share, without blocking the loop while another has it."""
-    while not lock.acquire(blocking=False):
+async def _aholding(shelf: Shelf, until: float) -> AsyncIterator[None]:
+    """Hold the right to buy a token; :func:`_holding`, awaited."""
+    give_up = _give_up_waiting(until)
+    while not (held := shelf.try_lock()) and time.monotonic() < give_up:
         await asyncio.sleep(_LOCK_POLL_SECONDS)
     try:
         yield
     finally:
-        lock.release()
+        if held:
+            shelf.unlock()
+
+
+def _give_up_waiting(until: float) -> float:
+    """Return when to stop waiting for the lock, with half of what is left kept for the call itself."""
+    now = time.monotonic()
+    return now + min(LOCK_SECONDS, (until - now) / 2)
 
 
 def _left(until: float) -> float:

@@ -23,6 +23,13 @@ from airflow_provider_dingconf.links import (
 )
 from airflow_provider_dingconf.outcomes import Outcome, apply_outcome, check_on_error, outcome_of
 
+try:
+    from airflow_provider_dingconf.retry_policies import DingTalkRetryPolicy
+except ImportError:  # Airflow before 3.3
+    _DEFAULTS: dict[str, Any] = {}
+else:
+    _DEFAULTS = {"retry_policy": DingTalkRetryPolicy()}
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
@@ -58,7 +65,7 @@ class _ConferenceOperator(BaseOperator):
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(**{**_DEFAULTS, **kwargs})
         check_limits(max_attempts, max_seconds)
         self.conference_id = conference_id
         self.dingtalk_conn_id = dingtalk_conn_id
@@ -161,6 +168,9 @@ class LockConferenceOperator(_ConferenceOperator):
     :param max_seconds: seconds of the call in all, the waits between attempts included; for a deferrable
         task, those in a worker slot.
     :param deferrable: whether a long wait is left to the triggerer; the call is made in the worker.
+        Airflow's ``[operators] default_deferrable`` by default.
+    :param retry_policy: Airflow 3.3's; :class:`~airflow_provider_dingconf.retry_policies.DingTalkRetryPolicy`
+        by default, so that a throttled or banned call is retried when DingTalk said.
     :raises InvalidInputError: ``on_error`` or a limit is wrong; when the DAG is parsed.
     :raises AirflowFailException: the outcome of the error is FAIL.
     :raises AirflowSkipException: the outcome of the error is SKIP.

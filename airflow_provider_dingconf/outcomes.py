@@ -69,12 +69,13 @@ def apply_outcome(error: DingTalkError, on_error: Mapping[str, Outcome]) -> None
     :raises DingTalkError: the outcome is RETRY.
     """
     outcome = outcome_of(error, on_error)
+    error.with_traceback(None)  # where in this package the error was made is of no use in a task's log
     if outcome is Outcome.FAIL:
         raise AirflowFailException(str(error)) from error
     if outcome is Outcome.SKIP:
         raise AirflowSkipException(str(error)) from error
     if outcome is Outcome.RETRY:
-        raise error
+        raise error from None
 
 
 @contextmanager

@@ -1,49 +1,284 @@
-"""Where access tokens are kept between calls, so that each is bought once.
+"""Where access tokens, and what is known of an address ban, are kept between calls and between processes.
 
-A token belongs to credentials and a host, not to a hook: all hooks, threads and coroutines of a process
-share it, and while one of them buys, the others wait.
+A token belongs to credentials and a host, not to a hook. The threads and coroutines of a process share it
+in memory; the processes of a host, such as Airflow's tasks, share it through a file that only its owner can
+read, and that only who knows the client secret can decrypt. While one of them buys a token, the others wait.
+
+The files are a convenience: where they cannot be used, for whatever reason, that costs the sharing and one
+warning, never the call.
 """
 
 from __future__ import annotations
 
+import base64
+import json
+import logging
+import os
+import secrets
+import stat
+import tempfile
 import threading
-from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from cryptography.fernet import Fernet, InvalidToken
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from filelock import BaseFileLock, FileLock, Timeout
+
+from airflow_provider_dingconf.dingtalk.tokens import Token
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from airflow_provider_dingconf.connection import Settings
-    from airflow_provider_dingconf.dingtalk.tokens import Token
+
+LOCK_SECONDS = 15.0
+"""How long to wait for whoever is buying a token, before buying one all the same."""
+
+_MAX_FILE_BYTES = 64 * 1024
+_SALT_BYTES = 16
+
+log = logging.getLogger(__name__)
 
 
-@dataclass
-class Shelf:
-    """The place of one token. Whoever buys it holds ``lock``."""
+class FileRefusedError(OSError):
+    """Raised when a file or directory is not its user's own, or open to others."""
 
-    token: Token | None = field(default=None, repr=False)
-    lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
-    def usable(self, refused: Token | None, now: float) -> Token | None:
-        """Return the token, unless there is none, it is stale, or it is the one that was refused."""
-        if self.token is None or self.token == refused or self.token.stale(now):
+T = TypeVar("T")
+
+
+def default_directory() -> Path:
+    """Return the directory of this user's shared files: local to the host, as the sharing is."""
+    return Path(tempfile.gettempdir()) / f"airflow-provider-dingconf-{os.geteuid()}"
+
+
+class SharedFile:
+    """A small file that the processes of one user on one host share.
+
+    :param path: where it is; its directory is made when it is first written.
+    """
+
+    _warned = False
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def read(self) -> bytes | None:
+        """Return the content; None where there is no file that can be trusted."""
+        return self._attempt(self._read)
+
+    def write(self, content: bytes) -> None:
+        """Replace the content in one step: whoever reads, reads all of the old or all of the new."""
+        self._attempt(lambda: self._write(content))
+
+    def lock(self) -> BaseFileLock | None:
+        """Return the lock of the file, taken; None where it cannot be locked.
+
+        :raises Timeout: another process has it.
+        """
+        return self._attempt(self._lock)
+
+    def _attempt(self, action: Callable[[], T]) -> T | None:
+        try:
+            return action()
+        except FileNotFoundError:
             return None
-        return self.token
+        except Timeout:
+            raise
+        except OSError as error:
+            if not SharedFile._warned:
+                SharedFile._warned = True
+                log.warning(
+                    "DingTalk access tokens are not shared between processes: %s: %s; "
+                    "set token_cache on the connection to another directory, or to false",
+                    self.path.parent,
+                    error.strerror or error,
+                )
+            return None
+
+    def _read(self) -> bytes:
+        _check_owner(self.path.parent.lstat(), stat.S_ISDIR)
+        with open(os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:  # noqa: PTH123
+            _check_owner(os.fstat(file.fileno()), stat.S_ISREG)
+            return file.read(_MAX_FILE_BYTES)
+
+    def _write(self, content: bytes) -> None:
+        self._make_directory()
+        descriptor, name = tempfile.mkstemp(dir=self.path.parent, prefix=".")  # its mode is 0600
+        try:
+            with open(descriptor, "wb") as file:  # noqa: PTH123
+                file.write(content)
+            Path(name).replace(self.path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+
+    def _lock(self) -> BaseFileLock:
+        self._make_directory()
+        lock = FileLock(self.path.with_suffix(".lock"), mode=0o600)
+        lock.acquire(blocking=False)
+        return lock
+
+    def _make_directory(self) -> None:
+        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _check_owner(self.path.parent.lstat(), stat.S_ISDIR)
 
 
-_shelves: dict[bytes, Shelf] = {}
+def _check_owner(found: os.stat_result, is_kind: Callable[[int], bool]) -> None:
+    if not is_kind(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
+        raise FileRefusedError("it is not this user's own, or others may enter it")
+
+
+class Shelf:
+    """The place of one token, in memory and, where ``file`` is given, on disk.
+
+    :param secret: the client secret, from which the file's key is derived.
+    :param file: the file; None for no sharing between processes.
+    """
+
+    def __init__(self, secret: str = "", file: SharedFile | None = None) -> None:
+        self._secret = secret.encode()
+        self._file = file
+        self._token: Token | None = None
+        self._thread_lock = threading.Lock()
+        self._file_lock: BaseFileLock | None = None
+
+    def token(self, refused: Token | None, now: float) -> Token | None:
+        """Return a token to use: neither a stale one, nor the one that DingTalk refused.
+
+        :param refused: the refused one.
+        :param now: seconds since the epoch.
+        """
+
+        def usable(token: Token | None) -> bool:
+            return (
+                token is not None and not token.stale(now) and not (refused and token.value == refused.value)
+            )
+
+        if not usable(self._token) and self._file:
+            self._token = self._decrypted(self._file.read())
+        return self._token if usable(self._token) else None
+
+    def put(self, token: Token) -> None:
+        """Keep a token, for this process and the others."""
+        self._token = token
+        if self._file:
+            self._file.write(self._encrypted(token))
+
+    def try_lock(self) -> bool:
+        """Take the right to buy a token, if nobody else has it; :meth:`unlock` gives it back."""
+        if not self._thread_lock.acquire(blocking=False):
+            return False
+        try:
+            self._file_lock = self._file.lock() if self._file else None
+        except Timeout:
+            self._thread_lock.release()
+            return False
+        except BaseException:
+            self._thread_lock.release()
+            raise
+        return True
+
+    def unlock(self) -> None:
+        """Give back the right to buy a token."""
+        lock, self._file_lock = self._file_lock, None
+        try:
+            if lock is not None:
+                lock.release()
+        finally:
+            self._thread_lock.release()
+
+    def _encrypted(self, token: Token) -> bytes:
+        salt = secrets.token_bytes(_SALT_BYTES)
+        content = {"value": token.value, "bought_at": token.bought_at, "lifetime": token.lifetime}
+        return salt + self._cipher(salt).encrypt(json.dumps(content).encode())
+
+    def _decrypted(self, content: bytes | None) -> Token | None:
+        """Return the token in a file; None for a file that is missing, damaged, foreign, or of another secret."""
+        if not content:
+            return None
+        salt, sealed = content[:_SALT_BYTES], content[_SALT_BYTES:]
+        try:
+            return Token(**json.loads(self._cipher(salt).decrypt(sealed)))
+        except (InvalidToken, ValueError, TypeError):
+            return None
+
+    def _cipher(self, salt: bytes) -> Fernet:
+        kdf = HKDF(SHA256(), length=32, salt=salt, info=b"airflow-provider-dingconf access token")
+        return Fernet(base64.urlsafe_b64encode(kdf.derive(self._secret)))
+
+
+class Ban:
+    """What is known of an address ban of one host, in memory and, where ``file`` is given, on disk.
+
+    :param file: the file; None for no sharing between processes.
+    """
+
+    def __init__(self, file: SharedFile | None = None) -> None:
+        self._file = file
+        self._known = (0.0, 0.0)
+
+    def seconds_left(self, now: float) -> float:
+        """Return how long DingTalk must not be called; 0 where it may.
+
+        :param now: seconds since the epoch.
+        """
+        began, until = max(self._known, self._shared(), key=lambda ban: ban[1])
+        return until - now if began <= now < until else 0.0  # a ban of the future: the clock went back
+
+    def put(self, now: float, seconds: float) -> None:
+        """Remember a ban, for this process and the others."""
+        self._known = (now, now + seconds)
+        if self._file:
+            self._file.write(json.dumps(self._known).encode())
+
+    def _shared(self) -> tuple[float, float]:
+        content = self._file.read() if self._file else None
+        try:
+            began, until = json.loads(content or b"[0, 0]")
+            return float(began), float(until)
+        except (ValueError, TypeError):
+            return 0.0, 0.0
+
+
+_shelves: dict[object, Shelf] = {}
+_bans: dict[object, Ban] = {}
 
 
 def shelf_of(settings: Settings) -> Shelf:
     """Return the shelf of the connection's credentials: the same for all that ask with the same ones."""
     app = settings.app
-    parts = (
-        settings.base_url,
-        *((app.client_id, app.client_secret, app.corp_id, app.suite_ticket) if app else ()),
-    )
-    key = sha256(repr(parts).encode()).digest()
-    return _shelves.setdefault(key, Shelf())
+    assert app is not None  # noqa: S101 - for the type checker
+    # The client secret makes the file's name one that cannot be guessed.
+    parts = (settings.base_url, app.kind, app.client_id, app.corp_id, app.client_secret)
+    name = sha256(json.dumps(parts).encode()).hexdigest()
+    key = (settings.token_cache, name)
+    if key not in _shelves:
+        _shelves.setdefault(key, Shelf(app.client_secret, _file(settings, f"{name}.token")))
+    return _shelves[key]
+
+
+def ban_of(settings: Settings) -> Ban:
+    """Return what is known of a ban of the connection's host."""
+    key = (settings.token_cache, settings.base_url)
+    if key not in _bans:
+        name = sha256(settings.base_url.encode()).hexdigest()
+        _bans.setdefault(key, Ban(_file(settings, f"{name}.ban")))
+    return _bans[key]
+
+
+def _file(settings: Settings, name: str) -> SharedFile | None:
+    if settings.token_cache is False:
+        return None
+    directory = default_directory() if settings.token_cache is True else Path(settings.token_cache)
+    return SharedFile(directory / name)
 
 
 def forget() -> None:
-    """Forget every token of this process."""
+    """Forget what this process has in memory."""
     _shelves.clear()
+    _bans.clear()
+    SharedFile._warned = False

@@ -10,7 +10,8 @@ from tenacity import (
     retry_if_exception,
     stop_after_attempt,
     stop_before_delay,
-    wait_exponential_jitter,
+    wait_exponential,
+    wait_random,
 )
 from tenacity.stop import stop_base
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
     from airflow_provider_dingconf.dingtalk.calls import Call
 
-_backoff = wait_exponential_jitter(0.5, max=20, jitter=0.5)  # tenacity 9.2 renamed the first parameter
+_backoff = wait_exponential(multiplier=0.5, max=20) + wait_random(0, 0.5)
 
 
 class Policy(TypedDict):
