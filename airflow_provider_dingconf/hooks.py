@@ -26,12 +26,13 @@ from airflow_provider_dingconf.dingtalk.errors import (
     CallTimeoutError,
     ConferenceClosedError,
     DingTalkError,
-    TransientError,
+    TransportError,
 )
 from airflow_provider_dingconf.dingtalk.exchange import Attempts, TokenWanted, exchange, purchase
 from airflow_provider_dingconf.dingtalk.limits import MAX_ATTEMPTS, MAX_SECONDS, check_limits
 from airflow_provider_dingconf.dingtalk.retries import policy
 from airflow_provider_dingconf.get_provider_info import CONNECTION_TYPE
+from airflow_provider_dingconf.termination import termination
 from airflow_provider_dingconf.token_store import LOCK_SECONDS, Shelf, ban_of, shelf_of
 from airflow_provider_dingconf.transport import AsyncTransport, Transport
 
@@ -44,6 +45,9 @@ if TYPE_CHECKING:
     from airflow_provider_dingconf.dingtalk.calls import Answer, Request
     from airflow_provider_dingconf.dingtalk.retries import Policy
     from airflow_provider_dingconf.dingtalk.tokens import Token
+
+UNDO_SECONDS = 4.0
+"""How long undoing a lock may take: Airflow follows SIGTERM by SIGKILL after 5 seconds."""
 
 _LOCK_POLL_SECONDS = 0.01
 
@@ -166,52 +170,83 @@ class DingTalkConferenceHook(BaseHook):
         :param conference_id: the meeting's conferenceId.
         """
         attempts = Attempts()
-        good = self._run(lock_call(conference_id, action), attempts)
+        try:
+            good = self._run(lock_call(conference_id, action), attempts)
+        except DingTalkError:
+            raise
+        except BaseException:  # interrupted: the lock may have been made
+            if action == "lock":
+                self._undo_lock(conference_id)
+            raise
         return _lock_result(action, conference_id, good, attempts)
 
     async def aact(self, action: str, conference_id: str) -> LockResult:
         """Lock or unlock a meeting; see :meth:`act`."""
         attempts = Attempts()
-        good = await self._arun(lock_call(conference_id, action), attempts)
+        try:
+            good = await self._arun(lock_call(conference_id, action), attempts)
+        except DingTalkError:
+            raise
+        except BaseException:
+            if action == "lock":
+                await self._aundo_lock(conference_id)
+            raise
         return _lock_result(action, conference_id, good, attempts)
 
     @contextmanager
     def locked(self, conference_id: str) -> Iterator[LockResult]:
         """Lock a meeting for a block of code, and unlock it whatever happens inside.
 
-        A meeting that ended inside is not an error: nothing is left to unlock.
+        It is unlocked after an exception, an interruption from the keyboard, and SIGTERM, by which Airflow
+        ends a task; and if the lock's answer was lost. A meeting that ended inside is not an error: there
+        is nothing left to unlock.
 
         :param conference_id: the meeting's conferenceId.
         :raises DingTalkError: the meeting could not be locked (the block is then not entered), or not be
             unlocked.
         """
-        try:
-            result = self.lock_conference(conference_id)
-        except TransientError:
-            # The lock may have been made, and its answer lost.
-            with suppress(DingTalkError):
-                self.unlock_conference(conference_id)
-            raise
-        try:
-            yield result
-        finally:
-            with suppress(ConferenceClosedError):
-                self.unlock_conference(conference_id)
+        with termination() as hold_termination:
+            try:
+                result = self.lock_conference(conference_id)
+            except TransportError:  # the lock may have been made, and its answer lost
+                self._undo_lock(conference_id)
+                raise
+            try:
+                yield result
+            finally:
+                hold_termination()
+                with suppress(ConferenceClosedError):
+                    self.unlock_conference(conference_id)
 
     @asynccontextmanager
     async def alocked(self, conference_id: str) -> AsyncIterator[LockResult]:
-        """Lock a meeting for a block of code; see :meth:`locked`."""
+        """Lock a meeting for a block of code; see :meth:`locked`. Cancelling the task unlocks, too."""
         try:
             result = await self.alock_conference(conference_id)
-        except TransientError:
-            with suppress(DingTalkError):
-                await self.aunlock_conference(conference_id)
+        except TransportError:
+            await self._aundo_lock(conference_id)
             raise
         try:
             yield result
         finally:
             with suppress(ConferenceClosedError):
                 await self.aunlock_conference(conference_id)
+
+    def _undo_lock(self, conference_id: str) -> None:
+        """Unlock, quickly and if possible: Airflow ends a task some seconds after it has asked it to end."""
+        with suppress(DingTalkError):
+            self._another().unlock_conference(conference_id)
+
+    async def _aundo_lock(self, conference_id: str) -> None:
+        """Unlock, quickly and if possible; :meth:`_undo_lock`, awaited."""
+        with suppress(DingTalkError):
+            await self._another().aunlock_conference(conference_id)
+
+    def _another(self) -> DingTalkConferenceHook:
+        """Return a hook of the same connection, since this one's call was interrupted in the middle."""
+        hook = DingTalkConferenceHook(self.dingtalk_conn_id, max_attempts=2, max_seconds=UNDO_SECONDS)
+        hook.__dict__["settings"] = self.settings
+        return hook
 
     def call(
         self,

@@ -73,6 +73,7 @@ class _ConferenceOperator(BaseOperator):
         self.max_attempts = max_attempts
         self.max_seconds = max_seconds
         self.deferrable = deferrable
+        self._acting = False
 
     @classmethod
     def partial(cls, **kwargs: Any) -> Any:
@@ -93,6 +94,14 @@ class _ConferenceOperator(BaseOperator):
         """
         return self._act(context, attempts)
 
+    def on_kill(self) -> None:
+        """End the call that is being made; the hook undoes a lock that it may have made.
+
+        :raises SystemExit: a call is being made. Airflow 3 would let it run on.
+        """
+        if self._acting:
+            raise SystemExit(f"{self.action} was interrupted")
+
     def _act(self, context: Context, attempts: int) -> LockResult:
         from airflow_provider_dingconf.hooks import DingTalkConferenceHook
 
@@ -102,6 +111,7 @@ class _ConferenceOperator(BaseOperator):
             max_seconds=self.max_seconds,
             max_wait=WORKER_WAIT if self.deferrable else None,
         )
+        self._acting = True
         try:
             result = hook.act(self.action, self.conference_id)
         except DingTalkError as error:
@@ -117,6 +127,7 @@ class _ConferenceOperator(BaseOperator):
                 "request_id": error.request_id,
             }
         finally:
+            self._acting = False
             hook.close()
         self._push_links(context, hook, None)
         result["attempts"] += attempts

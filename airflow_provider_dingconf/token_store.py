@@ -197,7 +197,7 @@ class Shelf:
         return salt + self._cipher(salt).encrypt(json.dumps(content).encode())
 
     def _decrypted(self, content: bytes | None) -> Token | None:
-        """Return the token in a file; None for a file that is missing, damaged, foreign, or of another secret."""
+        """Return the token of a file; None for one that is missing, damaged, or of another secret."""
         if not content:
             return None
         salt, sealed = content[:_SALT_BYTES], content[_SALT_BYTES:]

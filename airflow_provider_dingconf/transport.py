@@ -25,6 +25,7 @@ from requests.utils import select_proxy
 from urllib3.exceptions import HTTPError as Urllib3Error
 from urllib3.exceptions import ReadTimeoutError
 
+from airflow_provider_dingconf.deadline import DeadlineAdapter, deadline
 from airflow_provider_dingconf.dingtalk.answers import MAX_ANSWER_BYTES, masked, one_line
 from airflow_provider_dingconf.dingtalk.calls import Answer, Request
 from airflow_provider_dingconf.dingtalk.errors import (
@@ -67,7 +68,8 @@ class Transport:
         :param seconds: how long it may take.
         :raises DingTalkError: there was no complete answer.
         """
-        settings, until = self._settings, time.monotonic() + seconds
+        settings = self._settings
+        timeout = min(settings.timeout.connect, seconds), min(settings.timeout.read, seconds)
         try:
             prepared = self._session.prepare_request(
                 requests.Request(
@@ -77,12 +79,18 @@ class Transport:
                     data=request.content,
                 )
             )
-            timeout = min(settings.timeout.connect, seconds), min(settings.timeout.read, seconds)
-            with self._session.send(
-                prepared, timeout=timeout, allow_redirects=False, **self._options
-            ) as response:
-                content = b"".join(_until(until, response.raw.stream(_CHUNK, decode_content=False)))
-                return _answer(response.status_code, response.headers, content)
+            with (
+                deadline(time.monotonic() + seconds),
+                self._session.send(
+                    prepared, timeout=timeout, allow_redirects=False, **self._options
+                ) as response,
+            ):
+                content = bytearray()
+                for chunk in response.raw.stream(_CHUNK, decode_content=False):
+                    content += chunk
+                    if len(content) > MAX_ANSWER_BYTES:
+                        break
+                return _answer(response.status_code, response.headers, bytes(content))
         except (requests.RequestException, Urllib3Error, OSError) as error:
             raise _transport_error(settings, error) from None
 
@@ -159,7 +167,9 @@ class _TransportHook(HttpHook):
     """``HttpHook`` over a connection that holds how to get there, and nothing of who we are."""
 
     def __init__(self, settings: Settings) -> None:
-        super().__init__(http_conn_id=settings.conn_id)
+        super().__init__(
+            http_conn_id=settings.conn_id, adapter=DeadlineAdapter(idle=120, count=20, interval=30)
+        )
         self._settings = settings
 
     def get_connection(self, conn_id: str) -> Any:  # type: ignore[override]
@@ -203,18 +213,6 @@ def _tls_context(verify: bool | str, cert: str | tuple[str, str] | None) -> ssl.
     if cert:
         context.load_cert_chain(*([cert] if isinstance(cert, str) else cert))
     return context
-
-
-def _until(until: float, chunks: Iterator[bytes]) -> Iterator[bytes]:
-    """Pass the chunks on while there is time, and while the answer is not too long."""
-    length = 0
-    for chunk in chunks:
-        length += len(chunk)
-        yield chunk
-        if length > MAX_ANSWER_BYTES:
-            return
-        if time.monotonic() > until:
-            raise requests.Timeout("the answer came too slowly")
 
 
 def _answer(status: int, headers: Mapping[str, str], content: bytes) -> Answer:
