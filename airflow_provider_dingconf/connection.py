@@ -177,6 +177,8 @@ class _Reader:
         if self.conn.port and port and self.conn.port != port:
             self.fail("port", f"{self.conn.port} contradicts the host's {port}")
         port = port or self.conn.port
+        if port == {"http": 80, "https": 443}[parts.scheme]:
+            port = None
         if parts.scheme == "http" and not _is_loopback(parts.hostname):
             self.fail("host", "plain http would show the credentials to the network; use https")
         name = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname

@@ -23,12 +23,14 @@ CONNECTION_TYPE: dict[str, Any] = {
     "hook-name": "DingTalk",
     "hook-class-name": f"{_PACKAGE}.hooks.DingTalkConferenceHook",
     "ui-field-behaviour": {
-        "hidden-fields": ["schema", "port", "extra"],
+        # The port stays: Airflow 3.3.1 and 3.3.2 refuse to test a connection that has none.
+        "hidden-fields": ["schema", "extra"],
         "relabeling": {"host": "Host", "login": "Client ID", "password": "Client Secret"},
         "placeholders": {
             "host": "https://api.dingtalk.io, or api.dingtalk.com for mainland China",
             "login": "Client ID of the app (AppKey, SuiteKey)",
             "password": "Client Secret of the app (AppSecret, SuiteSecret)",
+            "port": "443 when empty; Airflow 3.3.1 and 3.3.2 test only with a port",
         },
     },
     "conn-fields": {

@@ -1,4 +1,4 @@
-"""The documentation agrees with the code: the page of errors with the table, the page of the connection with the form."""
+"""The documentation agrees with the code: the errors with their table, the connection with its form."""
 
 from __future__ import annotations
 

@@ -6,7 +6,6 @@ Everything that can come back over HTTP is decided here, once, for the sync path
 from __future__ import annotations
 
 import json
-import math
 import re
 import zlib
 from dataclasses import dataclass, field
@@ -33,6 +32,7 @@ MAX_ANSWER_BYTES = 1024 * 1024
 MASK = "***"
 
 _MAX_SHOWN = 300
+_MOST_MINUTES = 24 * 60  # of a ban; DingTalk's lasts 5
 _GZIP_OR_ZLIB = 47  # zlib's wbits for "whichever of the two it is"
 _NOT_A_BAN = frozenset({404, 407})
 _HTML = re.compile(rb"\s*<(!doctype\s+html|!--|html|head|body)", re.IGNORECASE)
@@ -103,7 +103,7 @@ class _Reading:
         html = _HTML.match(body)
         if html and (_BAN_MARKS.search(body) or not (status >= 500 or status in _NOT_A_BAN)):
             return self._own("addressBanned", "an HTML page came in place of an answer, as in an address ban")
-        shown = body[: 2 * _MAX_SHOWN].decode("utf-8", "replace").strip()
+        shown = body.decode("utf-8", "replace").strip()  # all of it: a cut could leave half a secret unmasked
         said = f"the answer is not a JSON object: {shown}" if shown else "the answer is empty"
         if status < 300:
             return self._own("unreadableAnswer", said)
@@ -186,7 +186,7 @@ def _is_ban(content: Mapping[str, Any]) -> bool:
 
 def _minutes(wait: object) -> float | None:
     """Return the seconds in a number of minutes; None where it is no number to wait."""
-    if isinstance(wait, (int, float)) and not isinstance(wait, bool) and 0 < wait < math.inf:
+    if isinstance(wait, (int, float)) and not isinstance(wait, bool) and 0 < wait <= _MOST_MINUTES:
         return float(wait) * 60
     return None
 
@@ -204,7 +204,7 @@ def _text(content: Mapping[str, Any], *names: str) -> str | None:
 
 def masked(text: str, secrets: Iterable[str]) -> str:
     """Return the text with every secret in it replaced."""
-    for secret in secrets:
+    for secret in sorted(secrets, key=len, reverse=True):  # one secret can be the beginning of another
         text = text.replace(secret, MASK).replace(json.dumps(secret)[1:-1], MASK)
     return text
 

@@ -295,14 +295,14 @@ def _rows() -> Iterable[ErrorCode]:
         (400,),
         CredentialsError,
         "Client ID and Client Secret do not belong together.",
-        "Check login and password of the connection against the app's credentials page.",
+        "Compare the connection's Client ID (login) and Client Secret (password) with the app's own.",
     )
     yield row(
         "invalidSuiteKey",
         (400,),
         CredentialsError,
         "The Client ID (SuiteKey) is not that of a third-party app.",
-        "Check the login of the connection; for an internal app remove suite_ticket.",
+        "Check the Client ID (login) of the connection; for an internal app remove the suite ticket.",
     )
     yield row(
         "invalidSuiteTicket",
@@ -323,7 +323,7 @@ def _rows() -> Iterable[ErrorCode]:
         (400,),
         CredentialsError,
         "Client ID and Client Secret do not belong together.",
-        "Check login and password of the connection against the app's credentials page.",
+        "Compare the connection's Client ID (login) and Client Secret (password) with the app's own.",
     )
     yield row(
         "unsupported.grant.type",

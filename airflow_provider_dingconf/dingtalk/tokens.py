@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 RENEW_AFTER = 7_000 / 7_200
 """The share of a token's lifetime after which it is renewed."""
 
+_LONGEST_LIFETIME = 10**9  # seconds: what is longer is no lifetime, and no date can be made of it
+
 _SENDABLE = re.compile(r"[\x21-\x7e]+")
 
 
@@ -126,7 +128,7 @@ def token_from(content: Mapping[str, Any], asked_at: float) -> Token:
     if (
         isinstance(lifetime, bool)
         or not isinstance(lifetime, (int, float))
-        or not 0 < lifetime < float("inf")
+        or not 0 < lifetime <= _LONGEST_LIFETIME
     ):
         raise AnswerError(
             "the answer to the token call does not say how long the token lives", code="unreadableAnswer"
