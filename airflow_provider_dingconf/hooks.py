@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from airflow.providers.common.compat.connection import get_async_connection
 from airflow.providers.common.compat.sdk import BaseHook
+from asgiref.sync import sync_to_async
 from tenacity import AsyncRetrying, Retrying
 
 from airflow_provider_dingconf.compat import mask_secret
@@ -37,14 +38,14 @@ from airflow_provider_dingconf.token_store import LOCK_SECONDS, Shelf, ban_of, s
 from airflow_provider_dingconf.transport import AsyncTransport, Transport
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable, Iterator, Mapping
 
     from typing_extensions import Self
 
     from airflow_provider_dingconf.dingtalk.answers import Good
     from airflow_provider_dingconf.dingtalk.calls import Answer, Request
     from airflow_provider_dingconf.dingtalk.retries import Policy
-    from airflow_provider_dingconf.dingtalk.tokens import Token
+    from airflow_provider_dingconf.dingtalk.tokens import App, Token
 
 UNDO_SECONDS = 4.0
 """How long undoing a lock may take: Airflow follows SIGTERM by SIGKILL after 5 seconds."""
@@ -77,10 +78,10 @@ class DingTalkConferenceHook(BaseHook):
         hook.lock_conference("644272f14ba3310xxxxxxxxx")
         hook.call("GET", "/v1.0/conference/orgConferences", params={"maxResults": 20})
 
-    Every method raises a :class:`~airflow_provider_dingconf.dingtalk.errors.DingTalkError`, and nothing else,
-    when the call does not do what was asked. All hooks of a process share the access tokens. Connections to
-    DingTalk are kept open between the calls of a hook until :meth:`close`; for the async methods, within
-    ``async with hook:``.
+    Every method raises a :class:`~airflow_provider_dingconf.dingtalk.errors.DingTalkError` when the call does
+    not do what was asked, and nothing else but Airflow's own error for a connection that is not defined. All
+    hooks of a host share the access tokens. Connections to DingTalk are kept open between the calls of a hook
+    until :meth:`close`; for the async methods, within ``async with hook:``.
 
     :param dingtalk_conn_id: the Airflow connection, of type ``dingtalk``.
     :param max_attempts: attempts of one call in all; not Airflow's own ``retries``.
@@ -109,6 +110,7 @@ class DingTalkConferenceHook(BaseHook):
         self.max_attempts = max_attempts
         self.max_seconds = max_seconds
         self._async_transport: AsyncTransport | None = None
+        self._masked: Token | None = None
 
     @classmethod
     def get_ui_field_behaviour(cls) -> dict[str, Any]:
@@ -321,13 +323,17 @@ class DingTalkConferenceHook(BaseHook):
 
         :raises InvalidConnectionError: a field is missing, contradictory, unknown, or of a wrong type.
         """
-        return _read_and_masked(self.get_connection(self.dingtalk_conn_id), self.dingtalk_conn_id)
+        settings = read_connection(self.get_connection(self.dingtalk_conn_id), self.dingtalk_conn_id)
+        _mask(settings.secrets)
+        return settings
 
     async def _asettings(self) -> Settings:
         """Return what the connection says, without blocking the loop for it."""
         if "settings" not in self.__dict__:
             conn = await get_async_connection(self.dingtalk_conn_id, hook=self)
-            self.__dict__["settings"] = _read_and_masked(conn, self.dingtalk_conn_id)
+            settings = read_connection(conn, self.dingtalk_conn_id)
+            await _amask(settings.secrets)
+            self.__dict__["settings"] = settings
         return self.settings
 
     def close(self) -> None:
@@ -428,6 +434,9 @@ class DingTalkConferenceHook(BaseHook):
         if token is None:
             with _holding(shelf, until):
                 token = shelf.token(refused, time.time()) or self._buy(until)
+        if token != self._masked:  # it may have been bought by another process
+            _mask([token.value])
+            self._masked = token
         return token
 
     async def _atoken(self, transport: AsyncTransport, refused: Token | None, until: float) -> Token:
@@ -439,27 +448,28 @@ class DingTalkConferenceHook(BaseHook):
         if token is None:
             async with _aholding(shelf, until):
                 token = shelf.token(refused, time.time()) or await self._abuy(transport, until)
+        if token != self._masked:
+            await _amask([token.value])
+            self._masked = token
         return token
 
     def _buy(self, until: float) -> Token:
         """Buy a token and put it on the shelf; the caller holds the right to."""
-        assert self.settings.app is not None  # noqa: S101 - for the type checker
-        return self._shelved(
-            _drive(purchase(self.settings.app, time.time), lambda request: self._send(request, until))
-        )
+        app = _app(self.settings)
+        token = _drive(purchase(app, time.time), lambda request: self._send(request, until))
+        return self._shelved(token)
 
     async def _abuy(self, transport: AsyncTransport, until: float) -> Token:
         """Buy a token; :meth:`_buy`, awaited."""
-        assert self.settings.app is not None  # noqa: S101
-        return self._shelved(
-            await _adrive(
-                purchase(self.settings.app, time.time),
-                lambda request: self._asend(transport, request, until),
-            )
+        app = _app(self.settings)
+        token = await _adrive(
+            purchase(app, time.time), lambda request: self._asend(transport, request, until)
         )
+        return self._shelved(token)
 
     def _shelved(self, token: Token) -> Token:
-        mask_secret(token.value)
+        app = _app(self.settings)
+        self.log.info("access token: bought for the %s %s", app.kind, app.client_id)
         shelf_of(self.settings).put(token)
         return token
 
@@ -544,11 +554,18 @@ def _left(until: float) -> float:
     return left
 
 
-def _read_and_masked(conn: Any, conn_id: str) -> Settings:
-    settings = read_connection(conn, conn_id)
-    for secret in settings.secrets:
+def _mask(secrets: Iterable[str]) -> None:
+    """Tell Airflow's masker what must be in no log."""
+    for secret in secrets:
         mask_secret(secret)
-    return settings
+
+
+_amask = sync_to_async(_mask)  # in the triggerer, the masker waits for an answer of the supervisor's
+
+
+def _app(settings: Settings) -> App:
+    assert settings.app is not None  # noqa: S101 - for the type checker: there is no static token
+    return settings.app
 
 
 def _lock_result(action: str, conference_id: str, good: Good, attempts: Attempts) -> LockResult:
@@ -566,9 +583,9 @@ def _accepted(settings: Settings) -> str:
 
 
 def _bought(settings: Settings, token: Token) -> str:
-    assert settings.app is not None  # noqa: S101 - for the type checker
+    app = _app(settings)
     until = datetime.fromtimestamp(token.bought_at + (token.lifetime or 0), timezone.utc)
     return (
-        f"{settings.base_url} gave an access token for the {settings.app.kind} {settings.app.client_id}, "
+        f"{settings.base_url} gave an access token for the {app.kind} {app.client_id}, "
         f"valid until {until:%Y-%m-%d %H:%M:%S} UTC."
     )

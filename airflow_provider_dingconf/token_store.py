@@ -251,7 +251,7 @@ _bans: dict[object, Ban] = {}
 def shelf_of(settings: Settings) -> Shelf:
     """Return the shelf of the connection's credentials: the same for all that ask with the same ones."""
     app = settings.app
-    assert app is not None  # noqa: S101 - for the type checker
+    assert app is not None  # noqa: S101 - for the type checker: there is no static token
     # The client secret makes the file's name one that cannot be guessed.
     parts = (settings.base_url, app.kind, app.client_id, app.corp_id, app.client_secret)
     name = sha256(json.dumps(parts).encode()).hexdigest()
