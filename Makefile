@@ -1,0 +1,68 @@
+# What a developer types; `make` alone lists it. Each command sets up what it needs, once.
+
+PYTHON ?= python3
+COVERAGE ?= 95
+
+# "3.10-2.11.2" and so on: a Python and an Airflow.
+MATRIX := $(shell awk '/^[0-9]/ { print $$1 "-" $$2 }' .ci/environments)
+AIRFLOW := $(shell awk '/^[0-9]/ { version = $$2 } END { print version }' .ci/environments)
+WHAT_ENVIRONMENTS_DEPEND_ON := pyproject.toml .ci/environments .ci/env
+
+.PHONY: help demo ui test test-matrix test-system lint bench wheel clean
+.SECONDARY:
+
+help:
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+demo: .venv/.ready  ## run an example DAG in a real Airflow, against the sandbox
+	@.venv/bin/python tests/tools/demo.py
+
+ui: .venv/.ready  ## leave an Airflow with the sandbox and the examples running, to look at
+	@.venv/bin/python tests/tools/ui.py
+
+test: .venv/.ready  ## run the tests, with coverage
+	.venv/bin/python -m pytest --cov --cov-report=term-missing:skip-covered --cov-fail-under=$(COVERAGE)
+
+test-matrix: .venv/bin/uv  ## run the tests with every supported Airflow
+	@$(MAKE) --jobs=2 --output-sync=target --keep-going $(MATRIX:%=test-with-%)
+
+test-with-%: .matrix/%/.ready
+	@echo "Python $(subst -, with Airflow ,$*)"
+	@.matrix/$*/bin/python -m pytest --quiet -p no:cacheprovider
+
+# PostgreSQL, Redis, Chromium and ChromeDriver come from the system: .ci/debian-packages lists Debian's.
+test-system: .matrix/3.13-3.3.2/.ready-system .matrix/3.10-2.11.2/.ready  ## run the tests on real deployments
+	.matrix/3.13-3.3.2/bin/python -m pytest -p no:cacheprovider tests/system
+
+lint: .venv/.ready  ## check style and types
+	.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/mypy
+
+bench: .venv/.ready  ## measure what the provider costs
+	@.venv/bin/python tests/tools/bench.py
+
+wheel: .venv/bin/uv  ## build the wheel, into dist/
+	@rm -rf dist
+	@.venv/bin/uv build --quiet --wheel
+
+clean:  ## remove the environments and all that tools leave behind
+	rm -rf .venv .matrix dist .coverage .pytest_cache .ruff_cache .mypy_cache .hypothesis
+
+.venv/bin/uv:
+	@echo "Setting up .venv; this takes some minutes."
+	@$(PYTHON) -m venv .venv
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check uv
+
+.venv/.ready: $(WHAT_ENVIRONMENTS_DEPEND_ON) | .venv/bin/uv
+	@.ci/env .venv $(AIRFLOW) --group dev --editable .
+	@touch $@
+
+.matrix/%/.ready: $(WHAT_ENVIRONMENTS_DEPEND_ON) | .venv/bin/uv
+	@echo "Setting up Python $(subst -, with Airflow ,$*)."
+	@.ci/env .matrix/$* $(lastword $(subst -, ,$*)) --group dev --editable .
+	@touch $@
+
+.matrix/%/.ready-system: .matrix/%/.ready
+	@.ci/env .matrix/$* $(lastword $(subst -, ,$*)) --group system --editable .
+	@touch $@

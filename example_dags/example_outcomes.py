@@ -1,0 +1,42 @@
+"""What becomes of a task when DingTalk refuses, and how to make it otherwise: ``on_error``.
+
+By default a meeting that has ended skips the task, a refusal fails it without a retry, and a fault of
+DingTalk's fails it with Airflow's ``retries``. Each task here overrides that for a code or two.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+from airflow.providers.common.compat.sdk import DAG, Param
+
+from airflow_provider_dingconf.operators import LockConferenceOperator
+from airflow_provider_dingconf.outcomes import Outcome
+
+with DAG(
+    dag_id="example_outcomes",
+    schedule=None,
+    default_args={
+        "conference_id": "{{ params.conference_id }}",
+        "retries": 2,
+        "retry_delay": timedelta(seconds=30),
+    },
+    params={
+        "conference_id": Param(type="string", minLength=1, description="conferenceId, not the room code")
+    },
+    tags=["dingtalk", "example"],
+    doc_md=__doc__,
+):
+    by_default = LockConferenceOperator(task_id="by_default")
+
+    # The meeting must be running: one that has ended is a failure.
+    must_be_running = LockConferenceOperator(task_id="must_be_running", on_error={"confClosed": Outcome.FAIL})
+
+    # Nice to have: whatever DingTalk refuses, the DAG goes on.
+    nice_to_have = LockConferenceOperator(
+        task_id="nice_to_have",
+        on_error={"confClosed": "succeed", "noPermission": "skip", "commandError": "skip"},
+    )
+
+    # The meeting may be about to start: commandError is what DingTalk says before it does.
+    about_to_start = LockConferenceOperator(task_id="about_to_start", on_error={"commandError": "retry"})

@@ -1,0 +1,65 @@
+"""All that can become of a lock task, tried on the sandbox: success, skip, failure, and success after errors.
+
+After each lock or unlock a latecomer tries to join the meeting, and the task that lets them try fails unless
+that ends as it should. It needs a sandbox (``python -m airflow_provider_dingconf.sandbox``) behind the
+connection ``dingtalk_default``; the meetings are those the sandbox keeps for rehearsals. It is no DAG for a
+real meeting: that is ``example_lock_conference``.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from airflow.providers.common.compat.sdk import DAG, AirflowFailException, BaseHook, task
+
+from airflow_provider_dingconf.operators import LockConferenceOperator, UnlockConferenceOperator
+
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import BaseOperator
+
+with DAG(
+    dag_id="example_sandbox_tour",
+    schedule=None,
+    tags=["dingtalk", "example"],
+    doc_md=__doc__,
+):
+
+    @task
+    def try_to_join(conference_id: str, after: str, expected: str | None, run_id: str | None = None) -> None:
+        """Let someone new try to join, and fail unless the sandbox's answer is the expected one."""
+        import requests
+
+        sandbox = BaseHook.get_connection("dingtalk_default").host
+        answer = requests.post(
+            f"{sandbox}/sandbox/conferences/{conference_id}/join",
+            json={"user": f"latecomer after {after} in {run_id}"},
+            timeout=10,
+        )
+        reason = answer.json()["reason"]
+        print("The latecomer", f"could not join: {reason}." if reason else "joined.")
+        if reason != expected:
+            raise AirflowFailException(f"Expected {expected or 'to join'}.")
+
+    def latecomer(after: BaseOperator, expected: str | None, rule: str = "all_success") -> BaseOperator:
+        """Return the task of a latecomer who comes after a lock or unlock task."""
+        joining = try_to_join.override(task_id=f"try_to_join_after_{after.task_id}", trigger_rule=rule)
+        return after >> joining(after.conference_id, after.task_id, expected)
+
+    @task
+    def work() -> None:
+        """Stand in for what must not be disturbed."""
+        print("The doors are closed.")
+
+    lock = LockConferenceOperator(task_id="lock", conference_id="sandbox-open")
+    unlock = UnlockConferenceOperator(task_id="unlock", conference_id="sandbox-open")
+    latecomer(lock.as_setup(), "locked") >> work() >> unlock.as_teardown(setups=lock)
+    latecomer(unlock, None)
+
+    lock_ended = LockConferenceOperator(task_id="lock_ended", conference_id="sandbox-ended")
+    latecomer(lock_ended, "ended", rule="all_done")
+
+    lock_forbidden = LockConferenceOperator(task_id="lock_forbidden", conference_id="sandbox-noPermission")
+    latecomer(lock_forbidden, None, rule="all_done")
+
+    lock_flaky = LockConferenceOperator(task_id="lock_flaky", conference_id="sandbox-flaky")
+    latecomer(lock_flaky, "locked")

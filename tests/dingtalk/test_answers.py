@@ -1,0 +1,315 @@
+"""What every answer means: a good one, or which error with which facts."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import zlib
+from email.utils import formatdate
+from typing import Any
+
+import pytest
+
+from airflow_provider_dingconf.dingtalk import errors
+from airflow_provider_dingconf.dingtalk.answers import MAX_ANSWER_BYTES, Good, parse_retry_after, read_answer
+from airflow_provider_dingconf.dingtalk.calls import Answer, Call, any_call, lock_call
+from airflow_provider_dingconf.dingtalk.errors import ERRORS, DingTalkError, Outcome
+from airflow_provider_dingconf.dingtalk.tokens import App
+
+LOCK = lock_call("conference", "lock")
+TOKEN = App("id", "the-secret").token_call()
+OTHER = any_call("GET", "/v1.0/conference/orgConferences")
+NOW = 1_700_000_000.0
+
+
+def read(
+    status: int,
+    body: Any = b"",
+    headers: dict[str, str] | None = None,
+    call: Call = LOCK,
+    secrets: tuple[str, ...] = (),
+) -> Good:
+    """Read an answer; a body that is not bytes is sent as JSON."""
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return read_answer(call, Answer(status, headers or {}, content), NOW, secrets)
+
+
+def error_of(*args: Any, **options: Any) -> DingTalkError:
+    """Return the error that an answer stands for."""
+    with pytest.raises(DingTalkError) as caught:
+        read(*args, **options)
+    return caught.value
+
+
+# Good answers
+
+
+@pytest.mark.parametrize(
+    ("body", "call"),
+    [
+        ({"success": True}, LOCK),
+        ({"success": True, "errcode": 0}, LOCK),
+        ({"success": True, "code": "200"}, LOCK),
+        ({"success": True, "code": "OK"}, LOCK),
+        ({}, OTHER),
+        ({"code": 200, "cause": ""}, OTHER),
+        ({"code": "some-code-of-a-meeting"}, OTHER),
+        ({"infos": []}, OTHER),
+    ],
+)
+def test_a_good_answer_is_its_content(body: dict[str, Any], call: Call) -> None:
+    assert read(200, body, call=call) == Good(body, None)
+
+
+@pytest.mark.parametrize("name", ["requestid", "requestId", "RequestId", "request_id"])
+def test_the_request_id_of_a_good_answer_is_kept(name: str) -> None:
+    assert read(200, {"success": True, name: "R-1"}).request_id == "R-1"
+
+
+def test_the_request_id_can_come_as_a_header() -> None:
+    assert read(200, {"success": True}, {"x-acs-request-id": "R-2"}).request_id == "R-2"
+    assert error_of(502, b"", {"x-acs-request-id": "R-3"}).request_id == "R-3"
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "GZIP", "x-gzip", "deflate"])
+def test_a_compressed_answer_is_read(encoding: str) -> None:
+    plain = b'{"success":true}'
+    packed = zlib.compress(plain) if encoding == "deflate" else gzip.compress(plain)
+    assert read(200, packed, {"content-encoding": encoding}).content == {"success": True}
+
+
+def test_a_plain_answer_that_says_it_is_compressed_is_read() -> None:
+    assert read(200, b'{"success":true}', {"content-encoding": "gzip"}).content == {"success": True}
+
+
+# The table
+
+
+@pytest.mark.parametrize("code", [row.code for row in ERRORS.values() if row.sent_by_dingtalk])
+def test_every_code_of_the_table_is_the_error_the_table_says(code: str) -> None:
+    row = ERRORS[code]
+    for status in row.http_status or (400,):
+        error = error_of(status, {"code": code, "requestid": "R-1", "message": "said"})
+        expected = errors.AccessTokenError if status == 401 else row.error
+        assert type(error) is expected
+        assert (error.code, error.http_status, error.request_id, error.message) == (
+            code,
+            status,
+            "R-1",
+            "said",
+        )
+        assert error.retry_after == row.wait
+        assert error.outcome is expected.outcome
+        for said in (code, f"HTTP {status}", "R-1", row.meaning, row.remedy):
+            assert said in str(error)
+
+
+NO_BAN = {"code": "x", "message": "said"}
+DECISIONS: dict[str, tuple[int, Any, type[DingTalkError], str | None]] = {
+    # What there is no code for, or none in the table: the status decides.
+    "unknown 400": (400, NO_BAN, errors.RefusedError, "x"),
+    "unknown 404": (404, NO_BAN, errors.RefusedError, "x"),
+    "unknown 401": (401, NO_BAN, errors.AccessTokenError, "x"),
+    "known code with 401": (401, {"code": "paramsError"}, errors.AccessTokenError, "paramsError"),
+    "unknown 403": (403, NO_BAN, errors.PermissionDeniedError, "x"),
+    "unknown 429": (429, NO_BAN, errors.ThrottledError, "x"),
+    "unknown 500": (500, NO_BAN, errors.ServerError, "x"),
+    "unknown 599": (599, NO_BAN, errors.ServerError, "x"),
+    "the code's case counts": (400, {"code": "confclosed"}, errors.RefusedError, "confclosed"),
+    "the code's dots count": (500, {"code": "system.error"}, errors.ServerError, "system.error"),
+    "no code 400": (400, {}, errors.RefusedError, None),
+    "no code 500": (500, {}, errors.ServerError, None),
+    "a code that is no text": (400, {"code": ["confClosed"]}, errors.RefusedError, None),
+    "a code that is a boolean": (400, {"code": True}, errors.RefusedError, None),
+    # A status of success is none where the body says otherwise.
+    "success false": (200, {"success": False}, errors.AnswerError, "notConfirmed"),
+    "success as a word": (200, {"success": "true"}, errors.AnswerError, "notConfirmed"),
+    "success as a number": (200, {"success": 1}, errors.AnswerError, "notConfirmed"),
+    "success missing": (200, {}, errors.AnswerError, "notConfirmed"),
+    "code with 200": (
+        200,
+        {"success": True, "code": "confClosed"},
+        errors.ConferenceClosedError,
+        "confClosed",
+    ),
+    "errcode with 200": (200, {"errcode": 90018, "errmsg": "slow"}, errors.ThrottledError, "90018"),
+    "errcode as text": (200, {"errcode": "90002", "errmsg": "slow"}, errors.ThrottledError, "90002"),
+    "unknown errcode with 200": (200, {"errcode": 40035}, errors.AnswerError, "40035"),
+    "no JSON": (200, b"OK", errors.AnswerError, "unreadableAnswer"),
+    "empty": (200, b"", errors.AnswerError, "unreadableAnswer"),
+    "empty 204": (204, b"", errors.AnswerError, "unreadableAnswer"),
+    "a list": (200, [1], errors.AnswerError, "unreadableAnswer"),
+    "null": (200, b"null", errors.AnswerError, "unreadableAnswer"),
+    "half an answer": (200, b'{"success": tr', errors.AnswerError, "unreadableAnswer"),
+    "not UTF-8": (200, b"\xff\xfe\x00", errors.AnswerError, "unreadableAnswer"),
+    "nested too deep": (200, b"[" * 100_000, errors.AnswerError, "unreadableAnswer"),
+    "objects nested too deep": (200, b'{"a":' * 100_000, errors.AnswerError, "unreadableAnswer"),
+    "a number too long": (200, b'{"code":' + b"9" * 5_000 + b"}", errors.AnswerError, "unreadableAnswer"),
+    "too long": (200, b" " * (MAX_ANSWER_BYTES + 1), errors.AnswerError, "unreadableAnswer"),
+    # Gateways.
+    "gateway 502": (502, b"<html><h1>502 Bad Gateway</h1></html>", errors.ServerError, None),
+    "gateway 503 empty": (503, b"", errors.ServerError, None),
+    "gateway 504 text": (504, b"upstream timed out", errors.ServerError, None),
+    "another server's 404": (404, b"<!doctype html><title>Not here</title>", errors.RefusedError, None),
+    "401 without JSON": (401, b"", errors.AccessTokenError, None),
+    # The ban, whose status is not documented.
+    **{
+        f"ban {status} JSON": (
+            status,
+            {"status": 1111, "wait": 5, "source": "x5", "punish": "deny", "uuid": "U-1"},
+            errors.AddressBannedError,
+            "addressBanned",
+        )
+        for status in (200, 400, 401, 403, 429, 500, 503)
+    },
+    **{
+        f"ban {status} HTML": (
+            status,
+            b"  <!DOCTYPE html>\n<html><body>Access denied</body></html>",
+            errors.AddressBannedError,
+            "addressBanned",
+        )
+        for status in (200, 400, 403, 429)
+    },
+    "ban 503 HTML that names the firewall": (
+        503,
+        b"<html><script>x5secdata=1</script></html>",
+        errors.AddressBannedError,
+        "addressBanned",
+    ),
+    # Redirects.
+    **{
+        f"redirect {status}": (status, b"", errors.RedirectError, "redirect")
+        for status in (301, 302, 303, 304, 307, 308)
+    },
+}
+
+
+@pytest.mark.parametrize("name", DECISIONS)
+def test_every_answer_is_one_error(name: str) -> None:
+    status, body, kind, code = DECISIONS[name]
+    error = error_of(status, body)
+    assert (type(error), error.code, error.http_status) == (kind, code, status)
+    assert str(error).isprintable()
+
+
+def test_deprecated_forms_of_the_message_are_read() -> None:
+    for name in ("message", "Message", "errmsg"):
+        assert error_of(400, {"code": "x", name: "said"}).message == "said"
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "kind"),
+    [
+        (400, {"code": "invalidClientIdOrSecret"}, errors.CredentialsError),
+        (400, {"code": "something new"}, errors.CredentialsError),
+        (401, {"code": "unauthorized.client"}, errors.CredentialsError),
+        (401, {"code": "something new"}, errors.CredentialsError),
+        (400, {"code": "InvalidAuthentication"}, errors.CredentialsError),
+        (403, {"code": "Forbidden.AccessDenied.IpNotInWhiteList"}, errors.PermissionDeniedError),
+        (429, {}, errors.ThrottledError),
+        (500, {"code": "server.error"}, errors.ServerError),
+    ],
+)
+def test_a_refused_token_call_is_about_the_credentials(
+    status: int, body: dict[str, Any], kind: type[DingTalkError]
+) -> None:
+    assert type(error_of(status, body, call=TOKEN)) is kind
+
+
+# Waiting
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        ("0", 0.0),
+        ("7", 7.0),
+        (" 120 ", 120.0),
+        ("0007", 7.0),
+        ("9" * 5_000, 999_999_999_999.0),
+        (formatdate(NOW + 90, usegmt=True), 90.0),
+        (formatdate(NOW - 90, usegmt=True), 0.0),
+        ("Fri, 31 Dec 9999 23:59:59 GMT", 253_402_300_799.0 - NOW),
+        *(
+            (value, None)
+            for value in (
+                None, "", " ", "-5", "+5", "1.5", "1e3", "soon", "٣", "Tue, 99 Foo 2023 25:61:61 GMT",
+                "Mon, 01 Jan 99999 00:00:00 GMT", "Mon,", ",", "NaN", "inf", "1, 2",
+                "Mon, 01 Jan 2024 00:00:00 +99999999999999999999",
+            )
+        ),
+    ],
+)  # fmt: skip
+def test_what_retry_after_says(value: str | None, seconds: float | None) -> None:
+    assert parse_retry_after(value, NOW) == seconds
+
+
+def test_retry_after_goes_before_the_tables_wait() -> None:
+    code = "Forbidden.AccessDenied.QpmLimitForAppkeyAndApi"
+    assert error_of(403, {"code": code}).retry_after == 60.0
+    assert error_of(403, {"code": code}, {"retry-after": "7"}).retry_after == 7.0
+    assert error_of(403, {"code": code}, {"retry-after": "soon"}).retry_after == 60.0
+
+
+@pytest.mark.parametrize(
+    ("wait", "seconds"),
+    [
+        (5, 300.0), (1, 60.0), (0.5, 30.0),
+        *((nonsense, 300.0) for nonsense in (0, -1, None, "5", True, [5], float("nan"), float("inf"), 10**400)),
+    ],
+)  # fmt: skip
+def test_a_ban_says_in_minutes_how_long_it_lasts(wait: Any, seconds: float) -> None:
+    error = error_of(200, {"status": 1111, "wait": wait, "punish": "deny", "uuid": "U-1"})
+    assert (error.retry_after, error.request_id, error.repeat) == (seconds, "U-1", False)
+    assert error.outcome is Outcome.RETRY
+
+
+# Hostile answers
+
+
+def test_a_compression_bomb_is_not_unpacked() -> None:
+    bomb = gzip.compress(b"{" + b" " * (50 * MAX_ANSWER_BYTES))
+    assert len(bomb) < MAX_ANSWER_BYTES
+    error = error_of(200, bomb, {"content-encoding": "gzip"})
+    assert error.code == "unreadableAnswer"
+    assert str(MAX_ANSWER_BYTES) in error.message
+
+
+def test_an_answer_of_just_the_greatest_length_is_read() -> None:
+    body = b'{"success":true}'
+    assert read(200, body + b" " * (MAX_ANSWER_BYTES - len(body))).content == {"success": True}
+
+
+SECRETS = ("s3cr3t-0123456789abcdef", 'q"uo\\te', "s3cr3t-0123456789abcdef-and-longer")
+ECHOES = {
+    "message": lambda word: (400, {"code": "x", "message": f"no app {word}"}, {}),
+    "code": lambda word: (400, {"code": f"no {word}"}, {}),
+    "errcode": lambda word: (200, {"errcode": word}, {}),
+    "request id": lambda word: (400, {"code": "x", "requestid": word}, {}),
+    "request id header": lambda word: (500, {}, {"x-acs-request-id": word}),
+    "location": lambda word: (302, b"", {"location": f"https://other.example/?token={word}"}),
+    "success": lambda word: (200, {"success": word}, {}),
+    "page": lambda word: (502, f"upstream said {word}".encode(), {}),
+    "JSON in a page": lambda word: (502, f"upstream said {json.dumps(word)}".encode(), {}),
+    "cut by the message's end": lambda word: (400, {"code": "x", "message": "-" * 285 + word}, {}),
+    "cut by the page's end": lambda word: (502, (" " * 590 + word).encode(), {}),
+    "cut by the page's end, in many words": lambda word: (502, (("a" + " " * 9) * 59 + word).encode(), {}),
+    "after other secrets": lambda word: (502, (word * 100).encode(), {}),
+}
+
+
+@pytest.mark.parametrize("word", SECRETS)
+@pytest.mark.parametrize("echo", ECHOES)
+def test_a_secret_that_the_server_echoes_is_shown_to_no_one(echo: str, word: str) -> None:
+    status, body, headers = ECHOES[echo](word)
+    error = error_of(status, body, headers, secrets=SECRETS)
+    shown = f"{error} {error!r} {error.code} {error.request_id} {error.message} {vars(error)}"
+    assert not [part for part in (word[:8], word[-8:], "s3cr3t", "-and-longer", "uo") if part in shown]
+
+
+def test_a_long_or_strange_message_becomes_one_short_line() -> None:
+    message = error_of(400, {"code": "x", "message": "a\r\n\x1b[31mb\u202e\ud800 " * 200}).message
+    assert message.isprintable()
+    assert len(message) < 310
+    assert message.startswith("a [31mb")

@@ -1,0 +1,71 @@
+"""Errors as values: what they say, and that they survive a trip between processes."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+
+from airflow_provider_dingconf.dingtalk import errors
+from airflow_provider_dingconf.dingtalk.errors import ERRORS, DingTalkError, Outcome
+
+CLASSES = [
+    kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, DingTalkError)
+]
+
+
+def test_the_tree_at_the_top_of_the_module_names_every_class() -> None:
+    drawn = [
+        line.strip("│├└─ ").split()[0] for line in (errors.__doc__ or "").splitlines() if "Error" in line
+    ]
+    assert {kind.__name__ for kind in CLASSES} <= set(drawn)
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_an_error_survives_pickling_with_all_its_facts(kind: type[DingTalkError]) -> None:
+    error = kind("said", code="x", http_status=500, request_id="R-1", retry_after=7.0)
+    error.attempts = 3
+    copy = pickle.loads(pickle.dumps(error))  # noqa: S301
+    assert type(copy) is kind
+    assert (str(copy), vars(copy)) == (str(error), vars(error))
+
+
+def test_an_error_says_what_happened_what_it_means_and_what_can_help() -> None:
+    error = errors.ThrottledError(
+        "slow down", code="90018", http_status=400, request_id="R-1", retry_after=2.5
+    )
+    row = ERRORS["90018"]
+    assert (
+        str(error)
+        == f"90018: slow down (HTTP 400, request id R-1, retry after 2.5 s). {row.meaning} {row.remedy}"
+    )
+
+
+def test_an_error_with_no_facts_is_still_a_sentence() -> None:
+    assert str(errors.InvalidInputError("x: wrong")) == "x: wrong. Nothing was sent to DingTalk."
+
+
+@pytest.mark.parametrize("row", ERRORS.values(), ids=list(ERRORS))
+def test_every_row_of_the_table_says_what_it_means_and_what_can_help(row: errors.ErrorCode) -> None:
+    assert row.meaning.endswith(".")
+    assert row.remedy.endswith(".")
+    assert row.outcome is row.error.outcome
+    assert all(100 <= status <= 599 for status in row.http_status)
+
+
+@pytest.mark.parametrize(
+    ("code", "outcome"),
+    [
+        ("confClosed", Outcome.SKIP),
+        *((code, Outcome.FAIL) for code in (
+            "paramsError", "commandError", "noPermission", "InvalidAuthentication", "invalidClientIdOrSecret",
+            "Forbidden.AccessDenied.AccessTokenPermissionDenied", "Forbidden.AccessDenied.IpNotInWhiteList",
+            "badCertificate", "redirect")),
+        *((code, Outcome.RETRY) for code in (
+            "systemError", "serviceBusy", "internalError", "system.busy", "systemBusy", "90002", "90018",
+            "Forbidden.AccessDenied.QpsLimitForApi", "Forbidden.AccessDenied.QpmLimitForSuitekeyAndOrgAndApi",
+            "addressBanned", "unreadableAnswer", "notConfirmed", "connectionLost", "timeout")),
+    ],
+)  # fmt: skip
+def test_the_default_outcomes_are_the_promised_ones(code: str, outcome: Outcome) -> None:
+    assert ERRORS[code].outcome is outcome

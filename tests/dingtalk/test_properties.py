@@ -1,0 +1,99 @@
+"""What holds for anything at all that a server answers, or that a user gives as an id."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from urllib.parse import urlsplit
+
+import pytest
+
+hypothesis = pytest.importorskip("hypothesis")
+
+from hypothesis import given, settings  # noqa: E402
+from hypothesis import strategies as st  # noqa: E402
+
+from airflow_provider_dingconf.dingtalk.answers import Good, parse_retry_after, read_answer  # noqa: E402
+from airflow_provider_dingconf.dingtalk.calls import Answer, any_call, lock_call  # noqa: E402
+from airflow_provider_dingconf.dingtalk.errors import (  # noqa: E402
+    ERRORS,
+    DingTalkError,
+    InvalidConferenceIdError,
+)
+from airflow_provider_dingconf.dingtalk.tokens import App, token_from  # noqa: E402
+
+# A slow machine is no failure, and nothing of a run is kept.
+settings.register_profile("dingconf", deadline=None, database=None)
+settings.load_profile("dingconf")
+
+CALLS = st.sampled_from(
+    [lock_call("c", "lock"), any_call("GET", "/v1.0/x"), App("id", "s3cret").token_call()]
+)
+NAMES = st.sampled_from(
+    ["success", "code", "errcode", "message", "errmsg", "requestid", "uuid", "status", "wait", "punish",
+     "accessToken", "expireIn"]
+)  # fmt: skip
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.integers(min_value=10**300, max_value=10**400)
+    | st.floats()
+    | st.text(max_size=40)
+    | st.sampled_from([*ERRORS, 1111])
+)
+OBJECTS = st.dictionaries(NAMES | st.text(max_size=5), SCALARS | st.lists(SCALARS, max_size=3), max_size=6)
+BODIES = st.binary(max_size=200) | OBJECTS.map(lambda body: json.dumps(body).encode())
+HEADERS = st.fixed_dictionaries(
+    {},
+    optional={
+        "content-encoding": st.sampled_from(["gzip", "deflate", "br", "gzip, gzip", ""]),
+        "retry-after": st.text(max_size=40) | st.integers().map(str),
+        "location": st.text(max_size=40),
+        "x-acs-request-id": st.text(max_size=40),
+    },
+)
+
+
+@given(call=CALLS, status=st.integers(100, 999), headers=HEADERS, body=BODIES, packed=st.booleans())
+def test_any_answer_is_a_good_one_or_a_dingtalk_error(
+    call: object, status: int, headers: dict[str, str], body: bytes, packed: bool
+) -> None:
+    answer = Answer(status, headers, gzip.compress(body, 1) if packed else body)
+    try:
+        good = read_answer(call, answer, 1e9, ["s3cret"])  # type: ignore[arg-type]
+        assert isinstance(good, Good)
+        assert 200 <= status < 300 or status < 200
+        if call.buys_token:  # type: ignore[attr-defined]
+            token_from(good.content, 1e9)
+    except DingTalkError as error:
+        assert str(error).isprintable()
+        assert len(str(error)) < 2_000
+        assert error.retry_after is None or error.retry_after >= 0
+
+
+WORDS = st.sampled_from(["Mon,", "Mon", "01", "1", "Jan", "2024", "99999", "00:00:00", "0:0", "1.2.3", "GMT", "+0800",
+                         "-0000", ",", "-", "+", ":", "12-Jan-24"])  # fmt: skip
+
+
+@given(
+    st.text(max_size=50)
+    | st.lists(WORDS, max_size=7).map(" ".join)
+    | st.lists(WORDS, max_size=7).map("".join)
+)
+def test_any_retry_after_is_seconds_or_nothing(value: str) -> None:
+    seconds = parse_retry_after(value, 1e9)
+    assert seconds is None or 0 <= seconds < 1e13
+
+
+@given(st.text(max_size=300) | st.text("abc./\\%?#.:@;=&+ \t\n\r\0", max_size=12))
+def test_any_text_is_exactly_one_path_segment_or_refused(conference_id: str) -> None:
+    try:
+        target = lock_call(conference_id, "lock").request("t").target
+    except InvalidConferenceIdError as error:
+        assert str(error).startswith("conference_id: ")
+        assert str(error).isprintable()
+        return
+    parts = urlsplit("https://api.dingtalk.io" + target)
+    assert (parts.netloc, parts.query, parts.fragment) == ("api.dingtalk.io", "", "")
+    assert parts.path.split("/") == ["", "v1.0", "conference", "videoConferences", conference_id, "lock"]

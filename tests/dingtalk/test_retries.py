@@ -1,0 +1,113 @@
+"""Whether and when a call is tried again. The waits are asked for, never sat out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from tenacity import Retrying
+
+from airflow_provider_dingconf.dingtalk.calls import any_call
+from airflow_provider_dingconf.dingtalk.errors import (
+    AccessTokenError,
+    AddressBannedError,
+    AnswerError,
+    CallTimeoutError,
+    CertificateError,
+    ConferenceClosedError,
+    ConnectionLostError,
+    DingTalkError,
+    InvalidInputError,
+    RedirectError,
+    ServerError,
+    ThrottledError,
+)
+from airflow_provider_dingconf.dingtalk.retries import policy
+
+REPEATABLE = any_call("POST", "/v1.0/x")
+ONCE = any_call("POST", "/v1.0/x", repeatable=False)
+
+
+def waits_before_the_end(
+    error: BaseException, call: Any = REPEATABLE, times: int | None = None, **limits: Any
+) -> list[float]:
+    """Return the waits of a call that ends in the error so many times; always where ``times`` is None."""
+    waits: list[float] = []
+    left = iter(range(10**6 if times is None else times))
+
+    def attempt() -> str:
+        for _ in left:
+            raise error
+        return "done"
+
+    retrying = Retrying(**policy(call, **limits), sleep=waits.append)
+    if times is None:
+        with pytest.raises(type(error)):
+            retrying(attempt)
+    else:
+        assert retrying(attempt) == "done"
+    return waits
+
+
+@pytest.mark.parametrize(
+    "kind", [ServerError, AnswerError, ThrottledError, ConnectionLostError, CallTimeoutError]
+)
+def test_what_may_pass_is_tried_again_as_often_as_allowed(kind: type[DingTalkError]) -> None:
+    assert len(waits_before_the_end(kind("x"), max_attempts=4)) == 3
+    assert len(waits_before_the_end(kind("x"), max_attempts=1)) == 0
+    assert len(waits_before_the_end(kind("x"), times=2)) == 2
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        AddressBannedError,
+        AccessTokenError,
+        ConferenceClosedError,
+        CertificateError,
+        RedirectError,
+        ValueError,
+    ],
+)
+def test_what_does_not_pass_is_not_tried_again(kind: type[Exception]) -> None:
+    assert waits_before_the_end(kind("x")) == []
+
+
+def test_a_call_that_creates_something_is_repeated_only_where_it_was_too_frequent() -> None:
+    for kind in (ServerError, AnswerError, ConnectionLostError, CallTimeoutError):
+        assert waits_before_the_end(kind("x"), ONCE) == []
+    assert len(waits_before_the_end(ThrottledError("x"), ONCE, times=1)) == 1
+    assert waits_before_the_end(AddressBannedError("x"), ONCE) == []
+
+
+def test_the_waits_grow_and_differ() -> None:
+    runs = [waits_before_the_end(ServerError("x"), max_attempts=6) for _ in range(20)]
+    for waits in runs:
+        assert all(0.5 * 2**n <= wait <= 0.5 * 2**n + 0.5 for n, wait in enumerate(waits))
+    assert len({waits[0] for waits in runs}) > 1, "callers that fail together must not come back together"
+
+
+def test_no_wait_is_shorter_than_dingtalk_asks_for() -> None:
+    waits = waits_before_the_end(ThrottledError("x", retry_after=3.0), max_attempts=4)
+    assert all(wait >= 3.0 for wait in waits)
+    assert len(waits) == 3
+
+
+@pytest.mark.parametrize(("limit", "value"), [("max_seconds", 59.0), ("max_wait", 59.0)])
+def test_a_wait_that_does_not_fit_is_not_begun(limit: str, value: float) -> None:
+    assert waits_before_the_end(ThrottledError("x", retry_after=60.0), **{limit: value}) == []
+
+
+def test_a_wait_that_fits_is_sat_out() -> None:
+    assert waits_before_the_end(
+        ThrottledError("x", retry_after=4.0), times=1, max_wait=5.0, max_seconds=60
+    ) == [4.0]
+
+
+@pytest.mark.parametrize("limits", [
+    *({"max_attempts": value} for value in (0, -1, 1.5, "3", None, True)),
+    *({"max_seconds": value} for value in (0, -1, "60", None, True, float("nan"))),
+])  # fmt: skip
+def test_a_limit_that_is_none_is_refused_by_name(limits: dict[str, Any]) -> None:
+    with pytest.raises(InvalidInputError, match=f"^{next(iter(limits))}: "):
+        policy(REPEATABLE, **limits)

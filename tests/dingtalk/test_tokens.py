@@ -1,0 +1,92 @@
+"""Access tokens: what buys one, what its answer holds, when it is renewed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from airflow_provider_dingconf.dingtalk.errors import AnswerError
+from airflow_provider_dingconf.dingtalk.tokens import App, Token, token_from
+
+APPS = {
+    "internal app": (
+        App("id", "hidden-secret"),
+        "/v1.0/oauth2/accessToken",
+        {"appKey": "id", "appSecret": "hidden-secret"},
+    ),
+    "app, by the unified token call": (
+        App("id", "hidden-secret", "dingcorp"),
+        "/v1.0/oauth2/dingcorp/token",
+        {"client_id": "id", "client_secret": "hidden-secret", "grant_type": "client_credentials"},
+    ),
+    "third-party app": (
+        App("id", "hidden-secret", "dingcorp", "hidden-ticket"),
+        "/v1.0/oauth2/corpAccessToken",
+        {
+            "suiteKey": "id",
+            "suiteSecret": "hidden-secret",
+            "authCorpId": "dingcorp",
+            "suiteTicket": "hidden-ticket",
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", APPS)
+def test_each_kind_of_app_buys_its_token_with_its_own_call(kind: str) -> None:
+    app, path, body = APPS[kind]
+    call = app.token_call()
+    assert app.kind == kind
+    assert (call.method, call.path, call.body, call.buys_token) == ("POST", path, body, True)
+    assert "x-acs-dingtalk-access-token" not in call.request().headers
+
+
+@pytest.mark.parametrize("kind", APPS)
+def test_the_secrets_of_an_app_show_in_no_repr(kind: str) -> None:
+    app, _, body = APPS[kind]
+    assert "hidden" not in repr(app) + repr(app.token_call()) + repr(app.token_call().request())
+    assert sorted(app.secrets) == sorted(value for value in body.values() if value.startswith("hidden"))
+
+
+@pytest.mark.parametrize(
+    ("now", "stale"),
+    [(1_000.0, False), (7_999.0, False), (8_000.0, True), (9_000.0, True), (999.0, True), (0.0, True)],
+    ids=["fresh", "late", "to be renewed", "expired", "clock one second back", "clock far back"],
+)
+def test_a_token_is_renewed_early_and_when_the_clock_went_back(now: float, stale: bool) -> None:
+    assert Token("t", bought_at=1_000.0, lifetime=7_200.0).stale(now) is stale
+
+
+def test_a_static_token_is_never_renewed() -> None:
+    token = Token("hidden")
+    assert token.static
+    assert not token.stale(1e12)
+    assert "hidden" not in repr(token)
+
+
+@pytest.mark.parametrize("names", [("accessToken", "expireIn"), ("access_token", "expires_in")])
+def test_either_form_of_the_answer_gives_a_token(names: tuple[str, str]) -> None:
+    assert token_from({names[0]: "abc", names[1]: 7200}, 5.0) == Token("abc", 5.0, 7200.0)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {},
+        {"accessToken": "abc"},
+        {"expireIn": 7200},
+        *(
+            {"accessToken": value, "expireIn": 7200}
+            for value in ("", None, 1, ["abc"], "a b", "a\r\nX: y", "会")
+        ),
+        *(
+            {"accessToken": "abc", "expireIn": value}
+            for value in (None, "7200", True, 0, -1, float("inf"), float("nan"), 1e300, 10**400, [7200])
+        ),
+    ],
+)
+def test_an_answer_without_a_usable_token_is_an_error(content: dict[str, Any]) -> None:
+    with pytest.raises(AnswerError) as caught:
+        token_from(content, 0.0)
+    assert caught.value.code == "unreadableAnswer"

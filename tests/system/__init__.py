@@ -1,0 +1,1 @@
+"""Tests of real deployments: Airflow's own components, as processes, against the sandbox."""

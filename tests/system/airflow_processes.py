@@ -1,0 +1,246 @@
+"""The parts of a real deployment as child processes: started, waited for, and ended by their pids.
+
+A component has a process group and a log of its own. Every wait polls, gives up after a generous time, and
+then says what it waited for and how the log ends.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TypeVar
+from urllib.error import URLError
+from urllib.request import ProxyHandler, build_opener
+
+import psutil
+
+PATIENCE = 180
+"""Seconds: how long anything may take, on the slowest of machines."""
+
+BIN = Path(sys.executable).parent
+"""Where this environment's commands are."""
+
+T = TypeVar("T")
+
+
+class DeploymentError(AssertionError):
+    """Raised when a component ended by itself, or something awaited did not come."""
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on now."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def wait_for(condition: Callable[[], T], what: str, seconds: float = PATIENCE, every: float = 0.2) -> T:
+    """Ask until the answer is true, and return it.
+
+    :param condition: what is asked; an assertion that fails in it counts as no.
+    :param what: what is awaited, for the error.
+    """
+    until = time.monotonic() + seconds
+    while True:
+        why = ""
+        try:
+            if answer := condition():
+                return answer
+        except DeploymentError:
+            raise
+        except AssertionError as no:
+            why = f": {no}"
+        if time.monotonic() > until:
+            raise DeploymentError(f"after {seconds:.0f} s, still no {what}{why}")
+        time.sleep(every)
+
+
+def answers(url: str) -> bool:
+    """Return whether an HTTP address answers at all; a proxy of the environment is not asked."""
+    try:
+        with build_opener(ProxyHandler({})).open(url, timeout=5):
+            return True
+    except URLError as error:
+        return hasattr(error, "code")
+    except OSError:
+        return False
+
+
+class Component:
+    """One process of a deployment, and all that it starts.
+
+    :param name: its name, and that of its log file.
+    :param command: what to run.
+    :param env: its whole environment.
+    :param logs: the directory of its log, to which a component that is started again adds.
+    """
+
+    def __init__(self, name: str, command: Sequence[str], env: dict[str, str], logs: Path) -> None:
+        self.name = name
+        self.log = logs / f"{name}.log"
+        logs.mkdir(parents=True, exist_ok=True)
+        with self.log.open("ab") as output:
+            self.process = subprocess.Popen(
+                [*command],
+                env=env,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def said(self) -> str:
+        """What the log holds."""
+        return self.log.read_text(errors="replace")
+
+    def wait_for(self, condition: Callable[[], T], what: str, seconds: float = PATIENCE) -> T:
+        """Ask until the answer is true, as long as the component runs; see :func:`wait_for`."""
+
+        def asked() -> T:
+            if self.process.poll() is not None:
+                raise DeploymentError(f"{self.name} ended with status {self.process.returncode}{self._end()}")
+            return condition()
+
+        try:
+            return wait_for(asked, what, seconds)
+        except DeploymentError as error:
+            raise DeploymentError(f"{error}{self._end()}") from None
+
+    def wait_for_address(self, url: str, seconds: float = PATIENCE) -> None:
+        """Wait until the component answers at an HTTP address."""
+        self.wait_for(lambda: answers(url), f"answer from {self.name} at {url}", seconds)
+
+    def wait_for_line(self, text: str, seconds: float = PATIENCE) -> str:
+        """Wait until the log has a line with this text, and return that line."""
+
+        def line() -> str:
+            return next((line for line in self.said.splitlines() if text in line), "")
+
+        return self.wait_for(line, f"line of {self.name} with {text!r}", seconds)
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to the component itself, and to nothing it started."""
+        self.process.send_signal(number)
+
+    def stop(self, seconds: float = 20) -> None:
+        """End the component and all that it started: asked first, killed where that does not help."""
+        started = self._started()
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGTERM)
+        for process in started:
+            with suppress(psutil.NoSuchProcess):
+                process.terminate()
+        _, alive = psutil.wait_procs(started, timeout=seconds)
+        self._kill(alive)
+
+    def kill(self) -> None:
+        """End the component and all that it started as a power cut does."""
+        self._kill(self._started())
+
+    def _started(self) -> list[psutil.Process]:
+        try:
+            own = psutil.Process(self.pid)
+            return [own, *own.children(recursive=True)]
+        except psutil.NoSuchProcess:
+            return []
+
+    def _kill(self, processes: list[psutil.Process]) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+        for process in processes:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        self.process.wait()
+
+    def _end(self) -> str:
+        return f"\n--- the end of {self.log}\n{self.said[-3000:]}"
+
+
+@contextmanager
+def running(name: str, command: Sequence[str], env: dict[str, str], logs: Path) -> Iterator[Component]:
+    """Run a component for a block; parameters are those of :class:`Component`."""
+    component = Component(name, command, env, logs)
+    try:
+        yield component
+    finally:
+        component.stop()
+
+
+@contextmanager
+def running_sandbox(logs: Path, *options: str) -> Iterator[str]:
+    """Run a sandbox in a process of its own for a block, and give its address.
+
+    :param options: of its command line; the port is any free one.
+    """
+    command = [sys.executable, "-m", "airflow_provider_dingconf.sandbox", "--port", "0", *options]
+    with running("sandbox", command, dict(os.environ), logs) as component:
+        yield component.wait_for_line("DingTalk sandbox on http").split(" on ", 1)[1].split()[0]
+
+
+def environment(home: Path, **settings: str) -> dict[str, str]:
+    """Return the environment of a throw-away Airflow: a home of its own, and nothing of the caller's.
+
+    :param home: its home directory.
+    :param settings: more variables.
+    """
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("AIRFLOW") and not name.lower().endswith("_proxy")
+    }
+    return {
+        **kept,
+        # Airflow starts parts of itself as `airflow ...`.
+        "PATH": f"{BIN}{os.pathsep}{kept.get('PATH', os.defpath)}",
+        "PYTHONUNBUFFERED": "1",
+        "AIRFLOW_HOME": str(home),
+        "AIRFLOW__CORE__DAGS_FOLDER": str(home / "dags"),
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        "AIRFLOW__DATABASE__LOAD_DEFAULT_CONNECTIONS": "False",
+        "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
+        "NO_PROXY": "127.0.0.1,localhost",
+        "no_proxy": "127.0.0.1,localhost",
+        **settings,
+    }
+
+
+def airflow(*arguments: str, env: dict[str, str], seconds: float = PATIENCE) -> str:
+    """Run one of Airflow's commands to its end, and return what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-m", "airflow", *arguments],
+        env=env,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+        check=False,
+    )
+    if done.returncode:
+        raise DeploymentError(
+            f"`airflow {' '.join(arguments)}` failed:\n{done.stdout}\n{done.stderr}"[-6000:]
+        )
+    return done.stdout
+
+
+def sandbox_connection(url: str, **changes: str) -> str:
+    """Return the connection to a sandbox, as the JSON of an environment variable."""
+    fields = {
+        "conn_type": "dingtalk",
+        "host": url,
+        "login": "dingsandboxapp",
+        "password": "sandbox-app-secret",
+    }
+    return json.dumps({**fields, **changes})

@@ -1,0 +1,1 @@
+"""Airflow as it is run in earnest: its components as processes, PostgreSQL, Celery with Redis."""

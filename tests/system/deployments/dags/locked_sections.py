@@ -1,0 +1,54 @@
+"""What the deployments run. Each run says in its conf which meetings it is about."""
+
+from __future__ import annotations
+
+import os
+import time
+from datetime import timedelta
+from pathlib import Path
+
+from airflow.providers.common.compat.sdk import DAG, Param, task
+
+from airflow_provider_dingconf.operators import LockConferenceOperator, conference_lock
+
+CONFERENCE = {"conference_id": Param(type="string")}
+LONGEST = 300
+"""Seconds for which work waits to be told that it may end."""
+
+with DAG("locked_section", schedule=None, params=CONFERENCE | {"desk": Param(type="string")}):
+
+    @task
+    def work(desk: str) -> None:
+        """Say which process works, then work until told to end."""
+        (Path(desk) / "pid.new").write_text(str(os.getpid()))
+        (Path(desk) / "pid.new").rename(Path(desk) / "pid")
+        until = time.monotonic() + LONGEST
+        while not (Path(desk) / "done").exists():
+            if time.monotonic() > until:
+                raise TimeoutError("nobody said that the work is done")
+            time.sleep(0.1)
+
+    with conference_lock("{{ params.conference_id }}"):
+        work("{{ params.desk }}")
+
+with DAG("patient_lock", schedule=None, params=CONFERENCE):
+    LockConferenceOperator(task_id="lock", conference_id="{{ params.conference_id }}", deferrable=True)
+
+with DAG("retried_lock", schedule=None, params=CONFERENCE):
+    LockConferenceOperator(
+        task_id="lock",
+        conference_id="{{ params.conference_id }}",
+        max_seconds=5,
+        retries=1,
+        retry_delay=timedelta(hours=1),
+    )
+
+with DAG("many_locks", schedule=None, params={"conference_ids": Param(type="array")}, max_active_tasks=100):
+
+    @task
+    def conferences(params: dict[str, list[str]] | None = None) -> list[str]:
+        """Return the meetings to lock."""
+        assert params
+        return [*params["conference_ids"]]
+
+    LockConferenceOperator.partial(task_id="lock").expand(conference_id=conferences())

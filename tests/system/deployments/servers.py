@@ -1,0 +1,150 @@
+"""PostgreSQL and Redis of one's own: from the system's packages, on free ports, with a directory to throw away."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import shlex
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import psycopg2
+import redis
+
+from system.airflow_processes import DeploymentError, free_port, running
+
+USER = "airflow"
+HURRY = ("fsync=off", "synchronous_commit=off", "full_page_writes=off", "max_connections=200")
+"""Settings of a database that need not outlive a power cut."""
+
+
+@dataclass(frozen=True)
+class Postgres:
+    """A running PostgreSQL cluster; its one database is ``postgres``."""
+
+    port: int
+    password: str
+
+    def url(self, scheme: str = "postgresql+psycopg2") -> str:
+        """Return its address, as SQLAlchemy writes it."""
+        return f"{scheme}://{USER}:{self.password}@127.0.0.1:{self.port}/postgres"
+
+    def rows(self, query: str, *values: object) -> list[tuple]:
+        """Return what a query finds."""
+        connection = psycopg2.connect(self.url("postgresql"))
+        try:
+            with connection, connection.cursor() as cursor:
+                cursor.execute(query, values)
+                return cursor.fetchall()
+        finally:
+            connection.close()
+
+    def dump(self) -> str:
+        """Return all that is in the database, as text."""
+        return _run([_server("pg_dump"), "--inserts", "--dbname", self.url("postgresql")])
+
+    def accepts(self) -> bool:
+        """Return whether it lets one in."""
+        with suppress(psycopg2.OperationalError):
+            return self.rows("SELECT 1") == [(1,)]
+        return False
+
+
+@contextmanager
+def running_postgres(logs: Path) -> Iterator[Postgres]:
+    """Make a cluster and run it for a block."""
+    postgres = Postgres(free_port(), secrets.token_hex(16))
+    # Not where pytest keeps its files, which PostgreSQL's user may not enter.
+    home = Path(tempfile.mkdtemp(prefix="postgres-", dir="/tmp"))
+    try:
+        password = home / "password"
+        password.write_text(postgres.password)
+        as_user = _not_root(home, password)
+        _run(
+            [
+                *as_user,
+                _server("initdb"),
+                f"--pgdata={home / 'data'}",
+                f"--username={USER}",
+                f"--pwfile={password}",
+                "--auth=scram-sha-256",
+                "--encoding=UTF8",
+                "--locale=C",
+                "--no-sync",
+            ]
+        )
+        settings = [
+            "listen_addresses=127.0.0.1",
+            f"port={postgres.port}",
+            f"unix_socket_directories={home}",
+            *HURRY,
+        ]
+        command = [*as_user, _server("postgres"), "-D", str(home / "data")]
+        command += [part for setting in settings for part in ("-c", setting)]
+        with running("postgres", command, dict(os.environ), logs) as server:
+            server.wait_for(postgres.accepts, "connection to PostgreSQL")
+            yield postgres
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+
+
+@contextmanager
+def running_redis(logs: Path) -> Iterator[str]:
+    """Run a Redis that keeps nothing for a block, and give its address."""
+    port, password = free_port(), secrets.token_hex(16)
+    options = {
+        "--bind": "127.0.0.1",
+        "--port": str(port),
+        "--requirepass": password,
+        "--save": "",
+        "--appendonly": "no",
+        "--dir": str(logs),
+    }
+    command = [_server("redis-server"), *(part for option in options.items() for part in option)]
+    url = f"redis://:{password}@127.0.0.1:{port}/0"
+
+    def accepts() -> bool:
+        with suppress(redis.ConnectionError), redis.Redis.from_url(url) as client:
+            return bool(client.ping())
+        return False
+
+    with running("redis", command, dict(os.environ), logs) as server:
+        server.wait_for(accepts, "connection to Redis")
+        yield url
+
+
+def _server(program: str) -> str:
+    """Return where a server's program is: Debian keeps PostgreSQL's out of the path."""
+    installed = sorted(
+        Path("/usr/lib/postgresql").glob(f"*/bin/{program}"),
+        key=lambda path: [int(number) for number in re.findall(r"\d+", path.parts[4])],
+    )
+    found = str(installed[-1]) if installed else shutil.which(program)
+    if found is None:
+        raise DeploymentError(
+            f"`{program}` is missing: these tests need the servers of PostgreSQL and Redis, "
+            "on Debian the packages `postgresql` and `redis-server`."
+        )
+    return found
+
+
+def _not_root(*owned: Path) -> Sequence[str]:
+    """Return what to put before a command of PostgreSQL, which root may not run; give its user the paths."""
+    if os.geteuid() != 0:
+        return ()
+    for path in owned:
+        shutil.chown(path, "postgres", "postgres")
+    return ("setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups")
+
+
+def _run(command: Sequence[str]) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd="/")
+    if done.returncode:
+        raise DeploymentError(f"`{shlex.join(command)}` failed:\n{done.stdout}\n{done.stderr}")
+    return done.stdout

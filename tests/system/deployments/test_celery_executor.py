@@ -1,0 +1,59 @@
+"""CeleryExecutor on PostgreSQL and Redis, with two workers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+
+from airflow_provider_dingconf.sandbox import Sandbox
+from system.deployments.deployment import Deployment, deployed
+from system.deployments.servers import running_redis
+
+MEETINGS = 100
+
+
+@pytest.fixture(scope="module")
+def deployment(tmp_path_factory: pytest.TempPathFactory, dingtalk: Sandbox) -> Iterator[Deployment]:
+    home = tmp_path_factory.mktemp("celery-executor")
+    with running_redis(home) as redis_url:
+        settings = {
+            "AIRFLOW__CORE__EXECUTOR": "CeleryExecutor",
+            "AIRFLOW__CELERY__BROKER_URL": redis_url,
+            "AIRFLOW__CELERY__RESULT_BACKEND": redis_url,
+            "AIRFLOW__CELERY__SYNC_PARALLELISM": "1",
+            "AIRFLOW__CELERY__WORKER_PREFETCH_MULTIPLIER": "1",
+            # Two workers on one host: each is told apart by its user's name, which is what this asks for.
+            "AIRFLOW__CORE__HOSTNAME_CALLABLE": "getpass.getuser",
+        }
+        with deployed(home, dingtalk, **settings) as running:
+            workers = [
+                running.start(
+                    name,
+                    *("celery", "worker", "--concurrency", "3", "--celery-hostname", f"{name}@localhost"),
+                    *("--pid", str(home / f"{name}.pid"), "--skip-serve-logs"),
+                    *("--without-gossip", "--without-mingle"),
+                    LOGNAME=name,
+                )
+                for name in ("worker-1", "worker-2")
+            ]
+            for worker in workers:
+                worker.wait_for_line(" ready.")
+            running.wait_for_dags("many_locks")
+            yield running
+
+
+def test_two_workers_lock_a_hundred_meetings(deployment: Deployment, dingtalk: Sandbox) -> None:
+    meetings = [dingtalk.create_conference() for _ in range(MEETINGS)]
+    run = deployment.run("many_locks", conference_ids=meetings)
+    assert run.end() == "success"
+
+    assert all(dingtalk.conference(meeting).locked for meeting in meetings)
+    assert Counter(call.conference_id for call in dingtalk.calls_of("lock")) == Counter(meetings)
+
+    done_by = Counter(task["hostname"] for task in run.tasks() if task["task_id"] == "lock")
+    assert {*done_by} == {"worker-1", "worker-2"}
+    assert done_by.total() == MEETINGS
+    print(f"locks by worker: {dict(done_by)}")
+    print(f"API calls: {dict(Counter(call.name for call in dingtalk.calls))}")

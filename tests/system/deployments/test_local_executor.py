@@ -1,0 +1,184 @@
+"""LocalExecutor on PostgreSQL: api-server, scheduler, dag-processor and triggerer, each its own process."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from cryptography.fernet import Fernet
+
+from airflow_provider_dingconf.sandbox import Fault, Sandbox
+from system.airflow_processes import wait_for
+from system.deployments.deployment import Deployment, Run, deployed
+
+THROTTLED = "Forbidden.AccessDenied.QpmLimitForAppkeyAndApi"
+
+
+@pytest.fixture(scope="module")
+def deployment(tmp_path_factory: pytest.TempPathFactory, dingtalk: Sandbox) -> Iterator[Deployment]:
+    home = tmp_path_factory.mktemp("local-executor")
+    settings = {"AIRFLOW__CORE__EXECUTOR": "LocalExecutor", "AIRFLOW__CORE__PARALLELISM": "4"}
+    with deployed(home, dingtalk, **settings) as running:
+        running.start("triggerer", "triggerer", "--skip-serve-logs")
+        running.wait_for_dags("locked_section", "patient_lock", "retried_lock")
+        yield running
+
+
+@pytest.fixture
+def meeting(dingtalk: Sandbox) -> Iterator[str]:
+    """Return a running meeting, and forget the calls and faults of the test before."""
+    dingtalk.heal()
+    return dingtalk.create_conference()
+
+
+class Section:
+    """A run of ``locked_section``, whose work ends when it is told to."""
+
+    def __init__(self, deployment: Deployment, meeting: str, desk: Path) -> None:
+        self.desk = desk
+        self.run: Run = deployment.run("locked_section", conference_id=meeting, desk=str(desk))
+
+    def working(self) -> int:
+        """Wait until the work is being done, and return the process that does it."""
+        pid = self.desk / "pid"
+        self.run.wait_for(pid.exists, "work")
+        return int(pid.read_text())
+
+    def finish(self) -> None:
+        """Tell the work that it is done."""
+        (self.desk / "done").touch()
+
+
+def calls_about(dingtalk: Sandbox, meeting: str) -> list[tuple[str, int | None]]:
+    """Return the calls about a meeting, and how they were answered."""
+    return [(call.name, call.status) for call in dingtalk.calls if call.conference_id == meeting]
+
+
+def waited(dingtalk: Sandbox, meeting: str) -> float:
+    """Return the seconds between the first and the last call about a meeting."""
+    times = [call.time for call in dingtalk.calls if call.conference_id == meeting]
+    return times[-1] - times[0]
+
+
+def deferred(run: Run) -> dict[str, Any]:
+    """Wait until the run's task waits in the triggerer; return its trigger, as the database has it."""
+    run.wait_for(lambda: run.states() == {"lock": "deferred"}, "deferred task")
+    query = """SELECT classpath, encrypted_kwargs, triggerer_id, next_kwargs
+        FROM trigger JOIN task_instance ON task_instance.trigger_id = trigger.id WHERE run_id = %s"""
+    (row,) = run.deployment.postgres.rows(query, run.run_id)
+    return dict(zip(("classpath", "kwargs", "triggerer", "next_kwargs"), row, strict=True))
+
+
+def secrets_of(dingtalk: Sandbox) -> list[str]:
+    """Return what may be seen by nobody: the client secret, and every access token that was used."""
+    tokens = {call.header("x-acs-dingtalk-access-token") for call in dingtalk.calls} - {None}
+    assert tokens
+    plain = [dingtalk.client_secret, *map(str, tokens)]
+    return plain + [base64.b64encode(secret.encode()).decode().rstrip("=") for secret in plain]
+
+
+def test_a_meeting_is_locked_while_the_work_is_done(
+    deployment: Deployment, dingtalk: Sandbox, meeting: str, tmp_path: Path
+) -> None:
+    section = Section(deployment, meeting, tmp_path)
+    section.working()
+    assert not dingtalk.join(meeting, "latecomer")
+    section.finish()
+    assert section.run.end() == "success"
+    assert dingtalk.join(meeting, "latecomer")
+    assert calls_about(dingtalk, meeting) == [("lock", 200), ("unlock", 200)]
+
+
+def test_a_throttled_task_waits_in_the_triggerer_and_takes_no_slot(
+    deployment: Deployment, dingtalk: Sandbox, meeting: str
+) -> None:
+    dingtalk.fail(Fault(call="lock", code=THROTTLED, headers={"Retry-After": "20"}, times=1))
+    run = deployment.run("patient_lock", conference_id=meeting)
+
+    trigger = deferred(run)
+    pool = deployment.request("GET", "pools/default_pool")
+    assert (pool["running_slots"], pool["queued_slots"], pool["deferred_slots"]) == (0, 0, 1)
+
+    kwargs = Fernet(deployment.fernet_key).decrypt(trigger["kwargs"].encode()).decode()
+    assert trigger["classpath"] == "airflow.providers.standard.triggers.temporal.DateTimeTrigger"
+    assert not [secret for secret in secrets_of(dingtalk) if secret in kwargs + json.dumps(trigger)]
+
+    assert run.end() == "success"
+    assert calls_about(dingtalk, meeting) == [("lock", 403), ("lock", 200)]
+    assert waited(dingtalk, meeting) >= 20
+    assert dingtalk.conference(meeting).locked
+
+
+def test_another_triggerer_takes_over_from_one_that_died(
+    deployment: Deployment, dingtalk: Sandbox, meeting: str
+) -> None:
+    dingtalk.fail(Fault(call="lock", code=THROTTLED, headers={"Retry-After": "20"}, times=1))
+    run = deployment.run("patient_lock", conference_id=meeting)
+    dead = wait_for(lambda: deferred(run)["triggerer"], "triggerer that has the task")
+
+    deployment.components["triggerer"].kill()
+    deployment.start("triggerer-2", "triggerer", "--skip-serve-logs")
+
+    run.wait_for(lambda: deferred(run)["triggerer"] not in (None, dead), "take-over")
+    assert run.end() == "success"
+    assert calls_about(dingtalk, meeting) == [("lock", 403), ("lock", 200)]
+    assert waited(dingtalk, meeting) >= 20
+    assert dingtalk.conference(meeting).locked
+
+
+@pytest.mark.parametrize("victim", ["task", "worker"])
+def test_a_meeting_is_unlocked_when_the_work_is_killed(
+    deployment: Deployment, dingtalk: Sandbox, meeting: str, tmp_path: Path, victim: str
+) -> None:
+    section = Section(deployment, meeting, tmp_path)
+    task = section.working()
+    if victim == "worker":
+        # The worker watches over the task, and says at once that it ended. Without it, its silence says so.
+        os.kill(psutil.Process(task).ppid(), signal.SIGKILL)
+    os.kill(task, signal.SIGKILL)
+
+    assert section.run.end() == "failed"
+    assert section.run.states() == {
+        "lock_conference": "success",
+        "work": "failed",
+        "unlock_conference": "success",
+    }
+    assert dingtalk.join(meeting, "latecomer")
+    assert calls_about(dingtalk, meeting) == [("lock", 200), ("unlock", 200)]
+
+
+def test_airflow_retries_a_throttled_task_when_dingtalk_said(
+    deployment: Deployment, dingtalk: Sandbox, meeting: str
+) -> None:
+    dingtalk.fail(Fault(call="lock", code=THROTTLED, headers={"Retry-After": "15"}, times=1))
+    run = deployment.run("retried_lock", conference_id=meeting)
+
+    run.wait_for(lambda: run.states() == {"lock": "up_for_retry"}, "task that is up for retry")
+    assert run.end() == "success"
+    assert [task["try_number"] for task in run.tasks()] == [2]
+    assert calls_about(dingtalk, meeting) == [("lock", 403), ("lock", 200)]
+    assert 15 <= waited(dingtalk, meeting) < 60
+
+
+def test_no_secret_is_left_anywhere(
+    deployment: Deployment, dingtalk: Sandbox, meeting: str, tmp_path: Path
+) -> None:
+    """The last test: it looks through what all the others have left."""
+    section = Section(deployment, meeting, tmp_path)
+    section.finish()
+    assert section.run.end() == "success"
+
+    left = {"the database": deployment.postgres.dump().encode()}
+    left |= {str(path): path.read_bytes() for path in deployment.home.rglob("*") if path.is_file()}
+    assert len(deployment.task_logs()) >= 3
+    assert "dingtalk_default" in left["the database"].decode()
+    assert [where for where, all_of_it in left.items() if b"x-acs-dingtalk-access-token" in all_of_it] == []
+    for secret in secrets_of(dingtalk):
+        assert [where for where, all_of_it in left.items() if secret.encode() in all_of_it] == []

@@ -1,0 +1,167 @@
+"""``make bench``: what the provider costs, as ratios.
+
+Both sides of a ratio are measured in one run, in turn, so that a busy machine slows both. It measures no
+DingTalk: the sandbox on this machine answers at once, which makes the provider's own share look largest.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from functools import partial
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from demo import ask, environment, sandbox
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+IMPORTS = {
+    "BaseOperator": "from airflow.sdk import BaseOperator",
+    "operators": "import airflow_provider_dingconf.operators",
+    "HttpOperator": "from airflow.providers.http.operators.http import HttpOperator",
+}
+IMPORT_ROUNDS = 2
+CALL_ROUNDS = 1500
+LOCKS = 100
+MEETING = "sandbox-open"
+
+
+def import_seconds(statement: str) -> float:
+    """Return how long an import takes in a fresh process, in seconds of the processor."""
+    program = f"import time; began = time.process_time()\n{statement}\nprint(time.process_time() - began)"
+    done = subprocess.run(
+        [sys.executable, "-c", program], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True
+    )
+    return float(done.stdout.splitlines()[-1])
+
+
+def in_turn(sides: dict[str, Callable[[], float]], rounds: int) -> dict[str, float]:
+    """Return the median of what each side measures, after one round that does not count."""
+    measured: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(rounds + 1):
+        for name, measure in sides.items():
+            measured[name].append(measure())
+    return {name: median(values[1:]) for name, values in measured.items()}
+
+
+def timed(call: Callable[[], Any]) -> Callable[[], float]:
+    """Return what measures how long a call takes, in milliseconds."""
+
+    def measure() -> float:
+        began = time.perf_counter()
+        call()
+        return (time.perf_counter() - began) * 1000
+
+    return measure
+
+
+def log_as_a_task_does(log: Path) -> None:
+    """Send the logs where Airflow's task runner sends them: as JSON, into a file."""
+    from airflow.sdk.log import configure_logging
+
+    configure_logging(json_output=True, output=log.open("wb"), sending_to_supervisor=True)
+    sys.excepthook = sys.__excepthook__  # an error of this program is for the screen
+
+
+def bare_call(url: str, token: str) -> Callable[[], Any]:
+    """Return the same call, made with a session of requests and nothing else."""
+    import requests
+
+    from airflow_provider_dingconf.dingtalk.calls import lock_call
+
+    session, headers = requests.Session(), dict(lock_call(MEETING, "lock").request(token).headers)
+    target = f"{url}/v1.0/conference/videoConferences/{MEETING}/lock"
+    return lambda: session.post(target, json={"action": "lock"}, headers=headers)
+
+
+def sdk_call(url: str, token: str) -> Callable[[], Any]:
+    """Return the same call, made with DingTalk's official SDK."""
+    from alibabacloud_dingtalk.conference_1_0 import models
+    from alibabacloud_dingtalk.conference_1_0.client import Client
+    from alibabacloud_tea_openapi.models import Config
+    from alibabacloud_tea_util.models import RuntimeOptions
+
+    client = Client(Config(protocol="http", endpoint=url.removeprefix("http://")))
+    request = models.LockConferenceRequest(action="lock")
+    return lambda: client.lock_conference_with_options(
+        MEETING,
+        request,
+        models.LockConferenceHeaders(x_acs_dingtalk_access_token=token),
+        RuntimeOptions(),
+    )
+
+
+def calls_for_locks(url: str) -> int:
+    """Return how many calls the sandbox got, when its first ones were the locks of one hook."""
+    from airflow_provider_dingconf.hooks import DingTalkConferenceHook
+
+    hook = DingTalkConferenceHook()
+    for _ in range(LOCKS):
+        hook.lock_conference(MEETING)
+    return len(ask(url, "calls"))
+
+
+def row(what: str, one: float, other: float, unit: str, goal: float | None = None) -> None:
+    """Print one row of the table."""
+    ratio = one / other
+    aim = f"at most {goal}" if goal else "-"
+    met = "" if goal is None else "met" if round(ratio, 3) <= goal else "MISSED"
+    print(f"{what:<52}{one:>9.4g}{other:>9.4g} {unit:<6}{ratio:>7.3f}  {aim:<14}{met}".rstrip(), flush=True)
+
+
+def main() -> None:
+    """Measure, and print the table."""
+    with (
+        tempfile.TemporaryDirectory(prefix="dingconf-bench-") as home,
+        sandbox(Path(home, "sandbox.log"), "--quiet") as url,
+    ):
+        os.environ.clear()
+        os.environ.update(environment(Path(home), url))
+        tempfile.tempdir = home
+        print(f"{'':<52}{'one':>9}{'other':>9} {'':<6}{'ratio':>7}  goal")
+
+        imports = in_turn(
+            {name: partial(import_seconds, statement) for name, statement in IMPORTS.items()}, IMPORT_ROUNDS
+        )
+        base = imports["BaseOperator"]
+        row("import: these operators / BaseOperator", imports["operators"], base, "s", 1.03)
+        row("import: the HTTP provider's operator / BaseOperator", imports["HttpOperator"], base, "s")
+
+        from airflow_provider_dingconf.hooks import DingTalkConferenceHook
+
+        log_as_a_task_does(Path(home, "task.log"))
+        row("API calls / locks, one hook", calls_for_locks(url), LOCKS, "calls", 1.01)
+        hook = DingTalkConferenceHook()
+        bought = hook.call("POST", "/v1.0/oauth2/accessToken", json=credentials())["accessToken"]
+        calls = in_turn(
+            {
+                "bare": timed(bare_call(url, bought)),
+                "hook": timed(lambda: hook.lock_conference(MEETING)),
+                "sdk": timed(sdk_call(url, bought)),
+            },
+            CALL_ROUNDS,
+        )
+        row("lock: lock_conference / a bare post of requests", calls["hook"], calls["bare"], "ms", 1.15)
+        row("lock: lock_conference / the official SDK", calls["hook"], calls["sdk"], "ms")
+    print(
+        f"\nImports: seconds of the processor, in fresh processes, median of {IMPORT_ROUNDS}.\n"
+        f"Locks: with a warm token, median of {CALL_ROUNDS}. lock_conference logs its line into a file, as in a\n"
+        "task; the others log nothing."
+    )
+
+
+def credentials() -> dict[str, str]:
+    """Return the body of the call that buys a token for the other sides."""
+    connection = json.loads(os.environ["AIRFLOW_CONN_DINGTALK_DEFAULT"])
+    return {"appKey": connection["login"], "appSecret": connection["password"]}
+
+
+if __name__ == "__main__":
+    main()
