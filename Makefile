@@ -8,7 +8,7 @@ MATRIX := $(shell awk '/^[0-9]/ { print $$1 "-" $$2 }' .ci/environments)
 AIRFLOW := $(shell awk '/^[0-9]/ { version = $$2 } END { print version }' .ci/environments)
 WHAT_ENVIRONMENTS_DEPEND_ON := pyproject.toml .ci/environments .ci/env
 
-.PHONY: help demo ui test test-matrix test-system lint bench wheel clean
+.PHONY: help demo ui test test-faults test-matrix test-system lint bench wheel clean
 .SECONDARY:
 
 help:
@@ -24,20 +24,24 @@ test: .venv/.ready  ## run the tests, with coverage
 	.venv/bin/python -m pytest --cov --cov-report=term-missing:skip-covered --cov-fail-under=$(COVERAGE)
 
 test-matrix: .venv/bin/uv  ## run the tests with every supported Airflow
-	@$(MAKE) --jobs=2 --output-sync=target --keep-going $(MATRIX:%=test-with-%)
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target --keep-going $(MATRIX:%=test-with-%)
 
 test-with-%: .matrix/%/.ready
 	@echo "Python $(subst -, with Airflow ,$*)"
 	@.matrix/$*/bin/python -m pytest --quiet -p no:cacheprovider
 
+test-faults: .venv/.ready  ## run the tests behind a network that breaks; their bounds want a quiet machine
+	.venv/bin/python -m pytest tests/faults
+
 # PostgreSQL, Redis, Chromium and ChromeDriver come from the system: .ci/debian-packages lists Debian's.
 test-system: .matrix/3.13-3.3.2/.ready-system .matrix/3.10-2.11.2/.ready  ## run the tests on real deployments
 	.matrix/3.13-3.3.2/bin/python -m pytest -p no:cacheprovider tests/system
 
-lint: .venv/.ready  ## check style and types
+lint: .venv/.ready  ## check style, types and security
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
 	.venv/bin/mypy
+	.venv/bin/bandit --quiet --recursive --configfile pyproject.toml airflow_provider_dingconf
 
 bench: .venv/.ready  ## measure what the provider costs
 	@.venv/bin/python tests/tools/bench.py

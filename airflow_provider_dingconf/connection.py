@@ -10,6 +10,7 @@ import difflib
 import ipaddress
 import json
 import re
+import ssl
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -262,7 +263,12 @@ def _switch(value: Any) -> bool | None:
 
 def _verify(reader: _Reader, name: str, value: Any) -> bool | str:
     switch = _switch(value)
-    return _file(reader, name, value) if switch is None else switch
+    if switch is not None:
+        return switch
+    file = _file(reader, name, value)
+    where = "capath" if Path(file).is_dir() else "cafile"
+    _loaded(reader, name, ssl.SSLContext.load_verify_locations, **{where: file})
+    return file
 
 
 def _token_cache(reader: _Reader, name: str, value: Any) -> bool | str:
@@ -276,9 +282,18 @@ def _token_cache(reader: _Reader, name: str, value: Any) -> bool | str:
 
 def _cert(reader: _Reader, name: str, value: Any) -> str | tuple[str, str]:
     value = _structured(value)
-    if isinstance(value, list) and len(value) == 2:
-        return _file(reader, name, value[0]), _file(reader, name, value[1])
-    return _file(reader, name, value)
+    parts = value if isinstance(value, list) and len(value) == 2 else [value]
+    files = [_file(reader, name, part) for part in parts]
+    _loaded(reader, name, ssl.SSLContext.load_cert_chain, *files, password="")  # nosec B106 - never ask a terminal for it
+    return (files[0], files[1]) if len(files) == 2 else files[0]
+
+
+def _loaded(reader: _Reader, name: str, load: Callable[..., object], *args: str, **kwargs: str) -> None:
+    """Try a file of certificates, so that a wrong one is the connection's error and not a lost call."""
+    try:
+        load(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), *args, **kwargs)
+    except (OSError, ValueError) as error:
+        reader.fail(f"extra {name!r}", f"it cannot be used: {error}")
 
 
 def _file(reader: _Reader, name: str, value: Any) -> str:

@@ -98,3 +98,10 @@ class DeadlineAdapter(TCPKeepAliveAdapter):
         manager = super().proxy_manager_for(*args, **kwargs)
         manager.pool_classes_by_scheme = self.pools
         return manager
+
+    def close(self) -> None:
+        """Close the connections at once; urllib3 waits until the garbage of a pool is collected."""
+        for manager in (self.poolmanager, *self.proxy_manager.values()):
+            for key in list(manager.pools.keys()):
+                manager.pools[key].close()
+        super().close()

@@ -25,11 +25,11 @@ CONNECTION_TYPE: dict[str, Any] = {
     "ui-field-behaviour": {
         # The port stays: Airflow 3.3.1 and 3.3.2 refuse to test a connection that has none.
         "hidden-fields": ["schema", "extra"],
-        "relabeling": {"host": "Host", "login": "Client ID", "password": "Client Secret"},
+        "relabeling": {"host": "Host", "login": "Client ID", "password": "Client Secret"},  # nosec B105 - a label
         "placeholders": {
             "host": "https://api.dingtalk.io, or api.dingtalk.com for mainland China",
             "login": "Client ID of the app (AppKey, SuiteKey)",
-            "password": "Client Secret of the app (AppSecret, SuiteSecret)",
+            "password": "Client Secret of the app (AppSecret, SuiteSecret)",  # nosec B105 - a label
             "port": "443 when empty; Airflow 3.3.1 and 3.3.2 test only with a port",
         },
     },

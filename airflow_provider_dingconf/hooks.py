@@ -12,7 +12,7 @@ import time
 from contextlib import asynccontextmanager, contextmanager, suppress
 from datetime import datetime, timezone
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 from airflow.providers.common.compat.connection import get_async_connection
 from airflow.providers.common.compat.sdk import BaseHook
@@ -27,7 +27,6 @@ from airflow_provider_dingconf.dingtalk.errors import (
     CallTimeoutError,
     ConferenceClosedError,
     DingTalkError,
-    TransportError,
 )
 from airflow_provider_dingconf.dingtalk.exchange import Attempts, TokenWanted, exchange, purchase
 from airflow_provider_dingconf.dingtalk.limits import MAX_ATTEMPTS, MAX_SECONDS, check_limits
@@ -50,7 +49,9 @@ if TYPE_CHECKING:
 UNDO_SECONDS = 4.0
 """How long undoing a lock may take: Airflow follows SIGTERM by SIGKILL after 5 seconds."""
 
-_LOCK_POLL_SECONDS = 0.01
+_LOCK_POLLS = (0.01, 0.02, 0.05)
+_LOCK_POLL_SECONDS = 0.1
+"""Between looks at the lock, after the first few: fifty processes that wait are then no load."""
 
 
 class LockResult(TypedDict):
@@ -171,26 +172,30 @@ class DingTalkConferenceHook(BaseHook):
         :param action: ``lock`` or ``unlock``.
         :param conference_id: the meeting's conferenceId.
         """
-        attempts = Attempts()
+        return self._act(action, conference_id, Attempts())
+
+    def _act(self, action: str, conference_id: str, attempts: Attempts) -> LockResult:
         try:
             good = self._run(lock_call(conference_id, action), attempts)
         except DingTalkError:
             raise
         except BaseException:  # interrupted: the lock may have been made
-            if action == "lock":
+            if action == "lock" and attempts.in_doubt:
                 self._undo_lock(conference_id)
             raise
         return _lock_result(action, conference_id, good, attempts)
 
     async def aact(self, action: str, conference_id: str) -> LockResult:
         """Lock or unlock a meeting; see :meth:`act`."""
-        attempts = Attempts()
+        return await self._aact(action, conference_id, Attempts())
+
+    async def _aact(self, action: str, conference_id: str, attempts: Attempts) -> LockResult:
         try:
             good = await self._arun(lock_call(conference_id, action), attempts)
         except DingTalkError:
             raise
         except BaseException:
-            if action == "lock":
+            if action == "lock" and attempts.in_doubt:
                 await self._aundo_lock(conference_id)
             raise
         return _lock_result(action, conference_id, good, attempts)
@@ -207,11 +212,13 @@ class DingTalkConferenceHook(BaseHook):
         :raises DingTalkError: the meeting could not be locked (the block is then not entered), or not be
             unlocked.
         """
+        attempts = Attempts()
         with termination() as hold_termination:
             try:
-                result = self.lock_conference(conference_id)
-            except TransportError:  # the lock may have been made, and its answer lost
-                self._undo_lock(conference_id)
+                result = self._act("lock", conference_id, attempts)
+            except DingTalkError:
+                if attempts.in_doubt:  # the lock may have been made, and its answer lost
+                    self._undo_lock(conference_id)
                 raise
             try:
                 yield result
@@ -223,10 +230,12 @@ class DingTalkConferenceHook(BaseHook):
     @asynccontextmanager
     async def alocked(self, conference_id: str) -> AsyncIterator[LockResult]:
         """Lock a meeting for a block of code; see :meth:`locked`. Cancelling the task unlocks, too."""
+        attempts = Attempts()
         try:
-            result = await self.alock_conference(conference_id)
-        except TransportError:
-            await self._aundo_lock(conference_id)
+            result = await self._aact("lock", conference_id, attempts)
+        except DingTalkError:
+            if attempts.in_doubt:
+                await self._aundo_lock(conference_id)
             raise
         try:
             yield result
@@ -236,8 +245,13 @@ class DingTalkConferenceHook(BaseHook):
 
     def _undo_lock(self, conference_id: str) -> None:
         """Unlock, quickly and if possible: Airflow ends a task some seconds after it has asked it to end."""
-        with suppress(DingTalkError):
-            self._another().unlock_conference(conference_id)
+        another = self._another()
+        with termination() as hold_termination, suppress(DingTalkError):
+            hold_termination()
+            try:
+                another.unlock_conference(conference_id)
+            finally:
+                another.close()
 
     async def _aundo_lock(self, conference_id: str) -> None:
         """Unlock, quickly and if possible; :meth:`_undo_lock`, awaited."""
@@ -381,7 +395,10 @@ class DingTalkConferenceHook(BaseHook):
                 done.append(_drive(exchange(call, attempts, time.time, settings.secrets), perform))
             return done[0]
 
-        return Retrying(**self._policy(call))(attempt)
+        try:
+            return Retrying(**self._policy(call))(attempt)
+        except DingTalkError as error:
+            raise error.with_traceback(None) from None  # a log that prints locals would print secrets
 
     async def _arun(self, call: Call, attempts: Attempts | None = None) -> Good:
         """Make a call, as often as the policy says; :meth:`_run`, awaited."""
@@ -399,7 +416,10 @@ class DingTalkConferenceHook(BaseHook):
                     done.append(await _adrive(exchange(call, attempts, time.time, settings.secrets), perform))
                 return done[0]
 
-            return await AsyncRetrying(**self._policy(call))(attempt)
+            try:
+                return await AsyncRetrying(**self._policy(call))(attempt)
+            except DingTalkError as error:
+                raise error.with_traceback(None) from None
 
     def _policy(self, call: Call) -> Policy:
         return policy(call, self.max_attempts, self.max_seconds, self.max_wait)
@@ -517,9 +537,9 @@ async def _adrive(steps: Generator[Any, Any, Any], perform: Callable[[Any], Awai
 @contextmanager
 def _holding(shelf: Shelf, until: float) -> Iterator[None]:
     """Hold the right to buy a token, or go on without it when whoever has it does not come to an end."""
-    give_up = _give_up_waiting(until)
+    give_up, polls = _give_up_waiting(until), iter(_LOCK_POLLS)
     while not (held := shelf.try_lock()) and time.monotonic() < give_up:
-        time.sleep(_LOCK_POLL_SECONDS)
+        time.sleep(next(polls, _LOCK_POLL_SECONDS))
     try:
         yield
     finally:
@@ -530,9 +550,9 @@ def _holding(shelf: Shelf, until: float) -> Iterator[None]:
 @asynccontextmanager
 async def _aholding(shelf: Shelf, until: float) -> AsyncIterator[None]:
     """Hold the right to buy a token; :func:`_holding`, awaited."""
-    give_up = _give_up_waiting(until)
+    give_up, polls = _give_up_waiting(until), iter(_LOCK_POLLS)
     while not (held := shelf.try_lock()) and time.monotonic() < give_up:
-        await asyncio.sleep(_LOCK_POLL_SECONDS)
+        await asyncio.sleep(next(polls, _LOCK_POLL_SECONDS))
     try:
         yield
     finally:
@@ -564,8 +584,7 @@ _amask = sync_to_async(_mask)  # in the triggerer, the masker waits for an answe
 
 
 def _app(settings: Settings) -> App:
-    assert settings.app is not None  # noqa: S101 - for the type checker: there is no static token
-    return settings.app
+    return cast("App", settings.app)  # there is no static token, else nobody would ask
 
 
 def _lock_result(action: str, conference_id: str, good: Good, attempts: Attempts) -> LockResult:

@@ -65,7 +65,8 @@ class _ConferenceOperator(BaseOperator):
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
         **kwargs: Any,
     ) -> None:
-        super().__init__(**{**_DEFAULTS, **kwargs})
+        kwargs["default_args"] = {**_DEFAULTS, **(kwargs.get("default_args") or {})}
+        super().__init__(**kwargs)
         check_limits(max_attempts, max_seconds)
         self.conference_id = conference_id
         self.dingtalk_conn_id = dingtalk_conn_id
@@ -79,8 +80,12 @@ class _ConferenceOperator(BaseOperator):
     def partial(cls, **kwargs: Any) -> Any:
         """Return the operator with all but the mapped parameters: checked now, and named in the UI."""
         check_on_error(kwargs.get("on_error"))
+        check_limits(kwargs.get("max_attempts", MAX_ATTEMPTS), kwargs.get("max_seconds", MAX_SECONDS))
         kwargs.setdefault("map_index_template", "{{ task.conference_id }}")
-        return super().partial(**kwargs)
+        made = super().partial(**kwargs)
+        for name in _DEFAULTS.keys() - kwargs.keys():  # Airflow has put a default of its own there
+            made.kwargs[name] = made.kwargs.get(name) or _DEFAULTS[name]
+        return made
 
     def execute(self, context: Context) -> LockResult:
         """Make the call, and give the task the state that belongs to how it ended."""
@@ -118,6 +123,7 @@ class _ConferenceOperator(BaseOperator):
             error.attempts += attempts
             self._push_links(context, hook, error)
             self._defer_the_wait(error)
+            self.log.warning("%s", error)
             apply_outcome(error, self.on_error)
             return {
                 "conference_id": self.conference_id,

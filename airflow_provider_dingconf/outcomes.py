@@ -35,7 +35,7 @@ def check_on_error(on_error: Mapping[str, Outcome | str] | None) -> dict[str, Ou
         if code not in ERRORS:
             raise InvalidInputError(f"on_error: {code!r} is not a known error code{_nearest(code, ERRORS)}")
         name = outcome.lower() if isinstance(outcome, str) else outcome
-        if name not in outcomes:
+        if not isinstance(name, str) or name not in outcomes:
             raise InvalidInputError(
                 f"on_error: {outcome!r}, for {code}, is not an outcome{_nearest(name, outcomes)}; "
                 f"outcomes are {', '.join(outcomes)}"
@@ -68,7 +68,7 @@ def apply_outcome(error: DingTalkError, on_error: Mapping[str, Outcome]) -> None
     :raises AirflowSkipException: the outcome is SKIP.
     :raises DingTalkError: the outcome is RETRY.
     """
-    outcome = outcome_of(error, on_error)
+    outcome = error.outcome = outcome_of(error, on_error)  # a retry policy goes by it
     error.with_traceback(None)  # where in this package the error was made is of no use in a task's log
     if outcome is Outcome.FAIL:
         raise AirflowFailException(str(error)) from error

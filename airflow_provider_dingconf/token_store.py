@@ -20,7 +20,7 @@ import tempfile
 import threading
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from cryptography.fernet import Fernet, InvalidToken
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from airflow_provider_dingconf.connection import Settings
+    from airflow_provider_dingconf.dingtalk.tokens import App
 
 LOCK_SECONDS = 15.0
 """How long to wait for whoever is buying a token, before buying one all the same."""
@@ -84,25 +85,27 @@ class SharedFile:
     def _attempt(self, action: Callable[[], T]) -> T | None:
         try:
             return action()
-        except FileNotFoundError:
-            return None
         except Timeout:
             raise
-        except OSError as error:
+        except (OSError, NotImplementedError) as error:  # the latter: a file system without locks
             if not SharedFile._warned:
                 SharedFile._warned = True
                 log.warning(
                     "DingTalk access tokens are not shared between processes: %s: %s; "
                     "set token_cache on the connection to another directory, or to false",
                     self.path.parent,
-                    error.strerror or error,
+                    getattr(error, "strerror", None) or error,
                 )
             return None
 
-    def _read(self) -> bytes:
-        _check_owner(self.path.parent.lstat(), stat.S_ISDIR)
-        with open(os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:  # noqa: PTH123
-            _check_owner(os.fstat(file.fileno()), stat.S_ISREG)
+    def _read(self) -> bytes | None:
+        try:
+            _check_owner(self.path.parent.lstat(), stat.S_ISDIR)
+            descriptor = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except FileNotFoundError:
+            return None
+        with open(descriptor, "rb") as file:  # noqa: PTH123
+            _check_owner(os.fstat(descriptor), stat.S_ISREG)
             return file.read(_MAX_FILE_BYTES)
 
     def _write(self, content: bytes) -> None:
@@ -139,7 +142,7 @@ class Shelf:
     :param file: the file; None for no sharing between processes.
     """
 
-    def __init__(self, secret: str = "", file: SharedFile | None = None) -> None:
+    def __init__(self, secret: str, file: SharedFile | None = None) -> None:
         self._secret = secret.encode()
         self._file = file
         self._token: Token | None = None
@@ -147,7 +150,7 @@ class Shelf:
         self._file_lock: BaseFileLock | None = None
 
     def token(self, refused: Token | None, now: float) -> Token | None:
-        """Return a token to use: neither a stale one, nor the one that DingTalk refused.
+        """Return a token to use: one that is not stale and, where DingTalk refused one, is newer than that.
 
         :param refused: the refused one.
         :param now: seconds since the epoch.
@@ -155,7 +158,7 @@ class Shelf:
 
         def usable(token: Token | None) -> bool:
             return (
-                token is not None and not token.stale(now) and not (refused and token.value == refused.value)
+                token is not None and not token.stale(now) and (refused is None or token.newer(refused, now))
             )
 
         if not usable(self._token) and self._file:
@@ -240,7 +243,7 @@ class Ban:
         try:
             began, until = json.loads(content or b"[0, 0]")
             return float(began), float(until)
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, OverflowError, RecursionError):
             return 0.0, 0.0
 
 
@@ -250,8 +253,7 @@ _bans: dict[object, Ban] = {}
 
 def shelf_of(settings: Settings) -> Shelf:
     """Return the shelf of the connection's credentials: the same for all that ask with the same ones."""
-    app = settings.app
-    assert app is not None  # noqa: S101 - for the type checker: there is no static token
+    app = cast("App", settings.app)  # there is no static token, else nobody would ask
     # The client secret makes the file's name one that cannot be guessed.
     parts = (settings.base_url, app.kind, app.client_id, app.corp_id, app.client_secret)
     name = sha256(json.dumps(parts).encode()).hexdigest()

@@ -14,6 +14,7 @@ import ssl
 import time
 from functools import lru_cache
 from http.cookiejar import DefaultCookiePolicy
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import aiohttp
@@ -27,7 +28,7 @@ from urllib3.exceptions import ReadTimeoutError
 
 from airflow_provider_dingconf.deadline import DeadlineAdapter, deadline
 from airflow_provider_dingconf.dingtalk.answers import MAX_ANSWER_BYTES, masked, one_line
-from airflow_provider_dingconf.dingtalk.calls import Answer, Request
+from airflow_provider_dingconf.dingtalk.calls import TOKEN_HEADER, Answer, Request
 from airflow_provider_dingconf.dingtalk.errors import (
     CallTimeoutError,
     CertificateError,
@@ -92,7 +93,7 @@ class Transport:
                         break
                 return _answer(response.status_code, response.headers, bytes(content))
         except (requests.RequestException, Urllib3Error, OSError) as error:
-            raise _transport_error(settings, error) from None
+            raise _transport_error(settings, error, request) from None
 
     def close(self) -> None:
         """Close the session's connections."""
@@ -110,9 +111,12 @@ class AsyncTransport:
         with requests.Session() as session:
             options = _with_environment(session, settings)
         self._proxy = select_proxy(settings.base_url, options["proxies"])
-        self._tls = settings.base_url.startswith("https:") and _tls_context(
-            options["verify"], options["cert"]
-        )
+        try:
+            self._tls = settings.base_url.startswith("https:") and _tls_context(
+                options["verify"], options["cert"]
+            )
+        except OSError as error:  # a file that the environment names
+            raise _transport_error(settings, error) from None
         self._session: aiohttp.ClientSession | None = None
 
     async def __aenter__(self) -> Self:
@@ -160,7 +164,7 @@ class AsyncTransport:
                         break
                 return _answer(response.status, response.headers, bytes(content))
         except (aiohttp.ClientError, HttpErrorException, OSError, asyncio.TimeoutError, ValueError) as error:
-            raise _transport_error(settings, error) from None
+            raise _transport_error(settings, error, request) from None
 
 
 class _TransportHook(HttpHook):
@@ -202,14 +206,12 @@ def _with_environment(session: requests.Session, settings: Settings) -> dict[str
 @lru_cache(maxsize=8)  # reading the authorities takes tens of milliseconds
 def _tls_context(verify: bool | str, cert: str | tuple[str, str] | None) -> ssl.SSLContext:
     """Return what requests would make of the same options."""
-    context = ssl.create_default_context()
+    trusted = verify if isinstance(verify, str) else requests.utils.DEFAULT_CA_BUNDLE_PATH
+    file, directory = (None, trusted) if Path(trusted).is_dir() else (trusted, None)
+    context = ssl.create_default_context(cafile=file, capath=directory)
     if verify is False:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
-    else:
-        context.load_verify_locations(
-            verify if isinstance(verify, str) else requests.utils.DEFAULT_CA_BUNDLE_PATH
-        )
     if cert:
         context.load_cert_chain(*([cert] if isinstance(cert, str) else cert))
     return context
@@ -219,11 +221,13 @@ def _answer(status: int, headers: Mapping[str, str], content: bytes) -> Answer:
     return Answer(status, {name.lower(): value for name, value in headers.items()}, content)
 
 
-def _transport_error(settings: Settings, error: Exception) -> DingTalkError:
+def _transport_error(settings: Settings, error: Exception, request: Request | None = None) -> DingTalkError:
     """Return the one of our errors that says what the library's error means."""
     causes = list(_causes(error))
     where = settings.base_url
-    said = masked(one_line(str(causes[-1])), settings.secrets) or type(causes[-1]).__name__
+    token = request.headers.get(TOKEN_HEADER) if request else None
+    secrets = (*settings.secrets, *([token] if token else []))  # a server may echo the request
+    said = one_line(masked(str(causes[-1]), secrets)) or type(causes[-1]).__name__
     if any(isinstance(cause, (ssl.SSLCertVerificationError, ssl.CertificateError)) for cause in causes):
         return CertificateError(f"the certificate of {where} is not valid: {said}", code="badCertificate")
     timeouts = (asyncio.TimeoutError, TimeoutError, requests.Timeout, ReadTimeoutError)

@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import datetime
 import inspect
+import ipaddress
 import os
+import re
 import shutil
+import socket
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
 from airflow_provider_dingconf.sandbox import Sandbox
 
 if TYPE_CHECKING:
+    import ssl
+    from pathlib import Path
+
     from airflow_provider_dingconf.hooks import DingTalkConferenceHook
 
 # Before anything imports Airflow, which reads these once.
@@ -106,6 +116,21 @@ class Face:
         """
         return asyncio.run(self._awaited(hook, steps)) if self.awaited else self._waited(hook, steps)
 
+    def inside(
+        self, hook: DingTalkConferenceHook, conference_id: str, block: Callable[[Any], object]
+    ) -> None:
+        """Run a block while a meeting is locked; it is given the result of the lock."""
+
+        async def awaited() -> None:
+            async with hook.alocked(conference_id) as result:
+                block(result)
+
+        if self.awaited:
+            asyncio.run(awaited())
+        else:
+            with hook.locked(conference_id) as result:
+                block(result)
+
     def _waited(self, hook: DingTalkConferenceHook, steps: Callable[..., Any]) -> Any:
         made = steps(lambda method, *args, **options: lambda: getattr(hook, method)(*args, **options))
         if not inspect.isgenerator(made):
@@ -143,6 +168,209 @@ def face(request: pytest.FixtureRequest) -> Iterator[Face]:
     made = Face(awaited=request.param)
     yield made
     made.close()
+
+
+class RawServer:
+    """A server below HTTP: it sends what it is told to, and counts what a client does.
+
+    :param serve: is given each connection, and a file to read from it.
+    """
+
+    def __init__(self, serve: Callable[[socket.socket, Any], object]) -> None:
+        self.connections = 0
+        self.requests: list[str] = []
+        """The first line and the headers of each request that :meth:`read` has read."""
+        self._serve = serve
+        self._open: list[socket.socket] = []
+        self._threads: list[threading.Thread] = []
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self._listener.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._start(self._accept)
+
+    def read(self, file: Any) -> bool:
+        """Read one request to its end, and return whether there was one."""
+        lines = list(iter(file.readline, b"\r\n")) if (first := file.peek(1)) else []
+        if not first:
+            return False
+        head = b"".join(lines).decode()
+        self.requests.append(head)
+        length = re.search(r"(?im)^content-length: (\d+)", head)
+        file.read(int(length[1]) if length else 0)
+        return True
+
+    def wait_until_hung_up(self) -> None:
+        """Wait until the clients have closed all their connections."""
+        for thread in self._threads[1:]:
+            thread.join(5)
+            assert not thread.is_alive(), "a connection was left open"
+
+    def _start(self, target: Callable[..., object], *args: Any) -> None:
+        self._threads.append(threading.Thread(target=target, args=args, daemon=True))
+        self._threads[-1].start()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                connection, _ = self._listener.accept()
+                self.connections += 1
+                self._open.append(connection)
+                self._start(self._one, connection)
+
+    def _one(self, connection: socket.socket) -> None:
+        with connection, connection.makefile("rb") as file, suppress(OSError):
+            self._serve(connection, file)
+
+    def close(self) -> None:
+        """Stop, and hang up."""
+        for one in (self._listener, *self._open):
+            with suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+            one.close()
+        for thread in self._threads:
+            thread.join(5)
+
+
+@pytest.fixture
+def raw_server() -> Iterator[Callable[..., RawServer]]:
+    """Return what starts a raw server: from bytes, that each request is answered, or from a function."""
+    started: list[RawServer] = []
+
+    def start(answer: bytes | Callable[[RawServer, socket.socket, Any], object]) -> RawServer:
+        def serve(connection: socket.socket, file: Any) -> None:
+            if callable(answer):
+                answer(server, connection, file)
+                return
+            while server.read(file):
+                connection.sendall(answer)
+
+        server = RawServer(serve)
+        started.append(server)
+        return server
+
+    yield start
+    for server in started:
+        server.close()
+
+
+@pytest.fixture(scope="session")
+def self_signed(tmp_path_factory: pytest.TempPathFactory) -> tuple[ssl.SSLContext, Path]:
+    """Return what serves https on this machine, and the file of the certificate that clients have to trust."""
+    import ssl
+    from datetime import datetime, timedelta, timezone
+    from ipaddress import ip_address
+
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "sandbox")])
+    now = datetime.now(timezone.utc)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    directory = tmp_path_factory.mktemp("tls")
+    files = directory / "certificate.pem", directory / "key.pem"
+    files[0].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
+    files[1].write_bytes(
+        key.private_bytes(
+            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+        )
+    )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*files)
+    return context, files[0]
+
+
+class Certificates(NamedTuple):
+    """Files of an authority, and of a server and a client that it knows."""
+
+    authority: str
+    server: tuple[str, str]
+    client: tuple[str, str]
+
+
+@pytest.fixture(scope="session")
+def make_certificates() -> Callable[[Path], Certificates]:
+    """Return what makes an authority, and writes its files into a directory."""
+    return _certificates
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    """Return the files of an authority."""
+    return _certificates(tmp_path_factory.mktemp("authority"))
+
+
+def _certificates(directory: Path) -> Certificates:
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+    from cryptography.x509.oid import NameOID
+
+    def write(name: str, content: bytes) -> str:
+        (directory / name).write_bytes(content)
+        return str(directory / name)
+
+    def certified(name: str, issuer: Any, extension: Any) -> tuple[Any, Any, tuple[str, str]]:
+        key = ec.generate_private_key(ec.SECP256R1())
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        now = datetime.datetime.now(datetime.timezone.utc)
+        issuer_key, issuer_name = issuer or (key, subject)
+        made = (
+            x509.CertificateBuilder()
+            .subject_name(subject)
+            .issuer_name(issuer_name)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(now - datetime.timedelta(hours=1))
+            .not_valid_after(now + datetime.timedelta(hours=1))
+            .add_extension(extension, critical=issuer is None)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+            .add_extension(
+                x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key.public_key()), critical=False
+            )
+        )
+        if issuer is None:
+            usage = dict.fromkeys(
+                ("digital_signature", "content_commitment", "key_encipherment", "data_encipherment",
+                 "key_agreement", "encipher_only", "decipher_only"), False
+            )  # fmt: skip
+            made = made.add_extension(
+                x509.KeyUsage(**usage, key_cert_sign=True, crl_sign=True), critical=True
+            )
+        signed = made.sign(issuer_key, hashes.SHA256())
+        files = (
+            write(f"{name}.pem", signed.public_bytes(serialization.Encoding.PEM)),
+            write(
+                f"{name}.key",
+                key.private_bytes(
+                    serialization.Encoding.PEM,
+                    serialization.PrivateFormat.PKCS8,
+                    serialization.NoEncryption(),
+                ),
+            ),
+        )
+        return key, subject, files
+
+    key, subject, authority = certified("authority", None, x509.BasicConstraints(ca=True, path_length=None))
+    address = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
+    name = x509.SubjectAlternativeName([x509.DNSName("client.example")])
+    return Certificates(
+        authority[0],
+        certified("server", (key, subject), address)[2],
+        certified("client", (key, subject), name)[2],
+    )
 
 
 @pytest.fixture(scope="session")

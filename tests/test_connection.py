@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from airflow_provider_dingconf.dingtalk.errors import InvalidConnectionError
 from airflow_provider_dingconf.dingtalk.tokens import App, Token
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from conftest import Certificates
 
 PLAIN = Settings("dingtalk_default", "https://api.dingtalk.io", App("id", "the-secret"))
 
@@ -262,15 +263,33 @@ def test_an_extra_that_is_no_object_is_an_error(extra: str, hint: str) -> None:
     assert "hidden" not in str(caught.value)
 
 
-def test_files_of_certificates_are_taken_as_they_are(tmp_path: Path) -> None:
-    file = tmp_path / "ca.pem"
-    file.touch()
-    assert by_form(extra={"verify": str(file), "cert": str(file)}) == replace(
-        PLAIN, verify=str(file), cert=str(file)
-    )
-    pair = [str(file), str(file)]
+def test_files_of_certificates_are_taken_as_they_are(certificates: Certificates, tmp_path: Path) -> None:
+    pair = list(certificates.client)
+    both = tmp_path / "both.pem"
+    both.write_text("".join(Path(file).read_text() for file in pair))
+    assert by_form(extra={"verify": certificates.authority}).verify == certificates.authority
+    assert by_form(extra={"verify": str(tmp_path)}).verify == str(tmp_path)
+    assert by_form(extra={"cert": str(both)}).cert == str(both)
     assert by_form(extra={"cert": pair}).cert == tuple(pair)
     assert by_form(extra={"cert": json.dumps(pair)}).cert == tuple(pair)
+
+
+def test_files_that_hold_no_certificate_are_errors(certificates: Certificates, tmp_path: Path) -> None:
+    empty = tmp_path / "empty.pem"
+    empty.touch()
+    wrong: list[dict[str, Any]] = [
+        {"verify": str(empty)},
+        {"verify": certificates.client[1]},
+        {"cert": str(empty)},
+        {"cert": certificates.client[0]},
+        {"cert": str(tmp_path)},
+        {"cert": [certificates.client[0], certificates.server[1]]},
+    ]
+    for extra in wrong:
+        with pytest.raises(
+            InvalidConnectionError, match=f"^connection 'dingtalk_default', extra '{next(iter(extra))}'"
+        ):
+            by_form(extra=extra)
 
 
 def test_the_settings_show_no_secret() -> None:

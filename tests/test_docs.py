@@ -69,3 +69,11 @@ def test_the_readme_is_short_and_its_links_lead_somewhere() -> None:
     for page in [README, *DOCS.glob("*.md")]:
         for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_page_of_promises_names_tests_that_exist() -> None:
+    tests = Path(__file__).parent
+    named = re.findall(r"`([\w/]+\.py)::(\w+)`", (DOCS / "promises.md").read_text())
+    assert named
+    for file, function in named:
+        assert f"def {function}(" in (tests / file).read_text(), f"{file} has no {function}"

@@ -1,10 +1,14 @@
-"""Imports run downwards only, and a DAG file that imports the operators pays for nothing else."""
+"""Imports run downwards only, and a DAG file that imports the operators pays for nothing but them."""
 
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import pytest
 
 import airflow_provider_dingconf
 
@@ -13,44 +17,75 @@ if TYPE_CHECKING:
 
 PACKAGE = airflow_provider_dingconf.__name__
 ROOT = Path(airflow_provider_dingconf.__file__).parent
-MODULES = {".".join(file.relative_to(ROOT).with_suffix("").parts): file for file in ROOT.rglob("*.py")}
-MAY_IMPORT = {
-    "dingtalk": {"", "dingtalk"},
-    "sandbox": {"", "dingtalk", "sandbox"},
-}
-"""What the modules of a subpackage may import of the package; "" is the version."""
+FILES = sorted(ROOT.rglob("*.py"))
 
-NO_IO = {"airflow", "aiohttp", "requests", "urllib3", "socket", "http", "asyncio", "threading"}
+DOWNWARDS = (
+    "operators",
+    "hooks",
+    "outcomes",
+    "links",
+    "retry_policies",
+    "transport",
+    "token_store",
+    "connection",
+    "deadline",
+    "termination",
+    "compat",
+    "get_provider_info",
+    "dingtalk",
+    "__init__",
+)
+"""The package's modules and subpackages, each of which may import of it only what follows."""
 
 
-def imports(file: Path) -> Iterator[str]:
-    """Yield the full names of the modules a file imports, where and whyever it does; not for types alone."""
-    for node in ast.walk(_without_type_checking(ast.parse(file.read_text()))):
+def imported(file: Path) -> Iterator[str]:
+    """Yield the full names of what a file imports when it is imported or run; not what is for types alone."""
+    for node in (inner for outer in ast.parse(file.read_text()).body for inner in _unless_for_types(outer)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert not node.level, f"{file}: a relative import"
+            assert not node.level, "a relative import"
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def _without_type_checking(tree: ast.Module) -> ast.Module:
-    tree.body = [
-        node
-        for node in tree.body
-        if not (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
-    ]
-    return tree
+def _unless_for_types(node: ast.stmt) -> Iterator[ast.AST]:
+    return (
+        iter(()) if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING" else ast.walk(node)
+    )
 
 
-def own(file: Path) -> Iterator[str]:
-    """Yield the names, within the package, of the modules of the package a file imports."""
-    for name in imports(file):
-        if name.split(".")[0] == PACKAGE:
-            parts = name.split(".")[1:]
-            while (
-                parts
-                and ".".join(parts) not in MODULES
-                and not (ROOT.joinpath(*parts) / "__init__.py").exists()
-            ):
-                parts.pop()
-            yield ".".join(parts)
+def layer(name: str) -> str:
+    """Return the module or subpackage of the package that a name in it belongs to."""
+    first = name.removeprefix(PACKAGE).lstrip(".").partition(".")[0]
+    return first if (ROOT / first).is_dir() or (ROOT / f"{first}.py").is_file() else "__init__"
+
+
+@pytest.mark.parametrize("file", FILES, ids=[str(file.relative_to(ROOT)) for file in FILES])
+def test_a_module_imports_only_what_is_below_it(file: Path) -> None:
+    own = layer(".".join(file.relative_to(ROOT).with_suffix("").parts))
+    below = {"dingtalk", "__init__"} if own == "sandbox" else DOWNWARDS[DOWNWARDS.index(own) + 1 :]
+    layers = {layer(name) for name in imported(file) if name.partition(".")[0] == PACKAGE}
+    assert layers <= {*below, own}
+
+
+@pytest.mark.parametrize(
+    "file", [file for file in FILES if file.parent.name == "dingtalk"], ids=lambda f: f.name
+)
+def test_what_dingtalk_means_is_decided_without_airflow_and_without_io(file: Path) -> None:
+    packages = {name.partition(".")[0] for name in imported(file)}
+    assert packages <= {*sys.stdlib_module_names, "tenacity", PACKAGE}
+    assert not packages & {"asyncio", "http", "os", "pathlib", "socket", "threading", "time"}
+
+
+def test_importing_the_operators_imports_neither_the_hook_nor_an_http_library() -> None:
+    program = f"""
+import sys
+from airflow.providers.common.compat.sdk import BaseOperator
+before = set(sys.modules)
+import {PACKAGE}.operators
+print(*set(sys.modules) - before)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    new = set(done.stdout.splitlines()[-1].split())
+    assert f"{PACKAGE}.operators" in new
+    assert not new & {"aiohttp", "cryptography", "requests", "tenacity", f"{PACKAGE}.hooks"}

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 INTERNATIONAL_HOST = "https://api.dingtalk.io"
 CHINA_HOST = "https://api.dingtalk.com"
 
-TOKEN_HEADER = "x-acs-dingtalk-access-token"  # noqa: S105 - a header's name, not a token
+TOKEN_HEADER = "x-acs-dingtalk-access-token"  # noqa: S105  # nosec B105 - a header's name
 USER_AGENT = f"airflow-provider-dingconf/{__version__}"
 
 LOCK_PAGE = "api-lockconference"
@@ -65,7 +65,9 @@ class Call:
         headers = {"Accept": "application/json", "User-Agent": USER_AGENT}
         content = None
         if self.body is not None:
-            content = json.dumps(self.body, ensure_ascii=False, separators=(",", ":")).encode()
+            content = json.dumps(
+                self.body, ensure_ascii=False, separators=(",", ":"), allow_nan=False
+            ).encode()
             headers["Content-Type"] = "application/json; charset=utf-8"
         if access_token is not None:
             headers[TOKEN_HEADER] = access_token
@@ -145,7 +147,8 @@ def any_call(
 ) -> Call:
     """Return any other call, once its method and path are found to be sound.
 
-    :raises InvalidInputError: the method is unknown, or the path is not a plain absolute path.
+    :raises InvalidInputError: the method is unknown, the path is not a plain absolute path, or a parameter or
+        the body cannot be sent.
     """
     method = str(method).upper()
     if method not in _METHODS:
@@ -155,9 +158,14 @@ def any_call(
             f"path: {_shown(path)} is not a plain absolute path such as /v1.0/conference/orgConferences; "
             "query parameters go into params"
         )
-    return Call(
+    call = Call(
         name=f"{method} {path}", method=method, path=path, body=json, params=params, repeatable=repeatable
     )
+    try:
+        call.request()
+    except (TypeError, ValueError) as error:
+        raise InvalidInputError(f"params or json: they cannot be sent: {error}") from None
+    return call
 
 
 def check_conference_id(conference_id: object) -> str:

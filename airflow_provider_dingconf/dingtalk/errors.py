@@ -65,7 +65,7 @@ class DingTalkError(Exception):
     :param retry_after: seconds to wait before the call can succeed; None where not known.
     """
 
-    outcome: ClassVar[Outcome] = Outcome.FAIL
+    outcome: Outcome = Outcome.FAIL
     repeat: ClassVar[bool] = False
     meaning: str = "DingTalk refused the call."
     remedy: str = "Look the code up in DingTalk's global error codes."
@@ -309,14 +309,14 @@ def _rows() -> Iterable[ErrorCode]:
         (400,),
         CredentialsError,
         "The suite ticket is not, or no longer, valid.",
-        "Put DingTalk's newest ticket into suite_ticket, or remove it for the unified token call.",
+        "Put DingTalk's newest one into Suite ticket, or leave it empty for the unified token call.",
     )
     yield row(
         "invalidAuthInfo",
         (400,),
         CredentialsError,
         "The organisation has not authorised the third-party app.",
-        "Check corp_id, and that the organisation has the app installed.",
+        "Check Organisation (corpId), and that the organisation has the app installed.",
     )
     yield row(
         "invalid.client",
@@ -330,14 +330,14 @@ def _rows() -> Iterable[ErrorCode]:
         (400,),
         CredentialsError,
         "DingTalk does not give this app a token by client credentials.",
-        "Remove corp_id for an internal app, or add a suite_ticket for a third-party app.",
+        "Leave Organisation (corpId) empty for an internal app; a third-party app needs a Suite ticket.",
     )
     yield row(
         "unauthorized.client",
         (401,),
         CredentialsError,
         "The app may not act for this organisation.",
-        "Check corp_id, and that the organisation has authorised the app.",
+        "Check Organisation (corpId), and that the organisation has authorised the app.",
     )
     # Permission.
     yield row(

@@ -8,10 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
+from typing import cast
 
 from airflow_provider_dingconf.dingtalk.answers import Good, read_answer
 from airflow_provider_dingconf.dingtalk.calls import Answer, Call, Request
-from airflow_provider_dingconf.dingtalk.errors import AccessTokenError
+from airflow_provider_dingconf.dingtalk.errors import (
+    AccessTokenError,
+    RedirectError,
+    RefusedError,
+    ThrottledError,
+)
 from airflow_provider_dingconf.dingtalk.tokens import App, Token, token_from
 
 
@@ -28,10 +34,12 @@ class Attempts:
 
     :param made: how many there were.
     :param refused: the token that DingTalk refused: a fresh one is fetched once and no more.
+    :param in_doubt: whether the call may have taken effect: it was sent, and DingTalk did not say no.
     """
 
     made: int = 0
     refused: Token | None = None
+    in_doubt: bool = False
 
 
 Exchange = Generator["TokenWanted | Request", "Token | Answer", Good]
@@ -50,14 +58,14 @@ def exchange(
     :raises DingTalkError: what the answer stands for.
     """
     while True:
-        token = yield TokenWanted(attempts.refused)
-        assert isinstance(token, Token)  # noqa: S101 - for the type checker: the driver answers in kind
-        answer = yield call.request(token.value)
-        assert isinstance(answer, Answer)  # noqa: S101
+        token = cast("Token", (yield TokenWanted(attempts.refused)))
+        before, attempts.in_doubt = attempts.in_doubt, True
+        answer = cast("Answer", (yield call.request(token.value)))
         try:
             return read_answer(call, answer, now(), (*secrets, token.value))
-        except AccessTokenError:
-            if attempts.refused is not None or token.static:
+        except (RefusedError, ThrottledError, RedirectError) as error:
+            attempts.in_doubt = before
+            if not isinstance(error, AccessTokenError) or attempts.refused is not None or token.static:
                 raise
             attempts.refused = token
 

@@ -113,6 +113,14 @@ class Token:
             return False
         return not 0 <= now - self.bought_at < self.lifetime * RENEW_AFTER
 
+    def newer(self, other: Token, now: float) -> bool:
+        """Return whether the token, which is not stale, was bought after another one.
+
+        DingTalk may give the same value again, renewed; an older one is no help where a newer was refused.
+        """
+        the_clock_went_back = other.bought_at > now
+        return self != other and (self.bought_at >= other.bought_at or the_clock_went_back)
+
 
 def token_from(content: Mapping[str, Any], asked_at: float) -> Token:
     """Return the token in the answer to a token call.

@@ -27,7 +27,7 @@ IMPORTS = {
     "operators": "import airflow_provider_dingconf.operators",
     "HttpOperator": "from airflow.providers.http.operators.http import HttpOperator",
 }
-IMPORT_ROUNDS = 2
+IMPORT_ROUNDS = 9
 CALL_ROUNDS = 1500
 LOCKS = 100
 MEETING = "sandbox-open"

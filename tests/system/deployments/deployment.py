@@ -6,7 +6,8 @@ import json
 import secrets
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from cryptography.fernet import Fernet
 from airflow_provider_dingconf.sandbox import Sandbox
 from system.airflow_processes import (
     BIN,
+    PATIENCE,
     Component,
     DeploymentError,
     airflow,
@@ -30,8 +32,11 @@ DAGS = Path(__file__).parent / "dags"
 ENDED = ("success", "failed")
 _ADMIN = "admin"
 _UNAUTHORIZED = 401
+_PAGE = 1000
+_WIDTH = 300
+"""Characters: more of a line of a log is not shown."""
 
-# Seconds. Airflow's own are for people who wait minutes, not for tests.
+# Seconds. Airflow's own are for deployments that last longer than a minute, on machines of their own.
 _PACE = {
     "AIRFLOW__SCHEDULER__SCHEDULER_HEARTBEAT_SEC": "1",
     "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.3",
@@ -39,6 +44,7 @@ _PACE = {
     "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "1",
     "AIRFLOW__TRIGGERER__JOB_HEARTBEAT_SEC": "1",
     "AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "6",
+    "AIRFLOW__WORKERS__EXECUTION_API_TIMEOUT": "60",
     "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "2",
 }
 
@@ -61,7 +67,7 @@ class Run:
 
     def tasks(self) -> list[dict[str, Any]]:
         """Return the task instances."""
-        return self.deployment.request("GET", f"{self.path}/taskInstances?limit=1000")["task_instances"]
+        return self.deployment.request("GET", f"{self.path}/taskInstances?limit={_PAGE}")["task_instances"]
 
     def states(self) -> dict[str, str | None]:
         """Return the state of each task, by its id."""
@@ -77,11 +83,15 @@ class Run:
                 raise DeploymentError(f"the run of {self.dag_id} ended without {what}: {self.states()}")
             return answer
 
-        return wait_for(asked, what, every=0.3)
+        return wait_for(asked, what, every=0.5)
 
-    def end(self) -> str:
+    def end(self, seconds: float = PATIENCE) -> str:
         """Wait until the run ends, and return the state it ends in."""
-        return wait_for(lambda: (state := self.state) in ENDED and state, f"end of {self.dag_id}", every=0.5)
+
+        def ended() -> str:
+            return state if (state := self.state) in ENDED else ""
+
+        return wait_for(ended, f"end of {self.dag_id}", seconds, every=1)
 
 
 class Deployment:
@@ -100,7 +110,6 @@ class Deployment:
         self.sandbox = sandbox
         self.fernet_key = Fernet.generate_key().decode()
         self.components: dict[str, Component] = {}
-        self._stack = ExitStack()
         self._session = requests.Session()
         self._session.trust_env = False
         self._password = secrets.token_hex(16)
@@ -116,6 +125,7 @@ class Deployment:
             "TMPDIR": str(temporary),
             "AIRFLOW__API__BASE_URL": self.url,
             "AIRFLOW__API__HOST": "127.0.0.1",
+            "AIRFLOW__API__MAXIMUM_PAGE_LIMIT": str(_PAGE),
             "AIRFLOW__API__PORT": self.url.rpartition(":")[2],
             "AIRFLOW__API__SECRET_KEY": secrets.token_hex(32),
             "AIRFLOW__API_AUTH__JWT_SECRET": secrets.token_hex(64),
@@ -143,19 +153,24 @@ class Deployment:
         """
         component = Component(name, [str(BIN / "airflow"), *arguments], self.env | settings, self.logs)
         self.components[name] = component
-        self._stack.callback(component.stop)
         return component
 
-    def close(self) -> None:
-        """End all components, the last one first."""
-        self._stack.close()
-        self._session.close()
+    def kill(self, name: str) -> None:
+        """End a component as a power cut does."""
+        self.components.pop(name).kill()
 
-    def said(self, lines: int = 30) -> Iterator[tuple[str, str]]:
+    def close(self) -> None:
+        """End all components, all at once."""
+        self._session.close()
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(Component.stop, self.components.values()))
+
+    def said(self, lines: int = 25) -> Iterator[tuple[str, str]]:
         """Yield how the components' and the newest tasks' logs end."""
         newest = sorted(self.task_logs(), key=lambda path: path.stat().st_mtime)[-5:]
         for log in [*sorted(self.logs.glob("*.log")), *newest]:
-            yield str(log), "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
+            end = log.read_text(errors="replace").splitlines()[-lines:]
+            yield str(log.relative_to(self.home)), "\n".join(line[:_WIDTH] for line in end)
 
     def task_logs(self) -> list[Path]:
         return sorted((self.home / "logs").glob("dag_id=*/**/*.log"))

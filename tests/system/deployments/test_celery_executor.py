@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from airflow_provider_dingconf.sandbox import Sandbox
+from system.airflow_processes import PATIENCE
 from system.deployments.deployment import Deployment, deployed
 from system.deployments.servers import running_redis
 
@@ -47,8 +48,11 @@ def deployment(tmp_path_factory: pytest.TempPathFactory, dingtalk: Sandbox) -> I
 def test_two_workers_lock_a_hundred_meetings(deployment: Deployment, dingtalk: Sandbox) -> None:
     meetings = [dingtalk.create_conference() for _ in range(MEETINGS)]
     run = deployment.run("many_locks", conference_ids=meetings)
-    assert run.end() == "success"
+    assert run.end(seconds=5 * PATIENCE) == "success"
 
+    calls = Counter(call.name for call in dingtalk.calls)
+    print(f"API calls: {dict(calls)}")
+    assert calls == {"token": 1, "lock": MEETINGS}
     assert all(dingtalk.conference(meeting).locked for meeting in meetings)
     assert Counter(call.conference_id for call in dingtalk.calls_of("lock")) == Counter(meetings)
 
@@ -56,4 +60,3 @@ def test_two_workers_lock_a_hundred_meetings(deployment: Deployment, dingtalk: S
     assert {*done_by} == {"worker-1", "worker-2"}
     assert done_by.total() == MEETINGS
     print(f"locks by worker: {dict(done_by)}")
-    print(f"API calls: {dict(Counter(call.name for call in dingtalk.calls))}")

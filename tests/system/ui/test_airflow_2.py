@@ -1,0 +1,128 @@
+"""The connection form of Airflow 2.11, whose environment is another than that of the tests.
+
+``AIRFLOW_2_BIN`` says where its command ``airflow`` is.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from selenium.webdriver.common.keys import Keys
+
+from airflow_provider_dingconf.get_provider_info import CONNECTION_TYPE
+from airflow_provider_dingconf.sandbox import Sandbox
+from system.airflow_processes import PATIENCE, DeploymentError, environment, free_port, running
+from system.ui.window import Window
+
+PROJECT = Path(__file__).parents[3]
+USER = "admin"
+WRONG = "not-the-sandbox-secret"
+
+
+@dataclass(frozen=True)
+class Webserver:
+    """A running ``airflow webserver``."""
+
+    url: str
+    password: str
+
+
+@pytest.fixture(scope="module")
+def airflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Webserver]:
+    command = PROJECT / os.environ.get("AIRFLOW_2_BIN", ".matrix/3.10-2.11.2/bin/airflow")
+    if not command.is_file():
+        raise DeploymentError(
+            f"{command} is missing: this test needs an environment with Airflow 2.11 and this provider. "
+            "`make .matrix/3.10-2.11.2/.ready` sets it up; AIRFLOW_2_BIN names the `airflow` of another one."
+        )
+    home, port, password = tmp_path_factory.mktemp("webserver"), free_port(), secrets.token_urlsafe(9)
+    env = environment(
+        home,
+        TMPDIR=str(home),
+        AIRFLOW__CORE__TEST_CONNECTION="Enabled",
+        AIRFLOW__WEBSERVER__SECRET_KEY=secrets.token_hex(32),
+    )
+    env["PATH"] = f"{command.parent}{os.pathsep}{env['PATH']}"
+    names = ("--username", USER, "--firstname", "Ada", "--lastname", "Min", "--email", "admin@example.com")
+    for arguments in (
+        ("db", "migrate"),
+        ("users", "create", *names, "--role", "Admin", "--password", password),
+    ):
+        done = subprocess.run(
+            [str(command), *arguments],
+            env=env,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+        if done.returncode:
+            raise DeploymentError(f"`airflow {arguments[0]} {arguments[1]}` failed:\n{done.stderr[-4000:]}")
+
+    webserver = [str(command), "webserver", "--hostname", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    with running("webserver", webserver, env, home / "component-logs") as component:
+        component.wait_for_address(f"http://127.0.0.1:{port}/health")
+        yield Webserver(f"http://127.0.0.1:{port}", password)
+
+
+@pytest.fixture
+def form(airflow: Webserver, window: Window) -> Window:
+    """Return a window with the form of a new connection of the type DingTalk."""
+    window.open(f"{airflow.url}/login/")
+    window.fill_in("input[name=username]", USER)
+    window.fill_in("input[name=password]", airflow.password)
+    window.click("input[type=submit]")
+    window.wait_for_text("DAGs")
+    window.open(f"{airflow.url}/connection/add")
+    window.click("[aria-labelledby=select2-conn_type-container]", until=".select2-search__field")
+    window.find(".select2-search__field").send_keys("DingTalk", Keys.ENTER)
+    window.wait_for_text("Client ID", "Client Secret")
+    return window
+
+
+def fill_in_and_test(window: Window, dingtalk: Sandbox, secret: str) -> None:
+    """Fill in what an internal app needs, and press the Test button."""
+    window.fill_in("#conn_id", "dingtalk_release")
+    window.fill_in("#host", dingtalk.url)
+    window.fill_in("#login", dingtalk.client_id)
+    window.fill_in("#password", secret)
+    window.click("#test-connection")
+
+
+def test_the_form_explains_itself(form: Window) -> None:
+    shown = form.wait_for_text("Host", "Organisation (corpId)", "Suite ticket", "Access token")
+    for field in CONNECTION_TYPE["conn-fields"].values():
+        assert field["label"] in shown
+        assert field["description"] in shown
+    for name, placeholder in CONNECTION_TYPE["ui-field-behaviour"]["placeholders"].items():
+        assert form.find(f"#{name}").get_attribute("placeholder") == placeholder
+    for hidden in ("schema", "extra"):
+        assert not form.all(f"#{hidden}")
+
+    def kind(name: str) -> str | None:
+        return form.find(f"input[name$={name}]").get_attribute("type")
+
+    assert [kind(name) for name in ("password", "suite_ticket", "access_token")] == ["password"] * 3
+    assert kind("corp_id") == "text"
+    form.picture("connection-form-airflow-2", height=1440)
+
+
+def test_the_test_button_says_that_a_connection_works(form: Window, dingtalk: Sandbox) -> None:
+    fill_in_and_test(form, dingtalk, dingtalk.client_secret)
+    form.wait_for_text(f"{dingtalk.url} gave an access token for the internal app", "valid until")
+
+
+def test_the_test_button_says_what_to_correct(form: Window, dingtalk: Sandbox) -> None:
+    fill_in_and_test(form, dingtalk, WRONG)
+    shown = form.wait_for_text(
+        "Client ID and Client Secret do not belong together.",
+        "Compare the connection's Client ID (login) and Client Secret (password) with the app's own.",
+    )
+    assert WRONG not in shown

@@ -1,0 +1,310 @@
+"""A locked section of a DAG: the work runs between a lock and an unlock, and the unlock whatever happens."""
+
+from __future__ import annotations
+
+import os
+import runpy
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from airflow.providers.common.compat.sdk import DAG, task
+
+from airflow_provider_dingconf.dingtalk.errors import InvalidInputError, Outcome
+from airflow_provider_dingconf.operators import (
+    LockConferenceOperator,
+    UnlockConferenceOperator,
+    conference_lock,
+)
+from airflow_provider_dingconf.sandbox import Fault, Sandbox
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+# What a section is made of
+
+
+@pytest.mark.parametrize("group", [None, "section"])
+def test_the_work_runs_while_the_meeting_is_locked(group: str | None) -> None:
+    prefix = f"{group}." if group else ""
+    with DAG("sections", schedule=None) as dag:
+
+        @task
+        def work() -> None: ...
+
+        with conference_lock("{{ params.id }}", group_id=group, dingtalk_conn_id="other") as section:
+            work()
+    assert (section.lock.task_id, section.unlock.task_id) == (
+        f"{prefix}lock_conference",
+        f"{prefix}unlock_conference",
+    )
+    assert isinstance(section.lock, LockConferenceOperator)
+    assert isinstance(section.unlock, UnlockConferenceOperator)
+    assert section.lock.is_setup
+    assert section.unlock.is_teardown
+    assert section.unlock.on_failure_fail_dagrun, "a meeting that stays locked is a failure"
+    (work_id,) = set(dag.task_ids) - {section.lock.task_id, section.unlock.task_id}
+    assert section.lock.downstream_task_ids == {work_id, section.unlock.task_id}
+    assert section.unlock.upstream_task_ids == {work_id, section.lock.task_id}
+    for end in section:
+        assert (end.conference_id, end.dingtalk_conn_id) == ("{{ params.id }}", "other")
+
+
+def test_two_sections_of_a_dag_have_names_of_their_own() -> None:
+    with DAG("sections", schedule=None) as dag:
+        for name in ("first", "second"):
+            with conference_lock("1", name=name):
+                task(task_id=f"work_{name}")(lambda: None)()
+    assert {"lock_first", "unlock_first", "lock_second", "unlock_second"} < set(dag.task_ids)
+
+
+def test_every_other_parameter_reaches_both_ends() -> None:
+    with (
+        DAG("sections", schedule=None),
+        conference_lock(
+            "1",
+            on_error={"confClosed": "fail"},
+            max_attempts=2,
+            max_seconds=7,
+            deferrable=True,
+            retries=4,
+            execution_timeout=timedelta(minutes=1),
+        ) as section,
+    ):
+        pass
+    for end in section:
+        assert end.on_error == {"confClosed": Outcome.FAIL}
+        assert (end.max_attempts, end.max_seconds, end.deferrable) == (2, 7, True)
+        assert (end.retries, end.execution_timeout) == (4, timedelta(minutes=1))
+
+
+def test_default_args_reach_both_ends_and_what_the_section_says_wins() -> None:
+    default_args = {
+        "dingtalk_conn_id": "of-the-dag",
+        "on_error": {"confClosed": "succeed"},
+        "max_attempts": 3,
+        "deferrable": True,
+        "retries": 2,
+    }
+    with (
+        DAG("sections", schedule=None, default_args=default_args),
+        conference_lock("1", retries=6) as section,
+    ):
+        pass
+    for end in section:
+        assert (end.dingtalk_conn_id, end.max_attempts) == ("of-the-dag", 3)
+        assert end.on_error == {"confClosed": Outcome.SUCCEED}
+        assert (end.deferrable, end.retries) == (True, 6)
+
+
+MISTAKES: dict[str, dict[str, Any]] = {
+    "did you mean 'confClosed'": {"on_error": {"confClosd": "fail"}},
+    "did you mean 'succeed'": {"on_error": {"confClosed": "succed"}},
+    "max_attempts": {"max_attempts": 0},
+    "max_seconds": {"max_seconds": -1},
+}
+
+
+@pytest.mark.parametrize("said", MISTAKES)
+def test_a_mistake_is_an_error_when_the_dag_is_parsed(said: str) -> None:
+    with DAG("sections", schedule=None):
+        with pytest.raises(InvalidInputError, match=said), conference_lock("1", **MISTAKES[said]):
+            pass
+        with pytest.raises(InvalidInputError, match=said):
+            LockConferenceOperator.partial(task_id="lock", **MISTAKES[said])
+
+
+DEFERRABLE = """
+from airflow_provider_dingconf.operators import LockConferenceOperator, conference_lock
+from airflow.providers.common.compat.sdk import DAG
+with DAG("sections", schedule=None):
+    with conference_lock("1") as section:
+        pass
+    no = LockConferenceOperator(task_id="no", conference_id="1", deferrable=False)
+print(section.lock.deferrable, section.unlock.deferrable, no.deferrable)
+"""
+
+
+def test_a_deployment_can_make_all_sections_deferrable() -> None:
+    environment = os.environ | {"AIRFLOW__OPERATORS__DEFAULT_DEFERRABLE": "true"}
+    done = subprocess.run(
+        [sys.executable, "-c", DEFERRABLE], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "True True False"
+
+
+# What becomes of it
+
+
+@dataclass
+class Ran:
+    """What Airflow made of a DAG, and what DingTalk saw of that."""
+
+    state: str
+    instances: dict[tuple[str, int], Any] = field(default_factory=dict)
+    calls: list[Any] = field(default_factory=list)
+
+    def states(self, *names: str) -> list[str]:
+        return [str(self.instances[name, -1].state) for name in names]
+
+    def actions(self, conference_id: str) -> list[str]:
+        """Return what was done to a meeting, in order."""
+        return [call.name for call in self.calls if call.conference_id == conference_id]
+
+
+def run(dag: DAG, sandbox: Sandbox) -> Ran:
+    """Let Airflow run a DAG to its end."""
+    ran = dag.test()
+    return Ran(
+        str(ran.state),
+        {(ti.task_id, ti.map_index): ti for ti in ran.get_task_instances()},
+        sandbox.calls_of("lock", "unlock"),
+    )
+
+
+# Work that only has to succeed is an EmptyOperator, for which Airflow starts no task.
+DAG_FILE = """
+from datetime import timedelta
+
+from airflow.providers.common.compat.sdk import DAG, AirflowFailException, AirflowSkipException, task
+
+from airflow_provider_dingconf.operators import *
+
+try:
+    from airflow.providers.standard.operators.empty import EmptyOperator
+except ImportError:  # Airflow 2
+    from airflow.operators.empty import EmptyOperator
+
+
+@task
+def fail():
+    raise AirflowFailException("the work failed")
+
+
+@task
+def skip():
+    raise AirflowSkipException("nothing to do")
+
+
+@task
+def find():
+    return "found"
+
+
+with DAG("sections", schedule=None, params={"meeting": "skips"}) as sections:
+    with conference_lock(find(), name="found") as section:
+        work = EmptyOperator(task_id="work_found")
+    work >> EmptyOperator(task_id="after")
+    with conference_lock("outer", name="outer"):
+        with conference_lock("inner", group_id="group", retries=1, retry_delay=timedelta(0)):
+            EmptyOperator(task_id="work") >> fail.override(task_id="more_work")()
+    with conference_lock("{{ params.meeting }}", name="skips"):
+        skip.override(task_id="work_skips")()
+    with conference_lock("sandbox-confClosed", name="closed"):
+        EmptyOperator(task_id="work_closed")
+    with conference_lock("sandbox-confClosed", name="tolerant", on_error={"confClosed": "succeed"}):
+        EmptyOperator(task_id="work_tolerant")
+    with conference_lock("refused", name="refused"):
+        EmptyOperator(task_id="work_refused")
+    meetings = ["mapped-1", "mapped-2"]
+    lock = LockConferenceOperator.partial(task_id="lock_mapped").expand(conference_id=meetings)
+    unlock = UnlockConferenceOperator.partial(task_id="unlock_mapped").expand(conference_id=meetings)
+    lock.as_setup() >> fail.override(task_id="work_mapped")() >> unlock.as_teardown(setups=lock)
+
+with DAG("release", schedule=None) as release, conference_lock("release"):
+    EmptyOperator(task_id="work")
+"""
+
+
+@pytest.fixture(scope="module")
+def dags(airflow_db: None) -> dict[str, Any]:
+    """Return the DAGs of a file in Airflow's folder of DAGs."""
+    file = Path(os.environ["AIRFLOW_HOME"], "dags", "sections.py")
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(DAG_FILE)
+    return runpy.run_path(str(file))
+
+
+MEETINGS = ("found", "skips", "refused", "outer", "inner", "mapped-1", "mapped-2")
+
+
+@pytest.fixture(scope="module")
+def ran(dags: dict[str, Any]) -> Iterator[Ran]:
+    """Run the DAG of all sections once."""
+    from airflow_provider_dingconf import token_store
+
+    token_store.forget()
+    with pytest.MonkeyPatch.context() as patch, Sandbox() as sandbox:
+        patch.setenv("AIRFLOW_CONN_DINGTALK_DEFAULT", sandbox.connection_json())
+        for meeting in MEETINGS:
+            sandbox.create_conference(conference_id=meeting)
+        sandbox.fail(Fault(call="lock", path="/refused/", code="noPermission"))
+        yield run(dags["sections"], sandbox)
+
+
+def test_a_section_locks_works_and_unlocks_a_meeting_that_a_task_before_found(ran: Ran) -> None:
+    assert ran.states("find", "lock_found", "work_found", "unlock_found") == ["success"] * 4
+    assert ran.actions("found") == ["lock", "unlock"]
+
+
+def test_the_dag_goes_on_after_a_section(ran: Ran) -> None:
+    assert ran.states("after") == ["success"]
+
+
+def test_the_meetings_of_a_section_inside_a_section_are_unlocked_when_the_work_fails(ran: Ran) -> None:
+    assert ran.states("group.work", "group.more_work") == ["success", "failed"]
+    assert ran.states("group.unlock_conference", "unlock_outer") == ["success", "success"]
+    done = [(call.name, call.conference_id) for call in ran.calls if call.conference_id in {"outer", "inner"}]
+    assert done == [("lock", "outer"), ("lock", "inner"), ("unlock", "inner"), ("unlock", "outer")]
+
+
+def test_the_meeting_is_unlocked_when_the_work_is_skipped_and_its_id_is_a_template(ran: Ran) -> None:
+    assert ran.states("lock_skips", "work_skips", "unlock_skips") == ["success", "skipped", "success"]
+    assert ran.actions("skips") == ["lock", "unlock"]
+
+
+def test_nothing_is_done_for_a_meeting_that_has_ended(ran: Ran) -> None:
+    assert ran.states("lock_closed", "work_closed", "unlock_closed") == ["skipped"] * 3
+
+
+def test_on_error_lets_the_work_be_done_all_the_same_and_reaches_the_unlock(ran: Ran) -> None:
+    assert ran.states("lock_tolerant", "work_tolerant", "unlock_tolerant") == ["success"] * 3
+    assert ran.actions("sandbox-confClosed") in (["lock", "lock", "unlock"], ["lock", "unlock", "lock"])
+
+
+def test_no_work_is_done_when_the_lock_is_refused(ran: Ran) -> None:
+    assert ran.states("lock_refused", "work_refused", "unlock_refused") == [
+        "failed", "upstream_failed", "upstream_failed"
+    ]  # fmt: skip
+    assert ran.actions("refused") == ["lock"]
+
+
+def test_many_meetings_are_locked_and_unlocked_around_work_that_fails(ran: Ran) -> None:
+    assert ran.states("work_mapped") == ["failed"]
+    for index, meeting in enumerate(("mapped-1", "mapped-2")):
+        assert ran.actions(meeting) == ["lock", "unlock"]
+        for name in ("lock_mapped", "unlock_mapped"):
+            instance = ran.instances[name, index]
+            assert (str(instance.state), instance.rendered_map_index) == ("success", meeting)
+
+
+def test_work_that_fails_fails_the_run(ran: Ran) -> None:
+    assert ran.state == "failed", "although every unlock succeeded"
+
+
+@pytest.mark.parametrize(("unlocks", "state"), [(True, "success"), (False, "failed")])
+def test_a_meeting_that_stays_locked_fails_the_run(
+    dags: dict[str, Any], sandbox: Sandbox, conn: Any, unlocks: bool, state: str
+) -> None:
+    sandbox.create_conference(conference_id="release")
+    if not unlocks:
+        sandbox.fail(Fault(call="unlock", code="noPermission"))
+    ran = run(dags["release"], sandbox)
+    assert ran.states("lock_conference", "work", "unlock_conference") == ["success", "success", state]
+    assert ran.state == state
+    assert sandbox.join("release", "latecomer") is unlocks

@@ -1,0 +1,173 @@
+"""What only coroutines can do with a hook: run at once, be cancelled. All else is in ``test_hooks``."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from airflow_provider_dingconf.dingtalk import errors
+from airflow_provider_dingconf.hooks import DingTalkConferenceHook
+from airflow_provider_dingconf.sandbox import Fault, Sandbox
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+async def _until(came: Callable[[], object]) -> None:
+    """Wait until something has come about."""
+    for _ in range(500):
+        if came():
+            return
+        await asyncio.sleep(0.01)
+    pytest.fail("it did not come about")
+
+
+def test_fifty_coroutines_buy_one_token(sandbox: Sandbox, conn: Any) -> None:
+    sandbox.fail(Fault(call="token", delay=0.2))
+
+    async def lock() -> bool:
+        return (await DingTalkConferenceHook().alock_conference("sandbox-open"))["success"]
+
+    async def all_at_once() -> list[bool]:
+        return await asyncio.gather(*(lock() for _ in range(50)))
+
+    assert all(asyncio.run(all_at_once()))
+    assert (len(sandbox.calls_of("token")), len(sandbox.calls_of("lock"))) == (1, 50)
+
+
+def test_coroutines_share_the_connections_of_one_hook(sandbox: Sandbox, conn: Any) -> None:
+    async def all_at_once() -> list[Any]:
+        async with DingTalkConferenceHook() as hook:
+            return await asyncio.gather(*(hook.alock_conference("sandbox-open") for _ in range(50)))
+
+    assert all(result["success"] for result in asyncio.run(all_at_once()))
+    assert len(sandbox.calls_of("token")) == 1
+
+
+def test_threads_and_coroutines_buy_one_token(sandbox: Sandbox, conn: Any) -> None:
+    sandbox.fail(Fault(call="token", delay=0.3))
+    results: list[Any] = []
+
+    def lock_in_a_thread() -> None:
+        hook = DingTalkConferenceHook()
+        results.append(hook.lock_conference("sandbox-open"))
+        hook.close()
+
+    async def lock_in_coroutines() -> None:
+        hooks = [DingTalkConferenceHook() for _ in range(10)]
+        results.extend(await asyncio.gather(*(hook.alock_conference("sandbox-open") for hook in hooks)))
+
+    threads = [threading.Thread(target=lock_in_a_thread) for _ in range(10)]
+    for thread in threads:
+        thread.start()
+    asyncio.run(lock_in_coroutines())
+    for thread in threads:
+        thread.join()
+    assert len(results) == 20
+    assert len(sandbox.calls_of("token")) == 1
+
+
+def test_the_loop_goes_on_while_a_call_waits(sandbox: Sandbox, conn: Any) -> None:
+    """Neither the call, nor the wait for a token that someone else buys, nor a repetition holds the loop up."""
+    sandbox.fail(Fault(call="token", delay=0.3))
+    sandbox.fail(Fault(call="lock", code="systemError", times=1))
+
+    async def beside() -> tuple[int, Any]:
+        calls = asyncio.gather(*(DingTalkConferenceHook().alock_conference("sandbox-open") for _ in range(2)))
+        beats = 0
+        while not calls.done():
+            await asyncio.sleep(0.01)
+            beats += 1
+        return beats, await calls
+
+    beats, results = asyncio.run(beside())
+    assert sorted(result["attempts"] for result in results) == [1, 2]
+    # 0.3 s and 0.5 s at least are waited; a loop that is held up would not come to a tenth of this.
+    assert beats > 20
+
+
+def test_a_cancelled_lock_is_undone(sandbox: Sandbox, conn: Any) -> None:
+    meeting = sandbox.create_conference()
+    sandbox.fail(Fault(call="lock", after=True, delay=5))
+
+    async def cancelled() -> None:
+        task = asyncio.create_task(DingTalkConferenceHook().alock_conference(meeting))
+        await _until(lambda: sandbox.conference(meeting).locked)
+        task.cancel()
+        await task
+
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(cancelled())
+    assert not sandbox.conference(meeting).locked
+
+
+def test_a_cancelled_unlock_is_left_as_it_is(sandbox: Sandbox, conn: Any) -> None:
+    sandbox.fail(Fault(call="unlock", delay=5))
+
+    async def cancelled() -> None:
+        task = asyncio.create_task(DingTalkConferenceHook().aunlock_conference("sandbox-open"))
+        await _until(lambda: sandbox.calls_of("unlock"))
+        task.cancel()
+        await task
+
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(cancelled())
+    assert [call.name for call in sandbox.calls] == ["token", "unlock"]
+
+
+def test_a_block_that_is_cancelled_unlocks_the_meeting(sandbox: Sandbox, conn: Any) -> None:
+    meeting = sandbox.create_conference()
+
+    async def block() -> None:
+        async with DingTalkConferenceHook().alocked(meeting):
+            await asyncio.sleep(60)
+
+    async def cancelled() -> None:
+        task = asyncio.create_task(block())
+        await _until(lambda: sandbox.conference(meeting).locked)
+        await asyncio.sleep(0.05)
+        task.cancel()
+        await task
+
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(cancelled())
+    assert not sandbox.conference(meeting).locked
+
+
+def test_the_token_of_a_cancelled_purchase_can_be_bought_by_the_next(sandbox: Sandbox, conn: Any) -> None:
+    sandbox.fail(Fault(call="token", delay=5, times=1))
+
+    async def cancelled_then_another() -> Any:
+        first = asyncio.create_task(DingTalkConferenceHook().aunlock_conference("sandbox-open"))
+        await _until(lambda: sandbox.calls_of("token"))
+        first.cancel()
+        await asyncio.gather(first, return_exceptions=True)
+        return await DingTalkConferenceHook(max_seconds=5).alock_conference("sandbox-open")
+
+    assert asyncio.run(cancelled_then_another())["attempts"] == 1
+    assert len(sandbox.calls_of("token")) == 2
+
+
+def test_a_hook_can_be_entered_again_in_another_loop(sandbox: Sandbox, conn: Any) -> None:
+    hook = DingTalkConferenceHook()
+
+    async def lock() -> bool:
+        async with hook:
+            return (await hook.alock_conference("sandbox-open"))["success"]
+
+    assert asyncio.run(lock())
+    assert asyncio.run(lock())
+
+
+def test_a_wrong_connection_is_found_when_the_hook_is_entered(conn: Any) -> None:
+    conn(login="")
+
+    async def enter() -> None:
+        async with DingTalkConferenceHook():
+            pytest.fail("entered")
+
+    with pytest.raises(errors.InvalidConnectionError):
+        asyncio.run(enter())

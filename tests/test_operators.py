@@ -1,0 +1,523 @@
+"""The operators: what becomes of a task for every way in which its call can end."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import json
+import os
+import runpy
+from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from airflow.exceptions import AirflowFailException, AirflowSkipException
+from airflow.providers.common.compat.sdk import DAG, BaseOperator, TaskDeferred
+
+from airflow_provider_dingconf.dingtalk.errors import (
+    ERRORS,
+    AccessTokenError,
+    AddressBannedError,
+    CredentialsError,
+    DingTalkError,
+    InvalidInputError,
+    Outcome,
+    ThrottledError,
+)
+from airflow_provider_dingconf.links import LINKS_KEY
+from airflow_provider_dingconf.operators import LockConferenceOperator, UnlockConferenceOperator
+from airflow_provider_dingconf.sandbox import Fault, Sandbox
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+QPM = "Forbidden.AccessDenied.QpmLimitForAppkeyAndApi"
+NO_POLICY = (
+    {"retry_policy": None} if "retry_policy" in inspect.signature(BaseOperator.__init__).parameters else {}
+)
+
+# The first code of each class of error stands in the DAG for the others: each is tried further below.
+ROWS = [*{row.error: row for row in reversed(ERRORS.values())}.values()]
+
+
+# Tasks that Airflow runs.
+
+DAG_FILE = '''
+"""A task for every error that a lock can meet."""
+
+import json
+import os
+from datetime import timedelta
+
+from airflow.providers.common.compat.sdk import DAG
+
+from airflow_provider_dingconf.operators import LockConferenceOperator, UnlockConferenceOperator
+
+with DAG(
+    "every_error",
+    schedule=None,
+    params={"conference_id": "sandbox-open"},
+    default_args={"retries": 1, "retry_delay": timedelta(0), **json.loads(os.environ["TASK_ARGUMENTS"])},
+) as dag:
+    for code, arguments in json.loads(os.environ["TASKS"]).items():
+        LockConferenceOperator(task_id=code, **arguments)
+    UnlockConferenceOperator(task_id="unlocks", conference_id="{{ params.conference_id }}")
+    LockConferenceOperator.partial(task_id="mapped").expand(conference_id=["sandbox-open", "sandbox-flaky"])
+'''
+
+EXTRA_TASKS: dict[str, dict[str, Any]] = {
+    "locks": {"conference_id": "{{ params.conference_id }}"},
+    "overridden": {
+        "conference_id": "sandbox-ended",
+        "on_error": {"confClosed": "fail"},
+        "max_attempts": 1,
+    },
+    "succeeds": {
+        "conference_id": "sandbox-commandError",
+        "on_error": {"commandError": "SUCCEED"},
+        "max_attempts": 1,
+    },
+    "empty": {"conference_id": ""},
+    "none": {"conference_id": None},
+    "list": {"conference_id": ["a", "b"]},
+    "two-segments": {"conference_id": "a/b"},
+}
+MISTAKES = {
+    "empty": "it is empty",
+    "none": "got None of type NoneType",
+    "list": "of type list",
+    "two-segments": "'a/b' has '/', which cannot stand in a conference id",
+}
+
+
+@dataclass
+class Ran:
+    """What Airflow made of the DAG."""
+
+    instances: dict[tuple[str, int], Any] = field(default_factory=dict)
+    xcoms: dict[tuple[str, int, str], Any] = field(default_factory=dict)
+    rendered: dict[str, Any] = field(default_factory=dict)
+    calls: list[Any] = field(default_factory=list)
+    tokens: list[str] = field(default_factory=list)
+    log: str = ""
+
+    def state(self, task: str) -> str:
+        return str(self.instances[task, -1].state)
+
+    def tries(self, task: str) -> int:
+        return int(self.instances[task, -1].try_number)
+
+    def locks(self, code: str) -> list[Any]:
+        return [call for call in self.calls if call.conference_id == f"sandbox-{code}"]
+
+
+@pytest.fixture(scope="module")
+def ran(airflow_db: None, self_signed: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ran]:
+    """Run the DAG once, each kind of trouble over a connection of its own where it would spread."""
+    from airflow_provider_dingconf import token_store
+
+    token_store.forget()
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        Sandbox() as usual,
+        Sandbox() as banning,
+        Sandbox(slow=2) as slow,
+        Sandbox(ssl_context=self_signed[0]) as untrusted,
+    ):
+
+        def connection(name: str, sandbox: Sandbox, kind: Any = "internal", **overrides: Any) -> None:
+            patch.setenv(f"AIRFLOW_CONN_{name.upper()}", sandbox.connection_json(kind, **overrides))
+
+        connection("dingtalk_default", usual)
+        connection("addressBanned", banning)
+        connection("timeout", slow, extra={"timeout": 0.3})
+        connection("badCertificate", untrusted)
+        tasks = {}
+        for number, row in enumerate(ROWS):
+            arguments = {"conference_id": f"sandbox-{row.code}", "max_attempts": 1}
+            if row.code in {"addressBanned", "badCertificate", "timeout"}:
+                arguments["dingtalk_conn_id"] = row.code
+            if row.code == "timeout":
+                arguments["conference_id"] = "sandbox-slow"
+            if row.error is CredentialsError:
+                usual.fail(Fault(call="token", path=f"/corp{number}/", code=row.code))
+                connection(f"corp{number}", usual, extra={"corp_id": f"corp{number}"})
+                arguments["dingtalk_conn_id"] = f"corp{number}"
+            tasks[row.code] = arguments
+        patch.setenv("TASKS", json.dumps(tasks | EXTRA_TASKS))
+        patch.setenv("TASK_ARGUMENTS", json.dumps(NO_POLICY))
+        with _all_output(tmp_path_factory.mktemp("log") / "output") as output:
+            run = run_dag("every_error", DAG_FILE)
+        sandboxes = (usual, banning, slow, untrusted)
+        yield Ran(
+            {(ti.task_id, ti.map_index): ti for ti in run.get_task_instances()},
+            xcoms_of(run),
+            rendered_of(run),
+            [call for sandbox in sandboxes for call in sandbox.calls],
+            sorted({token for call in usual.calls if (token := call.header("x-acs-dingtalk-access-token"))}),
+            output.read_text(errors="replace"),
+        )
+
+
+@contextlib.contextmanager
+def _all_output(file: Path) -> Iterator[Path]:
+    """Write what is said on standard output and error, and in logs, into a file."""
+    with file.open("w") as out, contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+        kept = [os.dup(1), os.dup(2)]
+        os.dup2(out.fileno(), 1)
+        os.dup2(out.fileno(), 2)
+        try:
+            yield file
+        finally:
+            out.flush()
+            for number, descriptor in enumerate(kept, 1):
+                os.dup2(descriptor, number)
+                os.close(descriptor)
+
+
+def run_dag(dag_id: str, source: str) -> Any:
+    """Run a DAG, as its file says, to the end."""
+    file = Path(os.environ["AIRFLOW_HOME"]) / "dags" / f"{dag_id}.py"
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(source)
+    return runpy.run_path(str(file))["dag"].test()
+
+
+def xcoms_of(run: Any) -> dict[tuple[str, int, str], Any]:
+    from airflow.models import xcom
+    from airflow.utils.session import create_session
+
+    model = getattr(xcom, "XComModel", None) or xcom.BaseXCom
+    with create_session() as session:
+        found = session.query(model.task_id, model.map_index, model.key, model.value)
+        return {
+            (task, index, key): json.loads(value) if isinstance(value, bytes) else value
+            for task, index, key, value in found.filter(model.run_id == run.run_id)
+        }
+
+
+def rendered_of(run: Any) -> dict[str, Any]:
+    from airflow.models.renderedtifields import RenderedTaskInstanceFields as Fields
+    from airflow.utils.session import create_session
+
+    with create_session() as session:
+        found = session.query(Fields.task_id, Fields.rendered_fields)
+        return dict(found.filter(Fields.run_id == run.run_id).all())
+
+
+STATES = {Outcome.SKIP: ("skipped", 1), Outcome.FAIL: ("failed", 1), Outcome.RETRY: ("failed", 2)}
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.code)
+def test_each_error_gives_the_task_its_state(ran: Ran, row: Any) -> None:
+    assert (ran.state(row.code), ran.tries(row.code)) == STATES[row.outcome]
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.code)
+def test_a_task_that_is_not_retried_makes_no_call_in_vain(ran: Ran, row: Any) -> None:
+    conference_id = "slow" if row.code == "timeout" else row.code
+    calls = {
+        Outcome.RETRY: 2,
+        Outcome.FAIL: 1,
+        Outcome.SKIP: 1,
+    }[row.outcome]
+    if row.error is AccessTokenError:
+        calls = 2  # a fresh token was tried
+    elif row.error is AddressBannedError:
+        calls = 1  # the retry comes while the address is banned
+    elif row.error is CredentialsError or row.code == "badCertificate":
+        calls = 0
+    assert len(ran.locks(conference_id)) == calls
+
+
+def test_a_locked_meeting_is_an_xcom_of_plain_values(ran: Ran) -> None:
+    assert ran.state("locks") == "success"
+    assert ran.xcoms["locks", -1, "return_value"] == {
+        "conference_id": "sandbox-open",
+        "action": "lock",
+        "success": True,
+        "attempts": 1,
+        "request_id": None,  # DingTalk's good answer names none
+    }
+
+
+def test_an_unlocked_meeting_is_an_xcom_of_plain_values(ran: Ran) -> None:
+    xcom = ran.xcoms["unlocks", -1, "return_value"]
+    assert (xcom["conference_id"], xcom["action"], xcom["success"]) == ("sandbox-open", "unlock", True)
+
+
+def test_the_conference_id_is_a_template(ran: Ran) -> None:
+    assert ran.rendered["unlocks"] == {
+        "conference_id": "sandbox-open",
+        "dingtalk_conn_id": "dingtalk_default",
+    }
+
+
+def test_on_error_makes_a_closed_meeting_a_failure(ran: Ran) -> None:
+    assert (ran.state("overridden"), ran.tries("overridden")) == ("failed", 1)
+
+
+def test_on_error_makes_a_refusal_a_success(ran: Ran) -> None:
+    assert ran.state("succeeds") == "success"
+    xcom = dict(ran.xcoms["succeeds", -1, "return_value"])
+    assert xcom.pop("request_id") in {call.request_id for call in ran.locks("commandError")}
+    assert xcom == {
+        "conference_id": "sandbox-commandError",
+        "action": "lock",
+        "success": False,
+        "attempts": 1,
+    }
+
+
+@pytest.mark.parametrize("task", MISTAKES)
+def test_a_bad_conference_id_fails_at_once_and_says_what_is_wrong(ran: Ran, task: str) -> None:
+    assert (ran.state(task), ran.tries(task)) == ("failed", 1)
+    assert MISTAKES[task] in ran.log
+    assert not [call for call in ran.calls if call.conference_id in {"", "a", "b", "None", "a/b"}]
+
+
+def test_mapped_tasks_show_their_conference_id(ran: Ran) -> None:
+    shown = [ran.instances["mapped", index].rendered_map_index for index in (0, 1)]
+    assert shown == ["sandbox-open", "sandbox-flaky"]
+    assert ran.xcoms["mapped", 1, "return_value"]["attempts"] == 3, "systemError twice, then success"
+
+
+def test_a_task_links_to_the_documentation_of_its_call_and_error(ran: Ran) -> None:
+    assert set(ran.xcoms["locks", -1, LINKS_KEY]) == {"documentation"}
+    assert set(ran.xcoms["confClosed", -1, LINKS_KEY]) == {"documentation", "error"}
+
+
+def test_no_secret_is_in_the_database_or_the_log(ran: Ran) -> None:
+    database = Path(os.environ["AIRFLOW_HOME"], "airflow.db").read_bytes()
+    assert b"sandbox-confClosed" in database
+    assert "lock sandbox-open: done" in ran.log
+    assert ran.tokens
+    for secret in (Sandbox.client_secret, *ran.tokens):
+        assert secret not in ran.log
+        assert secret.encode() not in database
+
+
+# Tasks whose ``execute`` is called directly.
+
+
+class Instance:
+    """A task instance, of which the operator knows how to push an XCom."""
+
+    def __init__(self) -> None:
+        self.xcoms: dict[str, Any] = {}
+
+    def xcom_push(self, key: str, value: Any) -> None:
+        self.xcoms[key] = value
+
+
+def execute(conference_id: Any, operator: type = LockConferenceOperator, **arguments: Any) -> Any:
+    task = operator(task_id="task", conference_id=conference_id, **arguments)
+    return task.execute({"ti": Instance()})
+
+
+REFUSED = {
+    Outcome.FAIL: AirflowFailException,
+    Outcome.SKIP: AirflowSkipException,
+    Outcome.RETRY: DingTalkError,
+}
+ON_A_LOCK = [row for row in ERRORS.values() if row.sent_by_dingtalk and row.error is not CredentialsError]
+
+
+@pytest.mark.parametrize("operator", [LockConferenceOperator, UnlockConferenceOperator])
+@pytest.mark.parametrize("row", ON_A_LOCK, ids=lambda row: row.code)
+def test_each_error_is_the_exception_of_its_outcome(
+    conn: Callable[..., None], sandbox: Sandbox, row: Any, operator: type
+) -> None:
+    with pytest.raises(REFUSED[row.outcome]) as caught:
+        execute(f"sandbox-{row.code}", operator, max_attempts=1)
+    assert row.meaning in str(caught.value)
+    assert row.remedy in str(caught.value)
+    assert str(sandbox.calls[-1].request_id) in str(caught.value), "DingTalk's support asks for it"
+
+
+@pytest.mark.parametrize("outcome", [*Outcome, *(outcome.name for outcome in Outcome), "Skip"])
+def test_on_error_takes_an_outcome_by_its_name(conn: Callable[..., None], outcome: Any) -> None:
+    arguments = {"on_error": {"commandError": outcome}}
+    wanted = Outcome(outcome.lower())
+    if wanted is Outcome.SUCCEED:
+        assert execute("sandbox-commandError", **arguments)["success"] is False
+    else:
+        with pytest.raises(REFUSED[wanted]):
+            execute("sandbox-commandError", **arguments)
+
+
+MISSPELT = [
+    ({"confClose": "fail"}, "'confClose' is not a known error code; did you mean 'confClosed'?"),
+    ({"conf_closed": "fail"}, "did you mean 'confClosed'?"),
+    ({"CONFCLOSED": "fail"}, "did you mean 'confClosed'?"),
+    ({"xyzzy": "fail"}, "'xyzzy' is not a known error code"),
+    ({"confClosed": "fial"}, "'fial', for confClosed, is not an outcome; did you mean 'fail'?"),
+    ({"confClosed": "success"}, "did you mean 'succeed'?"),
+    ({"confClosed": None}, "None, for confClosed, is not an outcome"),
+    ({"confClosed": True}, "True, for confClosed, is not an outcome"),
+    (["confClosed"], "expected a dict of outcomes by code, got list"),
+]
+
+
+@pytest.mark.parametrize(("on_error", "said"), MISSPELT)
+@pytest.mark.parametrize("mapped", [False, True])
+def test_a_misspelt_code_or_outcome_is_an_error_of_the_dag_file(
+    on_error: Any, said: str, mapped: bool
+) -> None:
+    make = LockConferenceOperator.partial if mapped else partial(LockConferenceOperator, conference_id="1")
+    with pytest.raises(InvalidInputError) as caught:
+        make(task_id="lock", on_error=on_error)
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "limit",
+    [
+        {"max_attempts": 0},
+        {"max_attempts": 1.5},
+        {"max_attempts": True},
+        {"max_seconds": 0},
+        {"max_seconds": "9"},
+    ],
+)
+def test_a_limit_that_is_none_is_an_error_of_the_dag_file(limit: dict[str, Any]) -> None:
+    with pytest.raises(InvalidInputError, match=next(iter(limit))):
+        LockConferenceOperator(task_id="lock", conference_id="1", **limit)
+
+
+def test_a_mapped_task_may_name_its_own_map_index_template() -> None:
+    with DAG("mapped", schedule=None):
+        mapped = LockConferenceOperator.partial(task_id="lock", map_index_template="{{ 1 }}").expand(
+            conference_id=["1"]
+        )
+    assert mapped.partial_kwargs["map_index_template"] == "{{ 1 }}"
+
+
+# Deferrable tasks.
+
+
+def test_a_deferrable_task_whose_call_succeeds_at_once_never_defers(
+    conn: Callable[..., None], sandbox: Sandbox
+) -> None:
+    assert execute("sandbox-open", deferrable=True)["success"] is True
+    assert len(sandbox.calls) == 2
+
+
+def test_a_short_wait_is_sat_out_in_the_worker(conn: Callable[..., None], sandbox: Sandbox) -> None:
+    sandbox.fail(Fault(call="lock", code=QPM, headers={"Retry-After": "1"}, times=1))
+    assert execute("sandbox-open", deferrable=True)["attempts"] == 2
+
+
+def test_a_long_wait_is_left_to_the_triggerer_with_nothing_secret(
+    conn: Callable[..., None], sandbox: Sandbox
+) -> None:
+    sandbox.fail(Fault(call="lock", code="systemError", times=1))
+    sandbox.fail(Fault(call="lock", code=QPM, headers={"Retry-After": "1234"}, times=1))
+    with pytest.raises(TaskDeferred) as caught:
+        execute("sandbox-open", deferrable=True)
+    deferred = caught.value
+    assert (deferred.method_name, deferred.kwargs) == ("resume", {"attempts": 2})
+    path, arguments = deferred.trigger.serialize()
+    assert path.endswith(".TimeDeltaTrigger") or "DateTimeTrigger" in path
+    written = json.dumps([arguments, deferred.kwargs], default=str)
+    tokens = {call.header("x-acs-dingtalk-access-token") for call in sandbox.calls} - {None}
+    assert tokens
+    for secret in (Sandbox.client_secret, *tokens):
+        assert str(secret) not in written
+
+
+def test_a_resumed_task_counts_its_attempts_on(conn: Callable[..., None], sandbox: Sandbox) -> None:
+    task = LockConferenceOperator(
+        task_id="lock", conference_id="sandbox-open", deferrable=True, max_attempts=4
+    )
+    assert task.resume({"ti": Instance()}, None, attempts=2)["attempts"] == 3
+    sandbox.fail(Fault(call="lock", code=QPM, headers={"Retry-After": "1234"}))
+    with pytest.raises(TaskDeferred) as caught:
+        task.resume({"ti": Instance()}, None, attempts=2)
+    assert caught.value.kwargs == {"attempts": 3}
+    with pytest.raises(ThrottledError) as raised:
+        task.resume({"ti": Instance()}, None, attempts=3)
+    assert raised.value.attempts == 4
+
+
+def test_a_ban_is_waited_for_in_the_triggerer(conn: Callable[..., None], sandbox: Sandbox) -> None:
+    sandbox.fail(Fault(code="addressBanned"))
+    for calls in (1, 1):
+        with pytest.raises(TaskDeferred):
+            execute("sandbox-open", deferrable=True)
+        assert len(sandbox.calls) == calls, "while banned, DingTalk is not called"
+
+
+def test_a_wait_of_hours_is_left_to_airflows_retries(conn: Callable[..., None], sandbox: Sandbox) -> None:
+    sandbox.fail(Fault(call="lock", code=QPM, headers={"Retry-After": "90000"}))
+    with pytest.raises(ThrottledError):
+        execute("sandbox-open", deferrable=True)
+
+
+def test_a_wait_for_an_error_that_is_skipped_is_not_waited(
+    conn: Callable[..., None], sandbox: Sandbox
+) -> None:
+    with pytest.raises(AirflowSkipException):
+        execute(f"sandbox-{QPM}", deferrable=True, on_error={QPM: "skip"})
+
+
+def test_a_task_that_is_not_deferrable_raises_what_does_not_fit_its_time(
+    conn: Callable[..., None], sandbox: Sandbox
+) -> None:
+    with pytest.raises(ThrottledError) as caught:
+        execute(f"sandbox-{QPM}", max_seconds=5)
+    assert caught.value.retry_after == 60
+    assert len(sandbox.calls_of("lock")) == 1
+
+
+def test_a_task_is_deferrable_by_airflows_own_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert LockConferenceOperator(task_id="lock", conference_id="1").deferrable is False
+    import subprocess
+    import sys
+
+    code = (
+        "from airflow_provider_dingconf.operators import LockConferenceOperator as L;"
+        "assert L(task_id='lock', conference_id='1').deferrable"
+    )
+    monkeypatch.setenv("AIRFLOW__OPERATORS__DEFAULT_DEFERRABLE", "True")
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_a_killed_task_ends_its_call_and_one_that_makes_none_goes_on(
+    conn: Callable[..., None], sandbox: Sandbox
+) -> None:
+    import threading
+
+    sandbox.fail(Fault(call="lock", delay=1.0))
+    task = LockConferenceOperator(task_id="lock", conference_id="sandbox-open")
+    task.on_kill()
+    worker = threading.Thread(target=task.execute, args=({"ti": Instance()},), daemon=True)
+    worker.start()
+    while worker.is_alive() and not sandbox.calls_of("lock"):
+        worker.join(0.01)
+    with pytest.raises(SystemExit, match="lock was interrupted"):
+        task.on_kill()
+    worker.join(10)
+    assert not worker.is_alive()
+
+
+def test_a_dag_file_imports_neither_the_hook_nor_an_http_library() -> None:
+    import subprocess
+    import sys
+
+    code = (
+        "import sys; from airflow.providers.common.compat.sdk import DAG, BaseOperator, TaskGroup, conf;"
+        "before = set(sys.modules); import airflow_provider_dingconf.operators;"
+        "new = set(sys.modules) - before;"
+        "wrong = new & {'requests', 'aiohttp', 'airflow_provider_dingconf.hooks', 'tenacity'};"
+        "sys.exit(f'imports {wrong}' if wrong else 0)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+def test_retries_delayed_for_days_are_not_the_calls_attempts(conn: Callable[..., None]) -> None:
+    result = execute("sandbox-flaky", retries=9, retry_delay=timedelta(days=1))
+    assert result["attempts"] == 3

@@ -1,0 +1,106 @@
+"""What becomes of a task: overrides of the outcomes, and the hook in a user's own tasks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException
+
+from airflow_provider_dingconf.dingtalk.errors import (
+    ERRORS,
+    DingTalkError,
+    InvalidConferenceIdError,
+    InvalidInputError,
+    Outcome,
+    ServerError,
+)
+from airflow_provider_dingconf.hooks import DingTalkConferenceHook
+from airflow_provider_dingconf.outcomes import check_on_error, outcome_of, task_outcome
+
+
+@pytest.mark.parametrize("outcome", Outcome)
+def test_an_outcome_can_be_written_in_any_case_or_as_itself(outcome: Outcome) -> None:
+    for written in (outcome, outcome.value, outcome.name, outcome.name.title()):
+        assert check_on_error({"confClosed": written}) == {"confClosed": outcome}
+
+
+def test_no_override_is_none() -> None:
+    assert check_on_error(None) == check_on_error({}) == {}
+
+
+@pytest.mark.parametrize(
+    ("on_error", "hint"),
+    [
+        ({"confclosed": "fail"}, "did you mean 'confClosed'?"),
+        ({"conf_closed": "fail"}, "did you mean 'confClosed'?"),
+        ({"QpsLimitForApi": "fail"}, "did you mean 'Forbidden.AccessDenied.QpsLimitForApi'?"),
+        ({"xyz": "fail"}, "'xyz' is not a known error code"),
+        ({7: "fail"}, "7 is not a known error code"),
+        ({None: "fail"}, "None is not a known error code"),
+        ({"confClosed": "fial"}, "did you mean 'fail'?"),
+        ({"confClosed": "success"}, "did you mean 'succeed'?"),
+        ({"confClosed": "xyz"}, "outcomes are fail, skip, retry, succeed"),
+        ({"confClosed": True}, "outcomes are fail, skip, retry, succeed"),
+        ({"confClosed": None}, "outcomes are fail, skip, retry, succeed"),
+        ({"confClosed": ["fail"]}, "outcomes are fail, skip, retry, succeed"),
+        (["confClosed"], "expected a dict of outcomes by code, got list"),
+        ("confClosed", "expected a dict of outcomes by code, got str"),
+    ],
+)
+def test_a_misspelt_override_is_an_error_that_names_the_nearest(on_error: Any, hint: str) -> None:
+    with pytest.raises(InvalidInputError, match=r"^on_error: ") as caught:
+        check_on_error(on_error)
+    assert hint in str(caught.value)
+
+
+def test_an_override_is_for_its_code_alone() -> None:
+    overrides = check_on_error({"systemError": "skip"})
+    assert outcome_of(ServerError("x", code="systemError"), overrides) is Outcome.SKIP
+    assert outcome_of(ServerError("x", code="serviceBusy"), overrides) is Outcome.RETRY
+    assert outcome_of(ServerError("x"), overrides) is Outcome.RETRY
+
+
+def lock(conference_id: str, on_error: Any = None) -> Any:
+    """Lock a meeting, as the docstring of ``task_outcome`` shows it."""
+    with task_outcome(on_error):
+        return DingTalkConferenceHook(max_attempts=1).lock_conference(conference_id)
+
+
+def test_a_users_own_task_ends_as_an_operators_does(conn: Any) -> None:
+    assert lock("sandbox-open")["success"]
+    with pytest.raises(AirflowSkipException, match="confClosed"):
+        lock("sandbox-confClosed")
+    with pytest.raises(AirflowFailException, match="noPermission"):
+        lock("sandbox-noPermission")
+    with pytest.raises(ServerError):
+        lock("sandbox-systemError")
+    assert lock("sandbox-noPermission", {"noPermission": "succeed"}) is None
+
+
+def test_the_cause_of_a_failure_is_kept_with_its_request_id(conn: Any, sandbox: Any) -> None:
+    with pytest.raises(AirflowFailException) as caught:
+        lock("sandbox-paramsError")
+    error = caught.value.__cause__
+    assert isinstance(error, DingTalkError)
+    assert error.request_id == sandbox.calls[-1].request_id
+    assert str(error.request_id) in str(caught.value)
+    assert ERRORS["paramsError"].remedy in str(caught.value)
+
+
+def test_a_bad_conference_id_fails_without_a_retry(conn: Any, sandbox: Any) -> None:
+    with pytest.raises(AirflowFailException, match=r"^conference_id: ") as caught:
+        lock("a/b")
+    assert isinstance(caught.value.__cause__, InvalidConferenceIdError)
+    assert sandbox.calls == []
+
+
+def test_a_misspelt_override_is_found_before_the_call(conn: Any, sandbox: Any) -> None:
+    with pytest.raises(InvalidInputError, match="confClosed"):
+        lock("sandbox-open", {"confclosed": "skip"})
+    assert sandbox.calls == []
+
+
+def test_what_is_no_error_of_dingtalks_is_left_alone() -> None:
+    with pytest.raises(ZeroDivisionError), task_outcome():
+        _ = 1 / 0

@@ -1,0 +1,307 @@
+"""Processes that share an access token: real ones, which start at once, die, stop, and meet refusals.
+
+They are forked, since fifty times the start of Airflow would take minutes; two at the end are wholly fresh.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import multiprocessing
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from airflow_provider_dingconf import token_store
+from airflow_provider_dingconf.dingtalk.errors import AccessTokenError
+from airflow_provider_dingconf.hooks import DingTalkConferenceHook
+from airflow_provider_dingconf.sandbox import Fault, Sandbox
+from airflow_provider_dingconf.token_store import default_directory
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    Work = Callable[[], object]
+
+FORK = multiprocessing.get_context("fork")
+TOKEN_HEADER = "x-acs-dingtalk-access-token"
+
+
+class Process:
+    """A process that does some work when it is told to, and says what came of it."""
+
+    def __init__(self, work: Work, start: Any = None) -> None:
+        self._ours, theirs = FORK.Pipe()
+        self._process = FORK.Process(target=self._run, args=(work, start, theirs), daemon=True)
+        self._process.start()
+        self.pid: int = self._process.pid or 0
+
+    def _run(self, work: Work, start: Any, pipe: Any) -> None:
+        if start is not None:
+            start.wait(60)
+        try:
+            pipe.send(work())
+        except Exception as error:
+            pipe.send(error)
+
+    def result(self, seconds: float = 60) -> Any:
+        """Return what the work returned, or the exception it raised."""
+        assert self._ours.poll(seconds), "the process did not come to an end"
+        found = self._ours.recv()
+        self._process.join(10)
+        return found
+
+    def end(self) -> None:
+        self._process.kill()
+        self._process.join(10)
+
+
+@pytest.fixture
+def start(conn: Any) -> Iterator[Callable[..., Process]]:
+    """Return what starts a process, which ends with the test."""
+    started: list[Process] = []
+    # So that Airflow imports what it needs for a connection once, and not in each process.
+    assert DingTalkConferenceHook().settings.app
+
+    def start(work: Work, gate: Any = None) -> Process:
+        started.append(Process(work, gate))
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.end()
+
+
+@pytest.fixture
+def at_once(start: Any) -> Callable[..., list[Any]]:
+    """Return what lets processes do some work at the same time, and returns their results."""
+
+    def at_once(count: int, work: Work) -> list[Any]:
+        gate = FORK.Event()
+        processes = [start(work, gate) for _ in range(count)]
+        gate.set()
+        return [process.result() for process in processes]
+
+    return at_once
+
+
+def lock(**options: Any) -> object:
+    """Lock a meeting in a hook of its own."""
+    hook = DingTalkConferenceHook(**options)
+    try:
+        return hook.lock_conference("sandbox-open")["success"]
+    finally:
+        hook.close()
+
+
+def bought(sandbox: Sandbox) -> int:
+    return len(sandbox.calls_of("token"))
+
+
+def tokens_used(sandbox: Sandbox) -> set[str | None]:
+    return {call.header(TOKEN_HEADER) for call in sandbox.calls_of("lock")}
+
+
+def wait_until(condition: Callable[[], object], seconds: float = 20) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, "it did not come to pass"
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("kind", ["internal", "third_party"])
+def test_fifty_processes_that_start_without_a_token_buy_one(
+    at_once: Any, conn: Any, sandbox: Sandbox, kind: str
+) -> None:
+    conn(kind)
+    assert at_once(50, lock) == [True] * 50
+    assert bought(sandbox) == 1
+    assert len(sandbox.calls_of("lock")) == 50
+    assert len(tokens_used(sandbox)) == 1
+
+
+def test_processes_whose_token_is_about_to_expire_buy_one_more(
+    at_once: Any, conn: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Sandbox(token_lifetime=40) as sandbox:
+        monkeypatch.setenv("AIRFLOW_CONN_DINGTALK_DEFAULT", sandbox.connection_json("third_party"))
+        sandbox.fail(Fault(call="token", times=1, body={"accessToken": sandbox.issue_token(), "expireIn": 1}))
+        lock()
+        time.sleep(1)
+        sandbox.clear()
+        assert at_once(20, lock) == [True] * 20
+        assert bought(sandbox) == 1
+        assert len(sandbox.calls_of("lock")) == 20, "none of them tried the old one"
+
+
+@pytest.mark.parametrize("kind", ["internal", "third_party", "unified"])
+def test_processes_whose_token_is_refused_buy_one_more(
+    at_once: Any, conn: Any, sandbox: Sandbox, kind: str
+) -> None:
+    conn(kind)
+    lock()  # the processes are born with this token in memory
+    sandbox.revoke_tokens()
+    sandbox.clear()
+    assert at_once(20, lock) == [True] * 20
+    assert bought(sandbox) == 1
+    assert len(tokens_used(sandbox)) == 2, "the refused one, and the one that took its place"
+
+
+def test_processes_that_are_refused_whatever_their_token_buy_one_more(
+    at_once: Any, conn: Any, sandbox: Sandbox
+) -> None:
+    lock()
+    sandbox.fail(Fault(call="lock", code="InvalidAuthentication"))
+    sandbox.clear()
+    assert {type(result) for result in at_once(10, lock)} == {AccessTokenError}
+    assert bought(sandbox) == 1, "DingTalk gives the same token again while it is valid"
+    assert len(sandbox.calls_of("lock")) == 20
+
+
+def test_a_process_uses_the_token_that_is_newer_than_its_refused_one(
+    start: Any, conn: Any, sandbox: Sandbox
+) -> None:
+    conn("third_party")
+    lock()
+    gate = FORK.Event()
+    late = start(lock, gate)
+    sandbox.revoke_tokens()
+    assert start(lock).result() is True
+    assert bought(sandbox) == 2
+    gate.set()
+    assert late.result() is True
+    assert bought(sandbox) == 2
+
+
+def test_the_processes_share_an_address_ban(at_once: Any, conn: Any, sandbox: Sandbox, start: Any) -> None:
+    sandbox.fail(Fault(call="token", code="addressBanned"))
+    assert getattr(start(lock).result(), "code", None) == "addressBanned"
+    assert {getattr(result, "code", None) for result in at_once(5, lock)} == {"addressBanned"}
+    assert len(sandbox.calls) == 1
+
+
+# Processes that come to grief
+
+
+def buying(start: Any, sandbox: Sandbox, delay: float) -> Process:
+    """Return a process that is buying a token, and holds the right to."""
+    sandbox.fail(Fault(call="token", delay=delay, times=1))
+    process: Process = start(lock)
+    wait_until(lambda: bought(sandbox) == 1)
+    return process
+
+
+def test_a_process_killed_while_it_buys_a_token_does_not_stop_the_others(
+    at_once: Any, start: Any, conn: Any, sandbox: Sandbox
+) -> None:
+    victim = buying(start, sandbox, delay=30)
+    os.kill(victim.pid, signal.SIGKILL)
+    began = time.monotonic()
+    assert at_once(5, lock) == [True] * 5
+    assert time.monotonic() - began < 10
+    assert bought(sandbox) == 2, "its own, and one for all others"
+
+
+def test_a_process_killed_while_others_wait_for_its_token_lets_them_go_on(
+    start: Any, conn: Any, sandbox: Sandbox
+) -> None:
+    victim = buying(start, sandbox, delay=30)
+    waiting = [start(lock) for _ in range(3)]
+    time.sleep(0.5)
+    assert bought(sandbox) == 1, "they wait"
+    os.kill(victim.pid, signal.SIGKILL)
+    assert [process.result(10) for process in waiting] == [True] * 3
+    assert bought(sandbox) == 2
+
+
+def test_a_process_stopped_while_it_buys_a_token_holds_the_others_up_for_a_while_only(
+    start: Any, conn: Any, sandbox: Sandbox
+) -> None:
+    stopped = buying(start, sandbox, delay=0.5)
+    os.kill(stopped.pid, signal.SIGSTOP)
+    began = time.monotonic()
+    assert start(lambda: lock(max_seconds=3)).result() is True
+    assert time.monotonic() - began < 3
+    assert start(lock).result() is True
+    assert bought(sandbox) == 2, "who came later found a token, and waited for nobody"
+    os.kill(stopped.pid, signal.SIGCONT)
+    assert stopped.result() is True
+
+
+def test_a_process_forked_while_a_thread_buys_a_token_is_not_held_up_for_ever(
+    start: Any, conn: Any, sandbox: Sandbox
+) -> None:
+    from threading import Thread
+
+    sandbox.fail(Fault(call="token", delay=1, times=1))
+    thread = Thread(target=lock)
+    thread.start()
+    wait_until(lambda: bought(sandbox) == 1)
+    assert start(lambda: lock(max_seconds=4)).result() is True
+    thread.join()
+
+
+class Warnings(logging.Handler):
+    """Counts the warnings of the token store."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.count = 0
+        logging.getLogger(token_store.__name__).addHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.count += 1
+
+
+def lock_on_a_full_disk() -> tuple[object, object, int]:
+    """Lock twice in a process that can write nothing more into files; its output goes nowhere."""
+    warnings = Warnings()
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in {1, 2, sys.stdout.fileno(), sys.stderr.fileno()}:
+        os.dup2(nowhere, descriptor)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    return lock(), lock(), warnings.count
+
+
+def test_a_full_disk_costs_the_sharing_and_one_warning(start: Any, conn: Any, sandbox: Sandbox) -> None:
+    conn("third_party")
+    for count in (1, 2):
+        assert start(lock_on_a_full_disk).result() == (True, True, 1)
+        assert bought(sandbox) == count
+    assert {file.suffix for file in default_directory().iterdir()} == {".lock"}, (
+        "nothing half-written is left"
+    )
+    assert start(lock).result() is True
+    (file,) = default_directory().glob("*.token")
+    content = file.read_bytes()
+    sandbox.revoke_tokens()
+    assert start(lock_on_a_full_disk).result() == (True, True, 1)
+    assert file.read_bytes() == content, "the old file is whole"
+
+
+# Processes that start from nothing
+
+FRESH = """
+import json
+from airflow_provider_dingconf.hooks import DingTalkConferenceHook
+print(json.dumps(DingTalkConferenceHook().lock_conference("sandbox-open")))
+"""
+
+
+def test_fresh_interpreters_share_the_token_too(conn: Any, sandbox: Sandbox) -> None:
+    fresh = [
+        subprocess.Popen(
+            [sys.executable, "-c", FRESH], stdout=subprocess.PIPE, text=True, env=dict(os.environ)
+        )
+        for _ in range(2)
+    ]
+    outputs = [process.communicate(timeout=120)[0] for process in fresh]
+    assert [json.loads(output.splitlines()[-1])["success"] for output in outputs] == [True] * 2
+    assert lock() is True
+    assert bought(sandbox) == 1

@@ -1,0 +1,99 @@
+"""What goes over the wire is what DingTalk's official SDK sends: the two are recorded by one sandbox."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from airflow_provider_dingconf.sandbox import Sandbox
+
+pytest.importorskip("alibabacloud_dingtalk")
+
+from alibabacloud_dingtalk.conference_1_0 import models as conference_models
+from alibabacloud_dingtalk.conference_1_0.client import Client as ConferenceClient
+from alibabacloud_dingtalk.oauth2_1_0 import models as token_models
+from alibabacloud_dingtalk.oauth2_1_0.client import Client as TokenClient
+from alibabacloud_tea_openapi.models import Config
+from alibabacloud_tea_util.models import RuntimeOptions
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+RUNTIME = RuntimeOptions(connect_timeout=5000, read_timeout=5000)
+TOKEN = "x-acs-dingtalk-access-token"
+
+# Of the HTTP library, and neither DingTalk's nor ours to say.
+OF_THE_LIBRARY = {"user-agent", "accept-encoding", "connection"}
+
+
+def wire(call: Any) -> dict[str, Any]:
+    """Return what came over the wire, but for the HTTP library's own headers."""
+    headers = sorted(
+        (name.lower(), value) for name, value in call.headers if name.lower() not in OF_THE_LIBRARY
+    )
+    return {"method": call.method, "path": call.path, "headers": headers, "body": call.body}
+
+
+def sdk_token(sandbox: Sandbox, kind: str) -> None:
+    """Buy an access token by the SDK."""
+    client = TokenClient(Config(endpoint=f"127.0.0.1:{sandbox.port}", protocol="http"))
+    if kind == "internal":
+        client.get_access_token_with_options(
+            token_models.GetAccessTokenRequest(app_key=Sandbox.client_id, app_secret=Sandbox.client_secret),
+            {},
+            RUNTIME,
+        )
+    elif kind == "third_party":
+        request = token_models.GetCorpAccessTokenRequest(
+            suite_key=Sandbox.suite_key,
+            suite_secret=Sandbox.suite_secret,
+            auth_corp_id=Sandbox.corp_id,
+            suite_ticket=Sandbox.suite_ticket,
+        )
+        client.get_corp_access_token_with_options(request, {}, RUNTIME)
+    else:
+        unified = token_models.GetTokenRequest(
+            client_id=Sandbox.client_id,
+            client_secret=Sandbox.client_secret,
+            grant_type="client_credentials",
+        )
+        client.get_token_with_options(Sandbox.corp_id, unified, {}, RUNTIME)
+
+
+@pytest.mark.parametrize("kind", ["internal", "third_party", "unified"])
+def test_a_token_is_bought_as_the_sdk_buys_it(
+    face: Any, conn: Callable[..., None], sandbox: Sandbox, kind: str
+) -> None:
+    conn(kind)
+    face.do("lock_conference", "sandbox-open")
+    sdk_token(sandbox, kind)
+    ours, theirs = sandbox.calls_of("token")
+    assert wire(ours) == wire(theirs)
+
+
+@pytest.mark.parametrize("action", ["lock", "unlock"])
+@pytest.mark.parametrize("conference_id", ["sandbox-open", "a~b.c_d-e", "!$&'()*+,;=:@"])
+def test_a_meeting_is_locked_as_the_sdk_locks_it(
+    face: Any, conn: Callable[..., None], sandbox: Sandbox, action: str, conference_id: str
+) -> None:
+    if conference_id != "sandbox-open":
+        sandbox.create_conference(conference_id=conference_id)
+    face.do(f"{action}_conference", conference_id)
+    (ours,) = sandbox.calls_of(action)
+    client = ConferenceClient(Config(endpoint=f"127.0.0.1:{sandbox.port}", protocol="http"))
+    client.lock_conference_with_options(
+        conference_id,
+        conference_models.LockConferenceRequest(action=action),
+        conference_models.LockConferenceHeaders(x_acs_dingtalk_access_token=ours.header(TOKEN)),
+        RUNTIME,
+    )
+    _, theirs = sandbox.calls_of(action)
+    assert wire(ours) == wire(theirs)
+
+
+def test_nothing_but_the_token_says_who_calls(face: Any, conn: Callable[..., None], sandbox: Sandbox) -> None:
+    face.do("lock_conference", "sandbox-open")
+    (call,) = sandbox.calls_of("lock")
+    names = {name for name, _ in wire(call)["headers"]}
+    assert names == {"host", "accept", "content-type", "content-length", TOKEN}

@@ -1,0 +1,57 @@
+"""``make ui``: an Airflow to look at in the browser, with the example DAGs and a connection to a sandbox.
+
+It runs until it is told to stop, by Ctrl+C or SIGTERM, and leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import tempfile
+import threading
+from contextlib import suppress
+from importlib.metadata import version
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from system.airflow_processes import DeploymentError, running_sandbox, sandbox_connection
+from system.ui.standalone import USER, running_standalone
+
+EXAMPLES = Path(__file__).parents[2] / "example_dags"
+
+
+def main() -> int:
+    """Run until told to stop, and return the exit status."""
+    for stop in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(stop, signal.default_int_handler)
+    dag_ids = sorted(path.stem for path in EXAMPLES.glob("example_*.py"))
+    print(f"Airflow {version('apache-airflow')} starts; this takes half a minute.", flush=True)
+    with suppress(KeyboardInterrupt), tempfile.TemporaryDirectory(prefix="dingconf-ui-") as directory:
+        home = Path(directory)
+        try:
+            with running_sandbox(home) as sandbox, running_standalone(home, EXAMPLES) as airflow:
+                # With the port once more: see the connection type's placeholder for it.
+                fields = json.loads(sandbox_connection(sandbox))
+                airflow.connect({**fields, "port": int(sandbox.rpartition(":")[2])})
+                airflow.wait_for_dags(*dag_ids)
+                print(
+                    f"\n  Airflow   {airflow.url}"
+                    f"\n  login     {USER}"
+                    f"\n  password  {airflow.password}"
+                    f"\n\nThe connection dingtalk_default leads to the DingTalk sandbox on {sandbox}."
+                    f"\nTo begin with, run {' or '.join(('example_sandbox_tour', 'example_locked_section'))}"
+                    " (with the conference id sandbox-open)."
+                    "\nCtrl+C ends it all.",
+                    flush=True,
+                )
+                threading.Event().wait()
+        except DeploymentError as error:
+            print(error, file=sys.stderr)
+            return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
