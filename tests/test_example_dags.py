@@ -24,7 +24,8 @@ def dag_bag(airflow_db: None) -> Any:
     except ImportError:  # Airflow before 3.2
         from airflow.models.dagbag import DagBag
 
-    shutil.copytree(EXAMPLES, settings.DAGS_FOLDER, dirs_exist_ok=True)
+    shutil.rmtree(settings.DAGS_FOLDER, ignore_errors=True)  # other tests leave their DAGs there
+    shutil.copytree(EXAMPLES, settings.DAGS_FOLDER)
     return DagBag(settings.DAGS_FOLDER)
 
 

@@ -2,23 +2,48 @@
 
 from __future__ import annotations
 
+import json
+import os
+import pickle
+import runpy
 from datetime import timedelta
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from airflow.exceptions import AirflowFailException
+from airflow.providers.common.compat.sdk import DAG
 
 from airflow_provider_dingconf.dingtalk.errors import ERRORS, DingTalkError, Outcome
-from airflow_provider_dingconf.operators import LockConferenceOperator
+from airflow_provider_dingconf.operators import (
+    LockConferenceOperator,
+    UnlockConferenceOperator,
+    conference_lock,
+)
+from airflow_provider_dingconf.sandbox import Fault, Sandbox
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 try:
-    from airflow.sdk.definitions.retry_policy import RetryPolicy  # noqa: F401
+    from airflow.sdk.definitions.retry_policy import RetryDecision, RetryPolicy
 except ImportError:
     HAS_POLICIES = False
 else:
     HAS_POLICIES = True
 
+    class Mine(RetryPolicy):
+        """A user's own policy."""
+
+        def evaluate(self, *args: Any, **kwargs: Any) -> RetryDecision:
+            return RetryDecision.default()
+
+        def serialize(self) -> dict[str, Any]:
+            return {}
+
+
 since_3_3 = pytest.mark.skipif(not HAS_POLICIES, reason="Airflow before 3.3 has no retry policies")
+before_3_3 = pytest.mark.skipif(HAS_POLICIES, reason="this Airflow has retry policies")
 
 
 def decision(error: BaseException) -> Any:
@@ -27,10 +52,19 @@ def decision(error: BaseException) -> Any:
     return DingTalkRetryPolicy().evaluate(error, 1, 3)
 
 
-@pytest.mark.skipif(HAS_POLICIES, reason="this Airflow has retry policies")
+@before_3_3
 def test_an_older_airflow_is_told_what_is_needed() -> None:
     with pytest.raises(ImportError, match=r"needs Airflow 3\.3 or later; this is Airflow \d"):
         import airflow_provider_dingconf.retry_policies  # noqa: F401
+
+
+@before_3_3
+def test_the_operators_do_without_a_policy_on_an_older_airflow() -> None:
+    with DAG("policies", schedule=None):
+        lock = LockConferenceOperator(task_id="lock", conference_id="1", retries=2)
+        mapped = LockConferenceOperator.partial(task_id="mapped", retries=2).expand(conference_id=["1"])
+    assert getattr(lock, "retry_policy", None) is None
+    assert (lock.retries, mapped.retries) == (2, 2)
 
 
 @since_3_3
@@ -61,17 +95,148 @@ def test_an_error_of_something_else_is_left_to_airflow(error: Exception) -> None
 
 
 @since_3_3
-def test_the_operators_have_the_policy_by_default_and_it_survives_serialization() -> None:
+@pytest.mark.parametrize("operator", [LockConferenceOperator, UnlockConferenceOperator])
+def test_the_operators_have_the_policy_by_default_and_mapped_as_well(operator: Any) -> None:
     from airflow_provider_dingconf.retry_policies import DingTalkRetryPolicy
 
-    policy: Any = LockConferenceOperator(task_id="lock", conference_id="1").retry_policy
-    assert isinstance(policy, DingTalkRetryPolicy)
-    assert isinstance(DingTalkRetryPolicy.deserialize(policy.serialize()), DingTalkRetryPolicy)
+    with DAG("policies", schedule=None):
+        plain = operator(task_id="plain", conference_id="1")
+        mapped = operator.partial(task_id="mapped").expand(conference_id=["1"])
+    unmapped = mapped.unmap({"conference_id": "1"})
+    assert [type(each.retry_policy) for each in (plain, mapped, unmapped)] == [DingTalkRetryPolicy] * 3
 
 
-def test_the_errors_are_picklable() -> None:
-    import pickle
+@since_3_3
+def test_a_policy_of_the_users_own_wins() -> None:
+    mine = Mine()
+    with DAG("policies", schedule=None, default_args={"retry_policy": mine}):
+        of_the_dag = LockConferenceOperator(task_id="of_the_dag", conference_id="1")
+        mapped = LockConferenceOperator.partial(task_id="mapped").expand(conference_id=["1"])
+        with conference_lock("1") as section:
+            pass
+    with DAG("policies", schedule=None):
+        own = LockConferenceOperator(task_id="own", conference_id="1", retry_policy=mine)
+        own_mapped = LockConferenceOperator.partial(task_id="m", retry_policy=mine).expand(
+            conference_id=["1"]
+        )
+        by_default = LockConferenceOperator(
+            task_id="by_default", conference_id="1", default_args={"retry_policy": mine}
+        )
+    policies = [each.retry_policy for each in (of_the_dag, *section, own, by_default)]  # type: ignore[attr-defined]
+    assert policies == [mine] * 5
+    assert [each.unmap({"conference_id": "1"}).retry_policy for each in (mapped, own_mapped)] == [mine] * 2
 
+
+@since_3_3
+def test_the_policy_can_be_switched_off() -> None:
+    with DAG("policies", schedule=None, default_args={"retry_policy": None}):
+        of_the_dag = LockConferenceOperator(task_id="of_the_dag", conference_id="1")
+    with DAG("policies", schedule=None):
+        own: Any = LockConferenceOperator(task_id="own", conference_id="1", retry_policy=None)
+        mapped = LockConferenceOperator.partial(task_id="m", retry_policy=None).expand(conference_id=["1"])
+    unmapped = mapped.unmap({"conference_id": "1"})
+    policies = [each.retry_policy for each in (of_the_dag, own, unmapped)]  # type: ignore[attr-defined]
+    assert policies == [None] * 3
+
+
+@since_3_3
+def test_a_dag_with_the_policy_can_be_serialized() -> None:
+    from airflow.serialization.serialized_objects import DagSerialization
+
+    with DAG("policies", schedule=None) as dag:
+        LockConferenceOperator(task_id="plain", conference_id="1")
+        LockConferenceOperator.partial(task_id="mapped").expand(conference_id=["1"])
+        LockConferenceOperator(task_id="without", conference_id="1", retry_policy=None)
+    again = DagSerialization.from_dict(json.loads(json.dumps(DagSerialization.to_dict(dag))))
+    has = {task_id: again.get_task(task_id).has_retry_policy for task_id in again.task_ids}
+    assert has == {"plain": True, "mapped": True, "without": False}
+
+
+@since_3_3
+def test_the_policy_itself_survives_serialization() -> None:
+    from airflow_provider_dingconf.retry_policies import DingTalkRetryPolicy
+
+    kept = json.loads(json.dumps(DingTalkRetryPolicy().serialize()))
+    assert isinstance(DingTalkRetryPolicy.deserialize(kept), DingTalkRetryPolicy)
+
+
+@pytest.mark.parametrize("outcome", [None, Outcome.RETRY])
+def test_the_errors_are_picklable(outcome: Outcome | None) -> None:
     error = DingTalkError("said", code="confClosed", http_status=400, request_id="R", retry_after=1.5)
+    if outcome:
+        error.outcome = outcome
     again = pickle.loads(pickle.dumps(error))  # noqa: S301
     assert (type(again), vars(again)) == (type(error), vars(error))
+
+
+# Tasks that Airflow runs
+
+DAG_FILE = """
+from datetime import timedelta
+
+from airflow.providers.common.compat.sdk import DAG, task
+
+from airflow_provider_dingconf.hooks import DingTalkConferenceHook
+from airflow_provider_dingconf.operators import LockConferenceOperator
+
+try:
+    from airflow_provider_dingconf.retry_policies import DingTalkRetryPolicy
+except ImportError:  # Airflow before 3.3
+    policy = {}
+else:
+    policy = {"retry_policy": DingTalkRetryPolicy()}
+
+
+@task(**policy)
+def lock(conference_id):
+    DingTalkConferenceHook(max_attempts=1).lock_conference(conference_id)
+
+
+with DAG("retries", schedule=None, default_args={"retries": 2, "retry_delay": timedelta(0)}) as dag:
+    lock.override(task_id="hook_ended")("sandbox-confClosed")
+    lock.override(task_id="hook_faulty")("sandbox-systemError")
+    lock.override(task_id="hook_throttled")("throttled")
+    lock.override(task_id="hook_no_id")("a/b")
+    LockConferenceOperator(
+        task_id="wanted", conference_id="sandbox-noPermission", on_error={"noPermission": "retry"}
+    )
+    LockConferenceOperator.partial(task_id="mapped", max_attempts=1).expand(conference_id=["mapped"])
+"""
+
+
+@pytest.fixture(scope="module")
+def tries(airflow_db: None) -> Iterator[dict[str, tuple[str, int]]]:
+    """Let Airflow run tasks that fail, and return how each ended and at which try."""
+    from airflow_provider_dingconf import token_store
+
+    token_store.forget()
+    file = Path(os.environ["AIRFLOW_HOME"], "dags", "retries.py")
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(DAG_FILE)
+    with pytest.MonkeyPatch.context() as patch, Sandbox() as sandbox:
+        patch.setenv("AIRFLOW_CONN_DINGTALK_DEFAULT", sandbox.connection_json())
+        for name in ("throttled", "mapped"):
+            sandbox.create_conference(conference_id=name)
+            throttled = {"status": 429, "body": {"code": "systemBusy"}, "headers": {"Retry-After": "1"}}
+            sandbox.fail(Fault(path=f"/{name}/", times=1, **throttled))
+        run = runpy.run_path(str(file))["dag"].test()
+        yield {ti.task_id: (str(ti.state), ti.try_number) for ti in run.get_task_instances()}
+
+
+@since_3_3
+def test_a_task_with_the_hook_is_not_retried_where_that_is_no_use(tries: Any) -> None:
+    assert tries["hook_ended"] == ("failed", 1)
+    assert tries["hook_no_id"] == ("failed", 1)
+
+
+def test_a_task_with_the_hook_is_retried_where_that_may_help(tries: Any) -> None:
+    assert tries["hook_faulty"] == ("failed", 3)
+    assert tries["hook_throttled"] == ("success", 2)
+
+
+def test_a_mapped_task_is_retried_where_that_may_help(tries: Any) -> None:
+    assert tries["mapped"] == ("success", 2)
+
+
+def test_a_retry_that_on_error_asks_for_is_made(tries: Any) -> None:
+    assert tries["wanted"] == ("failed", 3)

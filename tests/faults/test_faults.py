@@ -552,7 +552,7 @@ def test_a_fault_that_lasts_is_met_as_often_as_allowed_and_no_more(
     call: str, face: Face, case_of: Callable[..., Case], behind: Sandbox, warm: None
 ) -> None:
     names = [name for name in LASTING if call == "lock" or name in ON_THE_TOKEN]
-    cases = [case_of(name, call, max_seconds=min(60.0, 20 * ROWS[name].max_seconds)) for name in names]
+    cases = [case_of(name, call, max_seconds=3 * ROWS[name].max_seconds) for name in names]
     with nothing_left_open():
         ends = lock_all(face, cases, max_attempts=3)
     failures = []
