@@ -103,8 +103,7 @@ def soaked(plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tup
                     "warm": sandbox.create_conference(),
                 }
             ),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            capture_output=True,
             text=True,
             check=False,
             env={
