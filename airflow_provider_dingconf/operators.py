@@ -11,6 +11,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from airflow.providers.common.compat.sdk import BaseOperator, TaskGroup, conf
+from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_0_PLUS
 
 from airflow_provider_dingconf.dingtalk.calls import LOCK_PAGE
 from airflow_provider_dingconf.dingtalk.errors import DingTalkError, InvalidInputError
@@ -225,7 +226,8 @@ def conference_lock(
             build() >> deploy()
 
     The lock is the section's setup and the unlock its teardown, in Airflow's sense: the unlock runs whether
-    the work succeeds or fails, clearing the work clears both, and a failed unlock fails the DAG run.
+    the work succeeds or fails, and clearing the work clears both. The DAG run fails when the work fails, and
+    when the unlock does; for the latter there is an empty task ``<unlock>_done``, which needs no worker.
 
     :param conference_id: the meeting's conferenceId. (templated)
     :param name: makes the tasks' ids, ``lock_<name>`` and ``unlock_<name>``.
@@ -235,5 +237,18 @@ def conference_lock(
     with TaskGroup(group_id) if group_id else nullcontext():
         lock = LockConferenceOperator(task_id=f"lock_{name}", conference_id=conference_id, **kwargs)
         unlock = UnlockConferenceOperator(task_id=f"unlock_{name}", conference_id=conference_id, **kwargs)
-        with unlock.as_teardown(setups=lock, on_failure_fail_dagrun=True):
+        with unlock.as_teardown(setups=lock):
             yield LockedSection(lock, unlock)
+    # Not on_failure_fail_dagrun: the unlock would then be the only end that counts, and a run whose work
+    # failed would be a success. In the root group, for what follows the section is to wait for the work.
+    unlock >> _empty_operator()(
+        task_id=f"{unlock.task_id}_done", trigger_rule="none_failed", task_group=unlock.dag.task_group
+    )
+
+
+def _empty_operator() -> type[BaseOperator]:
+    if TYPE_CHECKING or AIRFLOW_V_3_0_PLUS:
+        from airflow.providers.standard.operators.empty import EmptyOperator
+    else:
+        from airflow.operators.empty import EmptyOperator
+    return EmptyOperator  # noqa: AIR312 - the old place is for Airflow 2 alone

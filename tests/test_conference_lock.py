@@ -47,8 +47,8 @@ def test_the_work_runs_while_the_meeting_is_locked(group: str | None) -> None:
     assert isinstance(section.unlock, UnlockConferenceOperator)
     assert section.lock.is_setup
     assert section.unlock.is_teardown
-    assert section.unlock.on_failure_fail_dagrun, "a meeting that stays locked is a failure"
-    (work_id,) = set(dag.task_ids) - {section.lock.task_id, section.unlock.task_id}
+    done_id = f"{section.unlock.task_id}_done"
+    (work_id,) = set(dag.task_ids) - {section.lock.task_id, section.unlock.task_id, done_id}
     assert section.lock.downstream_task_ids == {work_id, section.unlock.task_id}
     assert section.unlock.upstream_task_ids == {work_id, section.lock.task_id}
     for end in section:
@@ -218,6 +218,13 @@ with DAG("sections", schedule=None, params={"meeting": "skips"}) as sections:
 
 with DAG("release", schedule=None) as release, conference_lock("release"):
     EmptyOperator(task_id="work")
+
+with DAG("broken", schedule=None) as broken, conference_lock("release"):
+    fail.override(task_id="work")()
+
+with DAG("broken_group", schedule=None) as broken_group:
+    with conference_lock("release", group_id="group"):
+        fail.override(task_id="work")()
 """
 
 
@@ -293,8 +300,15 @@ def test_many_meetings_are_locked_and_unlocked_around_work_that_fails(ran: Ran) 
             assert (str(instance.state), instance.rendered_map_index) == ("success", meeting)
 
 
-def test_work_that_fails_fails_the_run(ran: Ran) -> None:
-    assert ran.state == "failed", "although every unlock succeeded"
+@pytest.mark.parametrize(("name", "prefix"), [("broken", ""), ("broken_group", "group.")])
+def test_work_that_fails_fails_the_run_although_the_unlock_succeeds(
+    dags: dict[str, Any], sandbox: Sandbox, conn: Any, name: str, prefix: str
+) -> None:
+    sandbox.create_conference(conference_id="release")
+    ran = run(dags[name], sandbox)
+    assert ran.states(f"{prefix}work", f"{prefix}unlock_conference") == ["failed", "success"]
+    assert ran.state == "failed"
+    assert sandbox.join("release", "latecomer")
 
 
 @pytest.mark.parametrize(("unlocks", "state"), [(True, "success"), (False, "failed")])

@@ -39,7 +39,7 @@ def test_the_lock_example_locks_works_and_unlocks(dag_bag: Any, sandbox: Sandbox
     meeting = sandbox.create_conference("Release")
     run = dag_bag.dags["example_lock_conference"].test(run_conf={"conference_id": meeting})
     assert {ti.task_id: ti.state for ti in run.get_task_instances()} == dict.fromkeys(
-        ("lock_conference", "announce", "unlock_conference"), "success"
+        ("lock_conference", "announce", "unlock_conference", "unlock_conference_done"), "success"
     )
     assert [call.json()["action"] for call in sandbox.calls_of("lock", "unlock")] == ["lock", "unlock"]
     assert sandbox.join(meeting, "latecomer")
