@@ -58,7 +58,6 @@ class Transport:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._session = _TransportHook(settings).get_conn()
-        self._session.auth = _no_auth
         self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
         self._options = _with_environment(self._session, settings)
 
@@ -72,14 +71,13 @@ class Transport:
         settings = self._settings
         timeout = min(settings.timeout.connect, seconds), min(settings.timeout.read, seconds)
         try:
-            prepared = self._session.prepare_request(
-                requests.Request(
-                    request.method,
-                    settings.base_url + request.target,
-                    headers={**request.headers, **_NO_COMPRESSION},
-                    data=request.content,
-                )
-            )
+            # Not by the session, which would add to it: cookies, and a password from .netrc.
+            prepared = requests.Request(
+                request.method,
+                settings.base_url + request.target,
+                headers={**request.headers, **_NO_COMPRESSION},
+                data=request.content,
+            ).prepare()
             with (
                 deadline(time.monotonic() + seconds),
                 self._session.send(
@@ -187,11 +185,6 @@ class _Response(aiohttp.ClientResponse):
 
     def raise_for_status(self) -> None:
         return
-
-
-def _no_auth(request: requests.PreparedRequest) -> requests.PreparedRequest:
-    """Keep requests from looking for a password in ``.netrc``."""
-    return request
 
 
 def _with_environment(session: requests.Session, settings: Settings) -> dict[str, Any]:
