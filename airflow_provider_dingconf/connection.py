@@ -120,7 +120,7 @@ class _Reader:
             return {}
         try:
             extra = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             self.fail("extra", "it is not JSON")
         if not isinstance(extra, dict):
             self.fail("extra", f"it is a JSON {type(extra).__name__}, not an object")
@@ -206,7 +206,7 @@ def _structured(value: Any) -> Any:
     if isinstance(value, str) and value.lstrip()[:1] in {"{", "["}:
         try:
             return json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             return value
     return value
 
@@ -229,7 +229,7 @@ def _seconds(reader: _Reader, name: str, value: Any) -> float:
         seconds = (
             float(value) if isinstance(value, (int, float, str)) and not isinstance(value, bool) else 0.0
         )
-    except ValueError:
+    except (ValueError, OverflowError):
         seconds = 0.0
     if not 0 < seconds < float("inf"):
         reader.fail(f"extra {name!r}", "expected a number of seconds above 0, or [connect, read]")
@@ -246,13 +246,21 @@ def _timeout(reader: _Reader, name: str, value: Any) -> Timeout:
 
 def _proxies(reader: _Reader, name: str, value: Any) -> dict[str, str]:
     value = _structured(value)
-    if not isinstance(value, dict) or not all(
-        isinstance(url, str) and "://" in url for url in value.values()
-    ):
+    if not isinstance(value, dict) or not all(map(_is_proxy, value.values())):
         reader.fail(
-            f"extra {name!r}", 'expected an object of proxy URLs, such as {"https": "http://proxy:3128"}'
+            f"extra {name!r}",
+            'expected an object of proxy URLs, http or https, such as {"https": "http://proxy:3128"}',
         )
     return value
+
+
+def _is_proxy(url: object) -> bool:
+    """Return whether it is the URL of a proxy that requests and aiohttp can use: of SOCKS, aiohttp cannot."""
+    try:
+        parts = urlsplit(url if isinstance(url, str) else "")
+        return parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
 
 
 def _switch(value: Any) -> bool | None:

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from requests.exceptions import InvalidProxyURL
 from requests_toolbelt.adapters.socket_options import TCPKeepAliveAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
@@ -93,9 +94,14 @@ class DeadlineAdapter(TCPKeepAliveAdapter):
         super().init_poolmanager(*args, **kwargs)
         self.poolmanager.pool_classes_by_scheme = self.pools
 
-    def proxy_manager_for(self, *args: Any, **kwargs: Any) -> Any:
-        """Make the pools of connections through a proxy."""
-        manager = super().proxy_manager_for(*args, **kwargs)
+    def proxy_manager_for(self, proxy: str, **kwargs: Any) -> Any:
+        """Make the pools of connections through a proxy.
+
+        :raises InvalidProxyURL: it is a SOCKS proxy, which the environment may name: it has other pools.
+        """
+        if proxy.lower().startswith("socks"):
+            raise InvalidProxyURL("a SOCKS proxy cannot be used")
+        manager = super().proxy_manager_for(proxy, **kwargs)
         manager.pool_classes_by_scheme = self.pools
         return manager
 

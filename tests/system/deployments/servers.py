@@ -59,6 +59,7 @@ class Postgres:
 @contextmanager
 def running_postgres(logs: Path) -> Iterator[Postgres]:
     """Make a cluster and run it for a block."""
+    initdb, server = _server("initdb"), _server("postgres")
     postgres = Postgres(free_port(), secrets.token_hex(16))
     # Not where pytest keeps its files, which PostgreSQL's user may not enter.
     home = Path(tempfile.mkdtemp(prefix="postgres-", dir="/tmp"))
@@ -69,7 +70,7 @@ def running_postgres(logs: Path) -> Iterator[Postgres]:
         _run(
             [
                 *as_user,
-                _server("initdb"),
+                initdb,
                 f"--pgdata={home / 'data'}",
                 f"--username={USER}",
                 f"--pwfile={password}",
@@ -85,10 +86,10 @@ def running_postgres(logs: Path) -> Iterator[Postgres]:
             f"unix_socket_directories={home}",
             *HURRY,
         ]
-        command = [*as_user, _server("postgres"), "-D", str(home / "data")]
+        command = [*as_user, server, "-D", str(home / "data")]
         command += [part for setting in settings for part in ("-c", setting)]
-        with running("postgres", command, dict(os.environ), logs) as server:
-            server.wait_for(postgres.accepts, "connection to PostgreSQL")
+        with running("postgres", command, dict(os.environ), logs) as running_server:
+            running_server.wait_for(postgres.accepts, "connection to PostgreSQL")
             yield postgres
     finally:
         shutil.rmtree(home, ignore_errors=True)

@@ -1,0 +1,553 @@
+"""What holds for any text, any connection, any answer, and any sequence of locks, unlocks and faults."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import itertools
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import pytest
+
+hypothesis = pytest.importorskip("hypothesis")
+
+from airflow.providers.common.compat.sdk import Connection  # noqa: E402
+from hypothesis import HealthCheck, example, given, settings  # noqa: E402
+from hypothesis import strategies as st  # noqa: E402
+from hypothesis.stateful import (  # noqa: E402
+    Bundle,
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from airflow_provider_dingconf import token_store  # noqa: E402
+from airflow_provider_dingconf.connection import Settings, read_connection  # noqa: E402
+from airflow_provider_dingconf.dingtalk.calls import any_call, lock_call  # noqa: E402
+from airflow_provider_dingconf.dingtalk.errors import (  # noqa: E402
+    AccessTokenError,
+    AddressBannedError,
+    ConferenceClosedError,
+    ConnectionLostError,
+    DingTalkError,
+    InvalidConferenceIdError,
+    InvalidConnectionError,
+    InvalidInputError,
+    ParameterError,
+    PermissionDeniedError,
+    ServerError,
+    ThrottledError,
+)
+from airflow_provider_dingconf.hooks import DingTalkConferenceHook  # noqa: E402
+from airflow_provider_dingconf.sandbox import Fault, Sandbox  # noqa: E402
+
+from .fault_proxy import Fault as Breakage  # noqa: E402
+from .fault_proxy import FaultProxy  # noqa: E402
+
+CI = bool(os.environ.get("CI"))
+BOUNDED = settings(
+    max_examples=60,
+    deadline=None,
+    database=None,
+    derandomize=CI,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+MANY = settings(BOUNDED, max_examples=400)
+SECONDS = 30.0
+"""More than any call here may take, with ``max_seconds=2``, on a busy machine."""
+
+SECRETS = ("s3cret-of-the-app", "ticket-of-the-suite", "token-bought-elsewhere", "word-of-the-proxy")
+SECRET, TICKET, TOKEN, PROXY_WORD = SECRETS
+
+
+def call(awaited: bool, method: str, *args: Any, **options: Any) -> Any:
+    """Call a method of a new hook, or its twin."""
+    hook = DingTalkConferenceHook(**{"max_attempts": 1, "max_seconds": 2} | options)
+    if awaited:
+        return asyncio.run(getattr(hook, f"a{method}")(*args))
+    try:
+        return getattr(hook, method)(*args)
+    finally:
+        hook.close()
+
+
+@contextmanager
+def connection(fields: dict[str, Any]) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AIRFLOW_CONN_DINGTALK_DEFAULT", json.dumps(fields))
+        yield
+
+
+def told(error: BaseException) -> str:
+    """Return all that an error says of itself and of what it wraps."""
+    return f"{error} {error!r} {vars(error)} {error.__cause__!r}"
+
+
+# Any text as a conference id
+
+IDS = (
+    st.text(max_size=40)
+    | st.text(alphabet="abcXYZ019-._~!$&'()*+,;=:@%/?#\\ \t\r\n\0", max_size=40)
+    | st.text(alphabet="a", min_size=250, max_size=260)
+    | st.sampled_from(["a/../b", "..", ".", "%2e%2e", "a?b", "a#b", "//", "\u202e", "ｌｏｃｋ", "\ud800"])
+)
+
+
+@given(conference_id=IDS, awaited=st.booleans())
+@BOUNDED
+def test_any_text_is_sent_as_one_segment_or_refused_before_a_call(
+    conference_id: str, awaited: bool, behind: Sandbox
+) -> None:
+    behind.clear()
+    with connection(behind.connection("static_token")):
+        try:
+            call(awaited, "lock_conference", conference_id)
+        except InvalidConferenceIdError as error:
+            assert behind.calls == []
+            assert str(error).isprintable()
+            return
+        except (ParameterError, ServerError) as error:
+            # ServerError: some ids are reserved; none is likely to be found.
+            assert conference_id.startswith("sandbox-") or isinstance(error, ParameterError)
+    (made,) = behind.calls
+    assert made.path == f"/v1.0/conference/videoConferences/{conference_id}/lock"
+    assert made.json() == {"action": "lock"}
+
+
+@given(
+    conference_id=st.none() | st.integers() | st.binary() | st.lists(st.text()) | st.dictionaries(IDS, IDS)
+)
+@MANY
+def test_what_is_no_text_is_no_conference_id(conference_id: Any) -> None:
+    with pytest.raises(InvalidConferenceIdError):
+        lock_call(conference_id, "lock")
+
+
+@given(method=st.text(max_size=8), path=st.text(max_size=40) | IDS.map("/v1.0/{}".format))
+@MANY
+def test_any_method_and_path_are_sound_or_refused(method: str, path: str) -> None:
+    try:
+        request = any_call(method, path).request("token")
+    except InvalidInputError as error:
+        assert str(error).isprintable()
+    else:
+        assert request.target == path
+        assert path.isascii()
+
+
+# Any JSON as a connection's extra
+
+WORDS = st.text(max_size=20) | st.sampled_from(
+    ["true", "no", "1", "0", "-1", "1e400", "nan", "[1,2]", "{", '{"https": 1}', "/", "/dev/null", "/tmp", "\0"]
+)  # fmt: skip
+TEXTS = WORDS | st.sampled_from(SECRETS)
+PROXIES = st.sampled_from(
+    [f"http://user:{PROXY_WORD}@127.0.0.1:1", "http://", "://", "ftp://127.0.0.1:1", "socks5://127.0.0.1:1",
+     "http://[::1", "http://127.0.0.1:99999", "http://a b", "http://127.0.0.1:1/\n", "127.0.0.1:1"]
+)  # fmt: skip
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.sampled_from([10**400, -(10**400), 1e308, 5e-324])
+    | st.floats()
+    | WORDS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(WORDS, inner, max_size=3),
+    max_leaves=6,
+)
+NUMBERS = st.floats() | st.integers() | TEXTS
+EXTRAS = st.fixed_dictionaries(
+    {},
+    optional={
+        "corp_id": st.just("corp") | WORDS | JSON,
+        "suite_ticket": st.just(TICKET) | TEXTS | JSON,
+        "access_token": st.just(TOKEN) | TEXTS | JSON,
+        "timeout": NUMBERS | st.lists(NUMBERS, min_size=2, max_size=2) | JSON,
+        "proxies": st.dictionaries(st.sampled_from(["http", "https", "all"]), PROXIES, max_size=2) | JSON,
+        "verify": st.booleans() | TEXTS | JSON,
+        "cert": st.lists(TEXTS, min_size=2, max_size=2) | TEXTS | JSON,
+        "token_cache": st.booleans() | st.just("/dev/null/x") | JSON,
+    },
+)
+CREDENTIALS = {"conn_type": "dingtalk", "login": "app", "password": SECRET}
+
+
+def check_refusal(error: InvalidConnectionError, *secrets: str) -> None:
+    said = str(error)
+    assert said.startswith("connection 'dingtalk_default', ")
+    assert said.isprintable()
+    for secret in (*SECRETS, *secrets):
+        assert secret not in told(error)
+
+
+@given(extra=EXTRAS | JSON | st.dictionaries(st.text(max_size=12), JSON, max_size=4))
+@example(extra={"timeout": 1e300})
+@example(extra={"timeout": 10**400})
+@example(extra={"timeout": [1, -(10**400)]})
+@MANY
+def test_any_extra_is_a_setting_or_a_clear_error(extra: Any) -> None:
+    conn = Connection(conn_id="c", extra=json.dumps(extra), **CREDENTIALS)
+    try:
+        read = read_connection(conn, "dingtalk_default")
+    except InvalidConnectionError as error:
+        check_refusal(error)
+    else:
+        assert isinstance(read, Settings)
+        assert SECRET not in repr(read)
+        assert TOKEN not in repr(read)
+
+
+@given(extra=st.text(max_size=60) | st.binary(max_size=60).map(lambda raw: raw.decode("latin-1")))
+@example(extra="[" * 100_000)
+@example(extra='{"a":' * 100_000)
+@example(extra="1" * 10_000)
+@example(extra=json.dumps({"timeout": "[" * 100_000, "proxies": '{"a":' * 100_000}))
+@MANY
+def test_any_text_as_an_extra_is_a_setting_or_a_clear_error(extra: str) -> None:
+    try:
+        conn = Connection(conn_id="c", extra=extra, **CREDENTIALS)
+    except (ValueError, RecursionError):
+        return  # Airflow has none of it
+    with suppress(InvalidConnectionError):
+        read_connection(conn, "dingtalk_default")
+
+
+@given(
+    fields=st.fixed_dictionaries(
+        {"conn_type": st.just("dingtalk")},
+        optional={
+            "host": TEXTS | st.sampled_from(["http://127.0.0.1", f"https://u:{SECRET}@h", f"h/?t={TOKEN}", "[::1]"]),
+            "schema": WORDS | st.sampled_from(["http", "https"]),
+            "port": st.none() | st.integers(-1, 70_000),
+            "login": TEXTS,
+            "password": st.just(SECRET) | TEXTS,
+        },
+    )
+)  # fmt: skip
+@MANY
+def test_any_fields_are_a_setting_or_a_clear_error(fields: dict[str, Any]) -> None:
+    try:
+        conn = Connection(conn_id="c", **fields)
+        read = read_connection(conn, "dingtalk_default")
+    except InvalidConnectionError as error:
+        check_refusal(error)
+    else:
+        assert read.base_url.startswith(("https://", "http://127.", "http://localhost", "http://[::1]"))
+
+
+@given(extra=EXTRAS, awaited=st.booleans())
+@example(extra={"access_token": TOKEN, "timeout": 1e300}, awaited=False)
+@example(extra={"access_token": TOKEN, "timeout": 5e-324}, awaited=False)
+@example(extra={"access_token": TOKEN, "timeout": [1e300, 5e-324]}, awaited=True)
+@example(extra={"access_token": TOKEN, "proxies": {"http": "socks5://127.0.0.1:1"}}, awaited=True)
+@example(extra={"access_token": TOKEN, "proxies": {"http": "socks5://127.0.0.1:1"}}, awaited=False)
+@example(extra={"access_token": TOKEN, "proxies": {"http": "http://[::1"}}, awaited=True)
+@example(extra={"access_token": TOKEN, "proxies": {"http": "http://[::1"}}, awaited=False)
+@example(extra={"access_token": TOKEN, "proxies": {"http": "http://127.0.0.1:99999"}}, awaited=True)
+@example(extra={"access_token": TOKEN, "proxies": {"http": "ftp://127.0.0.1:1"}}, awaited=True)
+@BOUNDED
+def test_a_call_over_any_connection_ends_in_time_and_as_documented(
+    extra: dict[str, Any], awaited: bool, behind: Sandbox
+) -> None:
+    token_store.forget()
+    fields = behind.connection(password=SECRET) | {"extra": extra}
+    began = time.monotonic()
+    with connection(fields), suppress(DingTalkError):
+        try:
+            call(awaited, "lock_conference", "meeting")
+        except DingTalkError as error:
+            for secret in SECRETS:
+                assert secret not in told(error)
+            raise
+    assert time.monotonic() - began < SECONDS
+
+
+# Any bytes as an answer
+
+HEADER_NAMES = st.sampled_from(
+    ["Content-Type", "Content-Length", "Content-Encoding", "Transfer-Encoding", "Retry-After", "Location",
+     "Connection", "Set-Cookie", "x-acs-request-id", "Upgrade", "Trailer", "X"]
+)  # fmt: skip
+HEADER_VALUES = st.sampled_from(
+    ["application/json", "gzip", "deflate", "br", "chunked", "identity", "0", "1", "-1", "99999999999999999999",
+     "close", "keep-alive", "a=b; Domain=127.0.0.1", "http://127.0.0.1:1/", "text/html", "websocket", *SECRETS]
+) | st.text(max_size=20)  # fmt: skip
+BODIES = (
+    st.binary(max_size=200)
+    | JSON.map(json.dumps).map(str.encode)
+    | st.sampled_from([b'{"success":true}', *(f'{{"message":"{secret}"}}'.encode() for secret in SECRETS)])
+    | st.sampled_from(SECRETS).map(lambda secret: f'{{"code":"{secret}","requestid":"{secret}"}}'.encode())
+)
+
+
+@st.composite
+def answers(draw: st.DrawFn) -> bytes:
+    """Return something like an answer."""
+    body = draw(BODIES)
+    if draw(st.booleans()):
+        body = gzip.compress(body, 1)
+    headers = draw(st.lists(st.tuples(HEADER_NAMES, HEADER_VALUES), max_size=5))
+    if draw(st.booleans()):
+        headers.append(("Content-Length", str(len(body))))
+    status = draw(st.integers(100, 599) | st.sampled_from([0, 99, 600, 999, 1000, -1, 200, 200]))
+    lines = [f"HTTP/1.1 {status} {draw(st.sampled_from(['OK', '', *SECRETS]))}", *map(": ".join, headers)]
+    return "\r\n".join([*lines, "", ""]).encode("utf-8", "surrogatepass") + body
+
+
+RAW = st.binary(max_size=300) | st.builds(
+    bytes.__add__, st.just(b"HTTP/1.1 200 OK\r\n"), st.binary(max_size=200)
+)
+
+
+@pytest.mark.parametrize("kind", ["lock", "token"])
+@given(answer=answers() | RAW, awaited=st.booleans(), kept=st.booleans())
+@settings(BOUNDED, max_examples=100)
+def test_any_answer_is_a_result_or_a_documented_error_and_shows_no_secret(
+    kind: str, answer: bytes, awaited: bool, kept: bool, layer: FaultProxy, behind: Sandbox
+) -> None:
+    token_store.forget()
+    breakage = Breakage((answer,), ends="keep" if kept else "close")
+    route = layer.route({kind: itertools.repeat(breakage)})
+    extra = {"timeout": 0.5, "token_cache": False} | ({"access_token": TOKEN} if kind == "lock" else {})
+    fields = {**CREDENTIALS, "host": route.url, "extra": extra}
+    began = time.monotonic()
+    with connection(fields):
+        try:
+            result = call(awaited, "lock_conference", "meeting")
+        except DingTalkError as error:
+            said = told(error)
+            for secret in (TOKEN,) if kind == "lock" else (SECRET,):
+                assert secret not in said
+            assert str(error).isprintable()
+            assert error.retry_after is None or error.retry_after >= 0
+        else:
+            assert kind == "lock"
+            assert b"success" in answer or b"gzip" in answer or b"deflate" in answer
+            assert result["success"] is True
+    assert time.monotonic() - began < SECONDS
+    assert route.count(kind) in {0, 1, 2}
+
+
+# Any sequence of calls
+
+
+class Meetings(RuleBasedStateMachine):
+    """Locks, unlocks, faults, expiries, refusals and bans, against a model of what they come to.
+
+    The model knows of each meeting whether it is locked and whether it has ended, whether the access token that
+    the hook has is still good, and how many calls DingTalk got.
+    """
+
+    meetings = Bundle("meetings")
+
+    def __init__(self) -> None:
+        super().__init__()
+        token_store.forget()
+        self.sandbox = Sandbox().__enter__()
+        self.patch = pytest.MonkeyPatch()
+        extra = {"token_cache": False}
+        self.patch.setenv("AIRFLOW_CONN_DINGTALK_DEFAULT", self.sandbox.connection_json(extra=extra))
+        self.hook = DingTalkConferenceHook(max_attempts=1)
+        self.locked: dict[str, bool] = {}
+        self.ended: set[str] = set()
+        self.has_token = False
+        self.token_good = False
+        self.fault: Fault | None = None
+        self.calls = 0
+        self.tokens = 0
+
+    def teardown(self) -> None:
+        self.hook.close()
+        self.patch.undo()
+        self.sandbox.__exit__(None, None, None)
+        token_store.forget()
+
+    # What happens around the calls
+
+    @initialize(target=meetings)
+    def begin(self) -> str:
+        return self.create()
+
+    @rule(target=meetings)
+    def create(self) -> str:
+        meeting = self.sandbox.create_conference()
+        self.locked[meeting] = False
+        return meeting
+
+    @rule(meeting=meetings)
+    def end(self, meeting: str) -> None:
+        self.sandbox.end(meeting)
+        self.ended.add(meeting)
+
+    @rule(how=st.sampled_from(["expire_tokens", "revoke_tokens"]))
+    def spoil_tokens(self, how: str) -> None:
+        getattr(self.sandbox, how)()
+        self.token_good = False
+
+    @precondition(lambda self: self.fault is None)
+    @rule(
+        fault=st.sampled_from(
+            [
+                Fault(call="lock", drop=True),
+                Fault(call="lock", drop=True, after=True),
+                Fault(call="unlock", drop=True, after=True),
+                Fault(call="unlock", code="systemError"),
+                Fault(call="lock", code="noPermission"),
+                Fault(call="lock", code="gateway", after=True),
+                Fault(call="lock", code="InvalidAuthentication"),
+                Fault(call="any", code="systemBusy"),
+                Fault(call="token", drop=True),
+                Fault(call="token", code="systemError"),
+            ]
+        )
+    )
+    def fail(self, fault: Fault) -> None:
+        """Let something go wrong once."""
+        self.fault = Fault(**{**vars(fault), "times": 1})
+        self.sandbox.fail(self.fault)
+
+    # The calls
+
+    def take(self, name: str) -> Fault | None:
+        """Return what goes wrong with a call that is made now."""
+        if self.fault and self.fault.call in {"any", name}:
+            taken, self.fault = self.fault, None
+            return taken
+        return None
+
+    def expect(self, action: str, meeting: str) -> type[DingTalkError] | None:
+        """Bring the model up to date for one call, and return the error that it ends in."""
+        for fresh in (False, True):
+            if not self.has_token or fresh:
+                error = self.expect_token()
+                if error:
+                    return error
+            self.calls += 1
+            error = self.expect_answer(action, meeting)
+            if error is not AccessTokenError:
+                return error
+        return AccessTokenError
+
+    def expect_token(self) -> type[DingTalkError] | None:
+        self.tokens += 1
+        fault = self.take("token")
+        if fault:
+            return ERRORS[fault.code]
+        self.has_token = self.token_good = True
+        return None
+
+    def expect_answer(self, action: str, meeting: str) -> type[DingTalkError] | None:
+        fault = self.take(action)
+        if fault and not fault.after:
+            return ERRORS[fault.code]
+        if not self.token_good:
+            effect: type[DingTalkError] | None = AccessTokenError
+        elif meeting in self.ended:
+            effect = ConferenceClosedError
+        else:
+            effect = None
+            self.locked[meeting] = action == "lock"
+        return ERRORS[fault.code] if fault else effect
+
+    def do(self, awaited: bool, method: str, meeting: str) -> type[DingTalkError] | None:
+        try:
+            if awaited:
+                asyncio.run(getattr(self.hook, f"a{method}")(meeting))
+            else:
+                getattr(self.hook, method)(meeting)
+        except DingTalkError as error:
+            assert Sandbox.client_secret not in told(error)
+            return type(error)
+        return None
+
+    @rule(meeting=meetings, action=st.sampled_from(["lock", "unlock"]), awaited=st.booleans())
+    def act(self, meeting: str, action: str, awaited: bool) -> None:
+        ended = self.do(awaited, f"{action}_conference", meeting)
+        assert ended is self.expect(action, meeting)
+
+    @rule(meeting=meetings, awaited=st.booleans(), fails=st.booleans())
+    def hold(self, meeting: str, awaited: bool, fails: bool) -> None:
+        """Work in a locked block."""
+        inside: list[bool] = []
+
+        def work() -> None:
+            inside.append(self.sandbox.conference(meeting).locked)
+            if fails:
+                raise ZeroDivisionError
+
+        async def hold() -> None:
+            async with self.hook.alocked(meeting):
+                work()
+
+        ended: type[BaseException] | None = None
+        try:
+            if awaited:
+                asyncio.run(hold())
+            else:
+                with self.hook.locked(meeting):
+                    work()
+        except (DingTalkError, ZeroDivisionError) as error:
+            ended = type(error)
+        assert ended is self.expect_block(meeting, fails, inside)
+
+    def expect_block(self, meeting: str, fails: bool, inside: list[bool]) -> type[BaseException] | None:
+        pending = self.fault
+        error = self.expect("lock", meeting)
+        if error:
+            assert not inside
+            if error in {ConnectionLostError, ServerError} and not (pending and pending.call == "token"):
+                assert self.expect("unlock", meeting) in {None, ConferenceClosedError}
+                assert not self.locked[meeting] or meeting in self.ended
+            return error
+        assert inside == [True]
+        error = self.expect("unlock", meeting)
+        if error and error is not ConferenceClosedError:
+            return error
+        return ZeroDivisionError if fails else None
+
+    # What holds after each step
+
+    @invariant()
+    def the_meetings_are_as_in_the_model(self) -> None:
+        assert {meeting: self.sandbox.conference(meeting).locked for meeting in self.locked} == self.locked
+
+    @invariant()
+    def the_calls_are_as_in_the_model(self) -> None:
+        made = len(self.sandbox.calls_of("lock", "unlock")), len(self.sandbox.calls_of("token"))
+        assert made == (self.calls, self.tokens)
+
+
+ERRORS: dict[str | None, type[DingTalkError]] = {
+    None: ConnectionLostError,
+    "systemError": ServerError,
+    "gateway": ServerError,
+    "noPermission": PermissionDeniedError,
+    "InvalidAuthentication": AccessTokenError,
+    "systemBusy": ThrottledError,
+}
+
+
+def test_any_sequence_of_calls_and_faults_is_as_the_model_says() -> None:
+    run_state_machine_as_test(Meetings, settings=settings(BOUNDED, max_examples=40, stateful_step_count=25))
+
+
+def test_nothing_is_sent_during_any_ban(behind: Sandbox) -> None:
+    """One ban, as long as DingTalk may say, and calls of every kind."""
+    token_store.forget()
+    behind.heal()
+    behind.fail(Fault(body={"status": 1111, "wait": 5}, times=1))
+    with connection(behind.connection("static_token")):
+        for awaited, method in itertools.product([False, True], ["lock_conference", "unlock_conference"]):
+            with pytest.raises(AddressBannedError):
+                call(awaited, method, "meeting")
+            behind.clear() if (awaited, method) == (False, "lock_conference") else None
+    assert behind.calls == []
+    token_store.forget()
