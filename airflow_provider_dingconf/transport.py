@@ -13,15 +13,15 @@ import json
 import ssl
 import time
 from functools import lru_cache
-from http.cookiejar import DefaultCookiePolicy
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import aiohttp
 import requests
 from airflow.providers.common.compat.sdk import Connection
 from airflow.providers.http.exceptions import HttpErrorException
 from airflow.providers.http.hooks.http import HttpAsyncHook, HttpHook
+from requests.structures import CaseInsensitiveDict
 from requests.utils import select_proxy
 from urllib3.exceptions import HTTPError as Urllib3Error
 from urllib3.exceptions import ReadTimeoutError
@@ -46,8 +46,6 @@ if TYPE_CHECKING:
 _CHUNK = 64 * 1024
 _NO_COMPRESSION = {"Accept-Encoding": "identity"}
 
-E = TypeVar("E", bound=DingTalkError)
-
 
 class Transport:
     """Sends requests over one session, and waits.
@@ -58,7 +56,7 @@ class Transport:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._session = _TransportHook(settings).get_conn()
-        self._session.cookies.set_policy(DefaultCookiePolicy(allowed_domains=[]))
+        self._adapter = self._session.get_adapter(settings.base_url)
         self._options = _with_environment(self._session, settings)
 
     def send(self, request: Request, seconds: float) -> Answer:
@@ -71,17 +69,11 @@ class Transport:
         settings = self._settings
         timeout = min(settings.timeout.connect, seconds), min(settings.timeout.read, seconds)
         try:
-            # Not by the session, which would add to it: cookies, and a password from .netrc.
-            prepared = requests.Request(
-                request.method,
-                settings.base_url + request.target,
-                headers={**request.headers, **_NO_COMPRESSION},
-                data=request.content,
-            ).prepare()
             with (
                 deadline(time.monotonic() + seconds),
-                self._session.send(
-                    prepared, timeout=timeout, allow_redirects=False, **self._options
+                # The session itself would read all of a redirect's answer, whatever its size.
+                self._adapter.send(
+                    _prepared(settings.base_url, request), timeout=timeout, **self._options
                 ) as response,
             ):
                 content = bytearray()
@@ -185,6 +177,17 @@ class _Response(aiohttp.ClientResponse):
 
     def raise_for_status(self) -> None:
         return
+
+
+def _prepared(base_url: str, request: Request) -> requests.PreparedRequest:
+    """Return the request as it is: requests would rewrite its address, add cookies, and look into .netrc."""
+    prepared = requests.PreparedRequest()
+    prepared.method = request.method
+    prepared.url = base_url + request.target
+    prepared.headers = CaseInsensitiveDict({**request.headers, **_NO_COMPRESSION})
+    prepared.body = request.content
+    prepared.prepare_content_length(request.content)
+    return prepared
 
 
 def _with_environment(session: requests.Session, settings: Settings) -> dict[str, Any]:
