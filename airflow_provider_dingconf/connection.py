@@ -80,6 +80,11 @@ class Settings:
         proxy = (urlsplit(url).password for url in self.proxies.values())
         return (*own, *(self.app.secrets if self.app else ()), *(word for word in proxy if word))
 
+    @property
+    def on_this_machine(self) -> bool:
+        """Whether the host is a loopback address, to which no proxy leads."""
+        return _is_loopback(urlsplit(self.base_url).hostname or "")
+
 
 def read_connection(conn: Connection, conn_id: str) -> Settings:
     """Return what a connection says.
@@ -103,9 +108,12 @@ class _Reader:
             name: parse(self, name, extra[name]) for name, parse in _EXTRA.items() if _given(extra.get(name))
         }
         app, static_token = self._credentials(read)
+        base_url = self._base_url()
+        if base_url.startswith("http:"):
+            self._check_plain_proxies(read.get("proxies", {}))
         return Settings(
             conn_id=self.conn_id,
-            base_url=self._base_url(),
+            base_url=base_url,
             app=app,
             static_token=static_token,
             **{name: read[name] for name in _PLAIN if name in read},
@@ -143,6 +151,12 @@ class _Reader:
         login = self._plain("login (Client ID)", self.conn.login)
         password = self._plain("password (Client Secret)", self.conn.password)
         return App(login, password, corp_id, ticket), None
+
+    def _check_plain_proxies(self, proxies: Mapping[str, str]) -> None:
+        """Refuse a proxy that would be shown what plain http is for this machine alone to see."""
+        for scheme, url in proxies.items():
+            if not scheme.startswith("https") and not _is_loopback(urlsplit(url).hostname or ""):
+                self.fail("extra 'proxies'", "plain http would show the credentials to the proxy; use https")
 
     def _plain(self, name: str, value: str | None) -> str:
         if not value:

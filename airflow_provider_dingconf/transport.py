@@ -191,12 +191,15 @@ def _prepared(base_url: str, request: Request) -> requests.PreparedRequest:
 
 
 def _with_environment(session: requests.Session, settings: Settings) -> dict[str, Any]:
-    """Return proxies, verify, cert and stream, with what the environment adds to the connection."""
-    return dict(
-        session.merge_environment_settings(
-            settings.base_url, dict(settings.proxies), True, settings.verify, settings.cert
-        )
+    """Return proxies, verify, cert and stream, with what the environment adds to the connection.
+
+    The environment's proxies do not know this machine's loopback address: only the connection's own do.
+    """
+    proxies = dict(settings.proxies)
+    merged = session.merge_environment_settings(
+        settings.base_url, dict(proxies), True, settings.verify, settings.cert
     )
+    return {**merged, "proxies": proxies} if settings.on_this_machine else dict(merged)
 
 
 @lru_cache(maxsize=8)  # reading the authorities takes tens of milliseconds

@@ -226,6 +226,17 @@ WRONG = {
         for value in ("http://proxy:3128", ["http://proxy:3128"], {"https": 1}, {"https": "proxy:3128"}, "{")
     },
     **{
+        f"proxy of another machine for {scheme}": (
+            {
+                "host": "http://127.0.0.1:8765",
+                "extra": {"proxies": {scheme: "http://u:hidden@proxy.example:3128"}},
+            },
+            "extra 'proxies'",
+            "plain http",
+        )
+        for scheme in ("http", "all", "http://127.0.0.1")
+    },
+    **{
         f"verify {value!r}": ({"extra": {"verify": value}}, "extra 'verify'", "existing file")
         for value in ("/no/such/file", "maybe", 7, ["true"], "a\0b")
     },

@@ -327,33 +327,46 @@ def test_a_redirect_is_an_error_and_the_token_does_not_go_along(
 # Proxies
 
 
-@pytest.mark.parametrize("how", ["connection", "environment", "environment for all", "both"])
-def test_a_proxy_is_used(
-    face: Face, raw_server: Any, leads_to: Any, monkeypatch: pytest.MonkeyPatch, how: str
+@pytest.mark.parametrize("variable", [None, "http_proxy", "all_proxy"])
+def test_a_proxy_of_the_connection_is_used_and_no_other(
+    face: Face, raw_server: Any, leads_to: Any, monkeypatch: pytest.MonkeyPatch, variable: str | None
 ) -> None:
     proxy, other = raw_server(GOOD), raw_server(GOOD)
-    extra = {"proxies": {"http": proxy.url}} if how in {"connection", "both"} else {}
-    if how == "both":
-        monkeypatch.setenv("http_proxy", other.url)
-    elif how.startswith("environment"):
-        monkeypatch.setenv("all_proxy" if how.endswith("all") else "http_proxy", proxy.url)
-    leads_to("http://127.0.0.1:9", **extra)
+    if variable:
+        monkeypatch.setenv(variable, other.url)
+    leads_to("http://127.0.0.1:9", proxies={"http": proxy.url})
     assert lock(face) == LOCKED
     assert proxy.requests[0].startswith(
         "POST http://127.0.0.1:9/v1.0/conference/videoConferences/meeting/lock "
     )
-    assert other.connections == 0, "the connection goes before the environment"
+    assert other.connections == 0
 
 
-def test_no_proxy_of_the_environment_is_heeded(
-    face: Face, raw_server: Any, leads_to: Any, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("variable", ["https_proxy", "HTTPS_PROXY", "all_proxy"])
+def test_a_proxy_of_the_environment_is_used_and_sees_the_host_alone(
+    face: Face, raw_server: Any, leads_to: Any, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    proxy = raw_server(b"HTTP/1.1 502 no\r\nContent-Length: 0\r\n\r\n")
+    monkeypatch.setenv(variable, proxy.url)
+    leads_to("https://dingtalk.invalid")
+    assert type(failure(face)) is ConnectionLostError
+    (seen,) = proxy.requests
+    assert seen.startswith("CONNECT dingtalk.invalid:443 ")
+    assert TOKEN not in seen
+    monkeypatch.setenv("no_proxy", "dingtalk.invalid")
+    assert type(failure(face)) is ConnectionLostError
+    assert proxy.connections == 1, "no_proxy is heeded"
+
+
+@pytest.mark.parametrize("variable", ["http_proxy", "HTTP_PROXY", "all_proxy"])
+def test_this_machine_is_reached_without_the_proxies_of_the_environment(
+    face: Face, raw_server: Any, leads_to: Any, monkeypatch: pytest.MonkeyPatch, variable: str
 ) -> None:
     server, proxy = raw_server(GOOD), raw_server(GOOD)
-    monkeypatch.setenv("http_proxy", proxy.url)
-    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    monkeypatch.setenv(variable, proxy.url)
     leads_to(server.url)
     assert lock(face) == LOCKED
-    assert proxy.connections == 0
+    assert (len(server.requests), proxy.connections) == (1, 0)
 
 
 def test_a_proxy_that_is_down_is_a_lost_connection_without_its_password(face: Face, leads_to: Any) -> None:

@@ -380,13 +380,12 @@ def test_a_date_in_retry_after_is_waited_for(
 
 
 def test_a_socks_proxy_of_the_environment_is_a_lost_connection(
-    face: Face, case_of: Callable[..., Case], monkeypatch: pytest.MonkeyPatch
+    face: Face, connect: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    case = case_of("404 in HTML", "lock")
-    monkeypatch.setenv("HTTP_PROXY", "socks5://127.0.0.1:1")
-    error, _, _ = lock(face, case, max_attempts=1)
-    assert type(error) is ConnectionLostError
-    assert case.route.count() == 0
+    connect("https://dingtalk.invalid", kind="static_token")
+    monkeypatch.setenv("HTTPS_PROXY", "socks5://127.0.0.1:1")
+    with pytest.raises(ConnectionLostError):
+        face.do("lock_conference", "meeting", hook=face.hook(max_attempts=1))
 
 
 # What an answer may cost
