@@ -34,8 +34,9 @@ MASK = "***"
 _MAX_SHOWN = 300
 _MOST_MINUTES = 24 * 60  # of a ban; DingTalk's lasts 5
 _GZIP_OR_ZLIB = 47  # zlib's wbits for "whichever of the two it is"
-_NOT_A_BAN = frozenset({404, 407})
+_NOT_A_BAN = frozenset({401, 404, 407})  # pages of a server that is not DingTalk's, or of a proxy
 _HTML = re.compile(rb"\s*<(!doctype\s+html|!--|html|head|body)", re.IGNORECASE)
+_TITLE = re.compile(r"<title[^>]{0,100}>([^<]+)", re.IGNORECASE)
 # What Alibaba's firewall puts into its pages of refusal.
 _BAN_MARKS = re.compile(rb"punish|x5secdata|x5referer|_____tmd_____|\b1111\b", re.IGNORECASE)
 _FINE = frozenset({None, "0", "200", "OK"})
@@ -102,7 +103,10 @@ class _Reading:
         status = self.answer.status
         html = _HTML.match(body)
         if html and (_BAN_MARKS.search(body) or not (status >= 500 or status in _NOT_A_BAN)):
-            return self._own("addressBanned", "an HTML page came in place of an answer, as in an address ban")
+            title = _TITLE.search(masked(body.decode("utf-8", "replace"), self.secrets))
+            named = f" ({title[1].strip()})" if title else ""
+            said = f"an HTML page{named} came in place of an answer, as in an address ban"
+            return self._own("addressBanned", said)
         shown = body.decode("utf-8", "replace").strip()  # all of it: a cut could leave half a secret unmasked
         said = f"the answer is not a JSON object: {shown}" if shown else "the answer is empty"
         if status < 300:

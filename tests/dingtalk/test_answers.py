@@ -152,6 +152,13 @@ DECISIONS: dict[str, tuple[int, Any, type[DingTalkError], str | None]] = {
     "gateway 504 text": (504, b"upstream timed out", errors.ServerError, None),
     "another server's 404": (404, b"<!doctype html><title>Not here</title>", errors.RefusedError, None),
     "401 without JSON": (401, b"", errors.AccessTokenError, None),
+    "401 of a server that asks for a password": (
+        401,
+        b"<html><h1>401 Authorization Required</h1></html>",
+        errors.AccessTokenError,
+        None,
+    ),
+    "407 of a proxy": (407, b"<html><h1>Proxy login</h1></html>", errors.RefusedError, None),
     # The ban, whose status is not documented.
     **{
         f"ban {status} JSON": (
@@ -183,6 +190,12 @@ DECISIONS: dict[str, tuple[int, Any, type[DingTalkError], str | None]] = {
         for status in (301, 302, 303, 304, 307, 308)
     },
 }
+
+
+def test_a_page_that_is_taken_for_a_ban_is_named_so_that_a_proxys_is_known() -> None:
+    page = b"<!DOCTYPE html><html><head><title>\n squid: access to host denied </title></head></html>"
+    assert "(squid: access to host denied)" in str(error_of(403, page))
+    assert len(str(error_of(403, b"<html>" + b"<title" * 150_000))) < 1_000
 
 
 @pytest.mark.parametrize("name", DECISIONS)
