@@ -277,7 +277,7 @@ class DingTalkConferenceHook(BaseHook):
 
         :param method: the HTTP method.
         :param path: the path, such as ``/v1.0/conference/orgConferences``.
-        :param params: query parameters.
+        :param params: query parameters: texts, numbers and booleans.
         :param json: the body.
         :param repeatable: whether the call may be sent again when its answer was lost. Say False for a call
             that creates something; it is then repeated only where DingTalk refused it as too frequent.

@@ -90,6 +90,13 @@ def test_a_bad_conference_id_is_refused_before_any_call(face: Face, sandbox: San
     assert not sandbox.calls
 
 
+@pytest.mark.parametrize("wrong", ["kick", "", "LOCK", None, ["lock"]])
+def test_an_action_that_is_none_is_refused_before_any_call(face: Face, sandbox: Sandbox, wrong: Any) -> None:
+    with pytest.raises(InvalidInputError, match=r"^action: .* is neither lock nor unlock"):
+        face.do("act", wrong, "sandbox-open")
+    assert not sandbox.calls
+
+
 @pytest.mark.parametrize("limits", [{"max_attempts": 0}, {"max_seconds": 0}])
 def test_a_limit_that_is_none_is_refused(limits: dict[str, Any]) -> None:
     with pytest.raises(InvalidInputError, match=next(iter(limits))):
@@ -380,13 +387,14 @@ def test_a_call_goes_out_with_its_method_parameters_and_body(
 ) -> None:
     path = "/v1.0/conference/videoConferences/644272f14ba3310"
     sandbox.fail(Fault(path=path, body={"code": 200, "cause": ""}))
-    params = {"unionId": "a b+c&d=e/f?g:h@i%j,k;l", "name": "会议", "n": 1}
+    params = {"unionId": "a b+c&d=e/f?g:h@i%j,k;l", "name": "会议", "n": 1, "all": True}
     body = None if method in {"GET", "DELETE"} else {"confTitle": '会议 "x"', "inviteUserIds": []}
     assert face.do("call", method, path, params=params, json=body) == {"code": 200, "cause": ""}
     call = sandbox.calls[-1]
     assert (call.method, call.path.partition("?")[0]) == (method, path)
     assert call.parameters["unionId"] == params["unionId"]
     assert call.parameters["name"] == params["name"]
+    assert (call.parameters["n"], call.parameters["all"]) == ("1", "true")
     assert (call.json() if body else call.body) == (body or b"")
 
 
@@ -397,8 +405,10 @@ def test_a_call_goes_out_with_its_method_parameters_and_body(
         {"json": {"name": "\ud800"}},
         {"json": {"n": float("nan")}},
         {"params": {"name": "\ud800"}},
+        {"params": {"names": ["a", "b"]}},
+        {"params": {"name": None}},
     ],
-    ids=["no JSON", "no text", "no number", "no parameter"],
+    ids=["no JSON", "no text", "no number", "no parameter", "list", "nothing"],
 )
 def test_what_cannot_be_sent_is_refused_before_any_call(
     face: Face, sandbox: Sandbox, options: dict[str, Any]

@@ -71,7 +71,7 @@ class Call:
             headers["Content-Type"] = "application/json; charset=utf-8"
         if access_token is not None:
             headers[TOKEN_HEADER] = access_token
-        query = f"?{urlencode(self.params)}" if self.params else ""
+        query = f"?{urlencode(_query(self.params))}" if self.params else ""
         return Request(self.method, self.path + query, headers, content)
 
 
@@ -103,6 +103,19 @@ class Answer:
     content: bytes = field(repr=False)
 
 
+def _query(params: Mapping[str, Any]) -> dict[str, str]:
+    """Return query parameters as texts.
+
+    :raises TypeError: one of them is neither a text nor a number nor a boolean.
+    """
+    texts = {}
+    for name, value in params.items():
+        if not isinstance(value, (str, int, float)):
+            raise TypeError(f"{_shown(name)} is a {type(value).__name__}, not a text, a number or a boolean")
+        texts[name] = str(value).lower() if isinstance(value, bool) else str(value)
+    return texts
+
+
 def lock_call(conference_id: str, action: str) -> Call:
     """Return the call that locks or unlocks a meeting.
 
@@ -111,7 +124,10 @@ def lock_call(conference_id: str, action: str) -> Call:
     :param conference_id: the meeting's id.
     :param action: ``lock`` or ``unlock``.
     :raises InvalidConferenceIdError: the id is not one path segment.
+    :raises InvalidInputError: there is no such action.
     """
+    if action not in ("lock", "unlock"):
+        raise InvalidInputError(f"action: {_shown(action)} is neither lock nor unlock")
     return Call(
         name=f"{action} {conference_id}",
         method="POST",
