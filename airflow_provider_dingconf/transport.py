@@ -202,17 +202,31 @@ def _with_environment(session: requests.Session, settings: Settings) -> dict[str
     return {**merged, "proxies": proxies} if settings.on_this_machine else dict(merged)
 
 
-@lru_cache(maxsize=8)  # reading the authorities takes tens of milliseconds
 def _tls_context(verify: bool | str, cert: str | tuple[str, str] | None) -> ssl.SSLContext:
-    """Return what requests would make of the same options."""
+    """Return what requests would make of the same options.
+
+    :raises OSError: a file cannot be read.
+    """
     trusted = verify if isinstance(verify, str) else requests.utils.DEFAULT_CA_BUNDLE_PATH
+    pair = (cert,) if isinstance(cert, str) else cert or ()
+    changed = tuple(Path(file).stat().st_mtime_ns for file in (trusted, *pair))
+    return _cached_tls_context(trusted, verify is not False, pair, changed)
+
+
+@lru_cache(maxsize=8)  # reading the authorities takes tens of milliseconds
+def _cached_tls_context(
+    trusted: str,
+    verifies: bool,
+    cert: tuple[str, ...],
+    changed: tuple[int, ...],  # noqa: ARG001 - part of the cache's key: a renewed file is read anew
+) -> ssl.SSLContext:
     file, directory = (None, trusted) if Path(trusted).is_dir() else (trusted, None)
     context = ssl.create_default_context(cafile=file, capath=directory)
-    if verify is False:
+    if not verifies:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     if cert:
-        context.load_cert_chain(*([cert] if isinstance(cert, str) else cert))
+        context.load_cert_chain(*cert)
     return context
 
 

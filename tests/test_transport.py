@@ -466,6 +466,24 @@ def test_where_an_authority_is_named_no_other_is_trusted(
         face.do("lock_conference", "sandbox-open")
 
 
+def test_a_file_of_authorities_that_is_renewed_counts_in_a_process_that_lives_on(
+    face: Face,
+    tls_sandbox: Sandbox,
+    monkeypatch: pytest.MonkeyPatch,
+    certificates: Certificates,
+    make_certificates: Callable[[Path], Certificates],
+    tmp_path: Path,
+) -> None:
+    file = Path(make_certificates(tmp_path).authority)
+    reach(tls_sandbox, monkeypatch, verify=str(file))
+    with pytest.raises(CertificateError):
+        face.do("lock_conference", "sandbox-open")
+    renewed = file.with_suffix(".new")
+    renewed.write_bytes(Path(certificates.authority).read_bytes())
+    renewed.replace(file)
+    assert face.do("lock_conference", "sandbox-open")["success"]
+
+
 def test_what_the_system_trusts_counts_the_same_for_sync_and_async(
     face: Face, tls_sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, certificates: Certificates
 ) -> None:
