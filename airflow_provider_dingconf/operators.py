@@ -6,6 +6,7 @@ the task runs.
 
 from __future__ import annotations
 
+from collections import ChainMap
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
@@ -45,6 +46,9 @@ TRIGGERER_WAIT = 3_600.0
 """Seconds: no task waits longer than this in the triggerer; Airflow's own ``retries`` then apply."""
 
 
+_PARAMETERS = frozenset({"dingtalk_conn_id", "on_error", "max_attempts", "max_seconds", "deferrable"})
+
+
 class _ConferenceOperator(BaseOperator):
     """What locking and unlocking have in common."""
 
@@ -80,10 +84,15 @@ class _ConferenceOperator(BaseOperator):
     @classmethod
     def partial(cls, **kwargs: Any) -> Any:
         """Return the operator with all but the mapped parameters: checked now, and named in the UI."""
-        check_on_error(kwargs.get("on_error"))
-        check_limits(kwargs.get("max_attempts", MAX_ATTEMPTS), kwargs.get("max_seconds", MAX_SECONDS))
         kwargs.setdefault("map_index_template", "{{ task.conference_id }}")
+        own = kwargs.get("default_args") or {}
+        for name in _PARAMETERS & own.keys():  # Airflow takes nothing from there but what every operator has
+            kwargs.setdefault(name, own[name])
         made = super().partial(**kwargs)
+        outer = [made.kwargs.get(name) for name in ("dag", "task_group")]
+        given = dict(ChainMap(made.kwargs, *(each.default_args for each in reversed(outer) if each)))
+        check_on_error(given.get("on_error"))
+        check_limits(given.get("max_attempts", MAX_ATTEMPTS), given.get("max_seconds", MAX_SECONDS))
         for name in _DEFAULTS.keys() - kwargs.keys():  # Airflow has put a default of its own there
             made.kwargs[name] = made.kwargs.get(name) or _DEFAULTS[name]
         return made

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from airflow.exceptions import AirflowFailException, AirflowSkipException
-from airflow.providers.common.compat.sdk import DAG, BaseOperator, TaskDeferred
+from airflow.providers.common.compat.sdk import DAG, BaseOperator, TaskDeferred, TaskGroup
 
 from airflow_provider_dingconf.dingtalk.errors import (
     ERRORS,
@@ -371,6 +371,31 @@ def test_a_misspelt_code_or_outcome_is_an_error_of_the_dag_file(
     with pytest.raises(InvalidInputError) as caught:
         make(task_id="lock", on_error=on_error)
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("whose", ["dag", "group", "task"])
+@pytest.mark.parametrize("mapped", [False, True])
+@pytest.mark.parametrize("wrong", [{"on_error": {"confClose": "fail"}}, {"max_attempts": 0}], ids=str)
+def test_a_mistake_in_default_args_is_an_error_of_the_dag_file(
+    wrong: dict[str, Any], mapped: bool, whose: str
+) -> None:
+    make = LockConferenceOperator.partial if mapped else partial(LockConferenceOperator, conference_id="1")
+    defaults = {level: wrong if level == whose else {} for level in ("dag", "group", "task")}
+    with (
+        pytest.raises(InvalidInputError),
+        DAG("mistaken", schedule=None, default_args=defaults["dag"]),
+        TaskGroup("group", default_args=defaults["group"]),
+    ):
+        make(task_id="lock", default_args=defaults["task"])
+
+
+def test_a_mapped_task_takes_its_parameters_from_default_args() -> None:
+    with DAG("mapped", schedule=None):
+        mapped = LockConferenceOperator.partial(
+            task_id="lock", default_args={"dingtalk_conn_id": "theirs", "max_attempts": 2}, max_attempts=3
+        ).expand(conference_id=["1"])
+    assert mapped.partial_kwargs["dingtalk_conn_id"] == "theirs"
+    assert mapped.partial_kwargs["max_attempts"] == 3
 
 
 @pytest.mark.parametrize(
