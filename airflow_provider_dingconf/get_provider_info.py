@@ -88,9 +88,12 @@ def get_provider_info() -> dict[str, Any]:
         ],
         "hooks": _modules("hooks"),
         "operators": _modules("operators"),
+        "sensors": _modules("sensors"),
+        "triggers": _modules("triggers"),
         "connection-types": [CONNECTION_TYPE],
         "extra-links": [
             f"{_PACKAGE}.links.CallDocumentationLink",
             f"{_PACKAGE}.links.ErrorDocumentationLink",
+            f"{_PACKAGE}.links.JoinConferenceLink",
         ],
     }

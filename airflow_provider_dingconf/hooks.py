@@ -8,8 +8,9 @@ begins with ``a``, and which differs only in who waits.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from datetime import datetime, timezone
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypedDict, cast
@@ -19,9 +20,30 @@ from airflow.providers.common.compat.sdk import BaseHook
 from asgiref.sync import sync_to_async
 from tenacity import AsyncRetrying, Retrying
 
+from airflow_provider_dingconf.bulk import (
+    ConferenceResult,
+    Pace,
+    check_conference_ids,
+    each_of,
+)
 from airflow_provider_dingconf.compat import mask_secret
 from airflow_provider_dingconf.connection import Settings, read_connection
-from airflow_provider_dingconf.dingtalk.calls import Call, any_call, lock_call, running_conferences_call
+from airflow_provider_dingconf.dingtalk.calls import Call, any_call, lock_call
+from airflow_provider_dingconf.dingtalk.conferences import (
+    BATCH,
+    Conference,
+    ConferenceFilter,
+    Page,
+    check_named,
+    check_reference,
+    conference_call,
+    conferences_of,
+    query_call,
+    read_conference,
+    read_running,
+    running_conferences_call,
+    the_running,
+)
 from airflow_provider_dingconf.dingtalk.errors import (
     AddressBannedError,
     CallTimeoutError,
@@ -29,7 +51,14 @@ from airflow_provider_dingconf.dingtalk.errors import (
     DingTalkError,
 )
 from airflow_provider_dingconf.dingtalk.exchange import Attempts, TokenWanted, exchange, purchase
-from airflow_provider_dingconf.dingtalk.limits import MAX_ATTEMPTS, MAX_SECONDS, check_limits
+from airflow_provider_dingconf.dingtalk.limits import (
+    CALLS_PER_SECOND,
+    CONCURRENCY,
+    MAX_ATTEMPTS,
+    MAX_SECONDS,
+    check_bulk_limits,
+    check_limits,
+)
 from airflow_provider_dingconf.dingtalk.retries import policy
 from airflow_provider_dingconf.get_provider_info import CONNECTION_TYPE
 from airflow_provider_dingconf.termination import termination
@@ -37,12 +66,22 @@ from airflow_provider_dingconf.token_store import LOCK_SECONDS, Shelf, ban_of, s
 from airflow_provider_dingconf.transport import AsyncTransport, Transport
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterable, Iterator, Mapping
+    from collections.abc import (
+        AsyncIterator,
+        Awaitable,
+        Callable,
+        Generator,
+        Iterable,
+        Iterator,
+        Mapping,
+        Sequence,
+    )
 
-    from typing_extensions import Self
+    from typing_extensions import Self, Unpack
 
     from airflow_provider_dingconf.dingtalk.answers import Good
     from airflow_provider_dingconf.dingtalk.calls import Answer, Request
+    from airflow_provider_dingconf.dingtalk.conferences import Reference
     from airflow_provider_dingconf.dingtalk.retries import Policy
     from airflow_provider_dingconf.dingtalk.tokens import App, Token
 
@@ -65,6 +104,21 @@ class LockResult(TypedDict):
     """How often the call was tried."""
     request_id: str | None
     """What DingTalk's support asks for; None where DingTalk gave none."""
+
+
+class Named(TypedDict, total=False):
+    """A meeting's names other than its conferenceId; see :meth:`DingTalkConferenceHook.lock_conference`."""
+
+    room_code: str | None
+    schedule_conference_id: str | None
+
+
+class Bulk(TypedDict, total=False):
+    """How many meetings are locked; see :meth:`DingTalkConferenceHook.lock_conferences`."""
+
+    concurrency: int
+    calls_per_second: float
+    on_result: Callable[[ConferenceResult], object]
 
 
 class DingTalkConferenceHook(BaseHook):
@@ -138,41 +192,58 @@ class DingTalkConferenceHook(BaseHook):
 
         return {name: widget(field) for name, field in CONNECTION_TYPE["conn-fields"].items()}
 
-    def lock_conference(self, conference_id: str) -> LockResult:
+    def lock_conference(
+        self,
+        conference_id: str | None = None,
+        *,
+        room_code: str | None = None,
+        schedule_conference_id: str | None = None,
+    ) -> LockResult:
         """Lock a meeting: no one can join it any more.
 
-        Locking a locked meeting succeeds. Source: `Lock a meeting
+        Locking a locked meeting succeeds. Exactly one of the parameters is given; all but the first cost a
+        further call. Source: `Lock a meeting
         <https://help.dingtalk.io/open/development/api-lockconference>`__.
 
-        :param conference_id: the meeting's conferenceId; not its room code.
-        :raises InvalidConferenceIdError: the id is not one path segment; nothing was sent.
+        :param conference_id: the meeting's conferenceId.
+        :param room_code: what DingTalk shows as its room code, with or without spaces and dashes: of its
+            meetings, the one that is running.
+        :param schedule_conference_id: the schedule's scheduleConferenceId: of its meetings, the one that is
+            running.
+        :raises InvalidConferenceIdError: what is given is not one path segment; nothing was sent.
         :raises ConferenceClosedError: the meeting has ended.
+        :raises ConferenceNotRunningError: no meeting, or more than one, is running under that name.
         :raises DingTalkError: any other failure; the subclass says which.
         """
-        return self.act("lock", conference_id)
+        return self.act(
+            "lock", conference_id, room_code=room_code, schedule_conference_id=schedule_conference_id
+        )
 
-    async def alock_conference(self, conference_id: str) -> LockResult:
+    async def alock_conference(self, conference_id: str | None = None, **named: Unpack[Named]) -> LockResult:
         """Lock a meeting; see :meth:`lock_conference`."""
-        return await self.aact("lock", conference_id)
+        return await self.aact("lock", conference_id, **named)
 
-    def unlock_conference(self, conference_id: str) -> LockResult:
+    def unlock_conference(self, conference_id: str | None = None, **named: Unpack[Named]) -> LockResult:
         """Unlock a meeting: people can join it again.
 
         Unlocking an unlocked meeting succeeds. Parameters and errors are those of :meth:`lock_conference`.
         """
-        return self.act("unlock", conference_id)
+        return self.act("unlock", conference_id, **named)
 
-    async def aunlock_conference(self, conference_id: str) -> LockResult:
+    async def aunlock_conference(
+        self, conference_id: str | None = None, **named: Unpack[Named]
+    ) -> LockResult:
         """Unlock a meeting; see :meth:`unlock_conference`."""
-        return await self.aact("unlock", conference_id)
+        return await self.aact("unlock", conference_id, **named)
 
-    def act(self, action: str, conference_id: str) -> LockResult:
+    def act(self, action: str, conference_id: str | None = None, **named: Unpack[Named]) -> LockResult:
         """Lock or unlock a meeting, as ``action`` says; see :meth:`lock_conference`.
 
         :param action: ``lock`` or ``unlock``.
         :param conference_id: the meeting's conferenceId.
+        :param named: its other names.
         """
-        return self._act(action, conference_id, Attempts())
+        return self._act(action, self._conference_id(conference_id, **named), Attempts())
 
     def _act(self, action: str, conference_id: str, attempts: Attempts) -> LockResult:
         try:
@@ -185,13 +256,15 @@ class DingTalkConferenceHook(BaseHook):
             raise
         return _lock_result(action, conference_id, good, attempts)
 
-    async def aact(self, action: str, conference_id: str) -> LockResult:
+    async def aact(self, action: str, conference_id: str | None = None, **named: Unpack[Named]) -> LockResult:
         """Lock or unlock a meeting; see :meth:`act`."""
-        return await self._aact(action, conference_id, Attempts())
+        return await self._aact(action, await self._aconference_id(conference_id, **named), Attempts())
 
-    async def _aact(self, action: str, conference_id: str, attempts: Attempts) -> LockResult:
+    async def _aact(
+        self, action: str, conference_id: str, attempts: Attempts, pace: Pace | None = None
+    ) -> LockResult:
         try:
-            good = await self._arun(lock_call(conference_id, action), attempts)
+            good = await self._arun(lock_call(conference_id, action), attempts, pace)
         except DingTalkError:
             raise
         except BaseException:
@@ -200,48 +273,238 @@ class DingTalkConferenceHook(BaseHook):
             raise
         return _lock_result(action, conference_id, good, attempts)
 
+    def lock_conferences(
+        self,
+        conference_ids: Iterable[str],
+        *,
+        concurrency: int = CONCURRENCY,
+        calls_per_second: float = CALLS_PER_SECOND,
+        on_result: Callable[[ConferenceResult], object] = lambda _result: None,
+    ) -> list[ConferenceResult]:
+        """Lock many meetings, some at a time; every one is tried, whatever comes of the others.
+
+        Once DingTalk refuses the app or the address as such, the rest are not tried, and have the same error.
+
+        :param conference_ids: the meetings' conferenceIds; one that is given twice is locked once.
+        :param concurrency: at most so many at a time.
+        :param calls_per_second: at most so many calls a second.
+        :param on_result: is told of each result as it comes.
+        :returns: what came of each meeting, in the order in which they are given.
+        :raises InvalidConferenceIdError: one of the ids is not one path segment; nothing was sent.
+        :raises InvalidInputError: a limit is wrong; nothing was sent.
+        :raises DingTalkError: there is no access token to be had; no meeting was tried.
+        """
+        return self.act_all(
+            "lock",
+            conference_ids,
+            concurrency=concurrency,
+            calls_per_second=calls_per_second,
+            on_result=on_result,
+        )
+
+    async def alock_conferences(
+        self, conference_ids: Iterable[str], **how: Unpack[Bulk]
+    ) -> list[ConferenceResult]:
+        """Lock many meetings; see :meth:`lock_conferences`."""
+        return await self.aact_all("lock", conference_ids, **how)
+
+    def unlock_conferences(
+        self, conference_ids: Iterable[str], **how: Unpack[Bulk]
+    ) -> list[ConferenceResult]:
+        """Unlock many meetings; parameters and errors are those of :meth:`lock_conferences`."""
+        return self.act_all("unlock", conference_ids, **how)
+
+    async def aunlock_conferences(
+        self, conference_ids: Iterable[str], **how: Unpack[Bulk]
+    ) -> list[ConferenceResult]:
+        """Unlock many meetings; see :meth:`lock_conferences`."""
+        return await self.aact_all("unlock", conference_ids, **how)
+
+    def act_all(
+        self, action: str, conference_ids: Iterable[str], **how: Unpack[Bulk]
+    ) -> list[ConferenceResult]:
+        """Lock or unlock many meetings, as ``action`` says; see :meth:`lock_conferences`.
+
+        Not within a running event loop, which has :meth:`aact_all`.
+        """
+        _ = self.settings  # read it here, where waiting for it holds up nobody
+        return asyncio.run(self.aact_all(action, conference_ids, **how))
+
+    async def aact_all(
+        self,
+        action: str,
+        conference_ids: Iterable[str],
+        concurrency: int = CONCURRENCY,
+        calls_per_second: float = CALLS_PER_SECOND,
+        on_result: Callable[[ConferenceResult], object] = lambda _result: None,
+    ) -> list[ConferenceResult]:
+        """Lock or unlock many meetings; see :meth:`act_all`."""
+        check_bulk_limits(concurrency, calls_per_second)
+        ids = check_conference_ids(conference_ids)
+        if not ids:
+            return []
+        pace = Pace(calls_per_second)
+
+        async def one(conference_id: str) -> ConferenceResult:
+            attempts = Attempts()
+            await pace.turn()
+            try:
+                done = await self._aact(action, conference_id, attempts, pace)
+            except DingTalkError as error:
+                return ConferenceResult(conference_id, action, attempts.made, error.request_id, error)
+            return ConferenceResult(conference_id, action, attempts.made, done["request_id"])
+
+        async with AsyncExitStack() as stack:
+            if self._async_transport is None:
+                await stack.enter_async_context(self)
+            await self._awarm()
+            return await each_of(ids, action, one, concurrency, on_result)
+
+    def get_conference(self, conference_id: str | None = None, **named: Unpack[Named]) -> Conference:
+        """Return a meeting, as DingTalk tells of it; parameters and errors as :meth:`lock_conference`.
+
+        Source: `Query a meeting <https://help.dingtalk.io/open/development/api-queryconferenceinfo>`__.
+
+        :raises ConferenceNotFoundError: DingTalk knows no such meeting.
+        """
+        reference = check_reference(conference_id, **named)
+        if reference.name == "conference_id":
+            return read_conference(self._run(conference_call(reference.value)).content)
+        return the_running(self._find(reference), reference)
+
+    async def aget_conference(self, conference_id: str | None = None, **named: Unpack[Named]) -> Conference:
+        """Return a meeting; see :meth:`get_conference`."""
+        reference = check_reference(conference_id, **named)
+        if reference.name == "conference_id":
+            return read_conference((await self._arun(conference_call(reference.value))).content)
+        return the_running(await self._afind(reference), reference)
+
+    def find_conferences(
+        self, *, room_code: str | None = None, schedule_conference_id: str | None = None
+    ) -> list[Conference]:
+        """Return the meetings of a room code, or the last one held for a schedule, whatever their status.
+
+        Source: `Query the meetings of a room code
+        <https://help.dingtalk.io/open/development/api-queryconferenceinfobyroomcode>`__ and `of a schedule
+        <https://help.dingtalk.io/open/development/api-queryscheduleconferenceinfo>`__.
+        """
+        return self._find(check_named(room_code, schedule_conference_id))
+
+    async def afind_conferences(
+        self, *, room_code: str | None = None, schedule_conference_id: str | None = None
+    ) -> list[Conference]:
+        """Return the meetings of a room code or schedule; see :meth:`find_conferences`."""
+        return await self._afind(check_named(room_code, schedule_conference_id))
+
+    def _find(self, reference: Reference) -> list[Conference]:
+        return list(_drive(conferences_of(reference), lambda call: self._run(call).content))
+
+    async def _afind(self, reference: Reference) -> list[Conference]:
+        async def content_of(call: Call) -> Mapping[str, Any]:
+            return (await self._arun(call)).content
+
+        return list(await _adrive(conferences_of(reference), content_of))
+
+    def running_conferences(
+        self, *, title: str | None = None, creator_id: str | None = None
+    ) -> Iterator[Conference]:
+        """Yield the running meetings of the organisation; each page is asked for when it is wanted.
+
+        Source: `Query the running meetings of an organisation
+        <https://help.dingtalk.io/open/development/api-queryorgconferencelist>`__.
+
+        :param title: a pattern of the whole title, as of file names: ``Release *``. None takes any.
+        :param creator_id: the unionId of the creator. None takes any.
+        :raises DingTalkError: a call failed; the subclass says why.
+        """
+        wanted, token, last = ConferenceFilter(title, creator_id), None, False
+        while not last:
+            page = Page.read(self._run(running_conferences_call(token)).content, token)
+            yield from (one for one in page.conferences if wanted.takes(one.title, one.creator_id))
+            token, last = page.next_token, page.next_token is None
+
+    async def arunning_conferences(
+        self, *, title: str | None = None, creator_id: str | None = None
+    ) -> AsyncIterator[Conference]:
+        """Yield the running meetings of the organisation; see :meth:`running_conferences`."""
+        wanted, token, last = ConferenceFilter(title, creator_id), None, False
+        while not last:
+            page = Page.read((await self._arun(running_conferences_call(token))).content, token)
+            for one in page.conferences:
+                if wanted.takes(one.title, one.creator_id):
+                    yield one
+            token, last = page.next_token, page.next_token is None
+
+    async def arunning_of(self, conference_ids: Sequence[str]) -> dict[str, Conference]:
+        """Return those of some meetings that are running, by id: one call for each hundred.
+
+        Source: `Query meetings <https://help.dingtalk.io/open/development/api-queryconferenceinfobatch>`__.
+
+        :raises DingTalkError: a call failed; the subclass says why.
+        """
+        found: dict[str, Conference] = {}
+        for first in range(0, len(conference_ids), BATCH):
+            call = query_call(conference_ids[first : first + BATCH])
+            found |= read_running((await self._arun(call)).content)
+        return found
+
+    def _conference_id(self, conference_id: str | None, **named: Unpack[Named]) -> str:
+        """Return the id of the meeting that is named."""
+        reference = check_reference(conference_id, **named)
+        by_id = reference.name == "conference_id"
+        return reference.value if by_id else self.get_conference(**named).conference_id
+
+    async def _aconference_id(self, conference_id: str | None, **named: Unpack[Named]) -> str:
+        """Return the id of the meeting that is named; :meth:`_conference_id`, awaited."""
+        reference = check_reference(conference_id, **named)
+        by_id = reference.name == "conference_id"
+        return reference.value if by_id else (await self.aget_conference(**named)).conference_id
+
     @contextmanager
-    def locked(self, conference_id: str) -> Iterator[LockResult]:
+    def locked(self, conference_id: str | None = None, **named: Unpack[Named]) -> Iterator[LockResult]:
         """Lock a meeting for a block of code, and unlock it whatever happens inside.
 
         It is unlocked after an exception, an interruption from the keyboard, and SIGTERM, by which Airflow
         ends a task; and if the lock's answer was lost. A meeting that ended inside is not an error: there
-        is nothing left to unlock.
+        is nothing left to unlock. Parameters as :meth:`lock_conference`.
 
-        :param conference_id: the meeting's conferenceId.
         :raises DingTalkError: the meeting could not be locked (the block is then not entered), or not be
             unlocked.
         """
+        found = self._conference_id(conference_id, **named)
         attempts = Attempts()
         with termination() as hold_termination:
             try:
-                result = self._act("lock", conference_id, attempts)
+                result = self._act("lock", found, attempts)
             except DingTalkError:
                 if attempts.in_doubt:  # the lock may have been made, and its answer lost
-                    self._undo_lock(conference_id)
+                    self._undo_lock(found)
                 raise
             try:
                 yield result
             finally:
                 hold_termination()
                 with suppress(ConferenceClosedError):
-                    self.unlock_conference(conference_id)
+                    self.unlock_conference(found)
 
     @asynccontextmanager
-    async def alocked(self, conference_id: str) -> AsyncIterator[LockResult]:
+    async def alocked(
+        self, conference_id: str | None = None, **named: Unpack[Named]
+    ) -> AsyncIterator[LockResult]:
         """Lock a meeting for a block of code; see :meth:`locked`. Cancelling the task unlocks, too."""
+        found = await self._aconference_id(conference_id, **named)
         attempts = Attempts()
         try:
-            result = await self._aact("lock", conference_id, attempts)
+            result = await self._aact("lock", found, attempts)
         except DingTalkError:
             if attempts.in_doubt:
-                await self._aundo_lock(conference_id)
+                await self._aundo_lock(found)
             raise
         try:
             yield result
         finally:
             with suppress(ConferenceClosedError):
-                await self.aunlock_conference(conference_id)
+                await self.aunlock_conference(found)
 
     def _undo_lock(self, conference_id: str) -> None:
         """Unlock, quickly and if possible: Airflow ends a task some seconds after it has asked it to end."""
@@ -308,7 +571,7 @@ class DingTalkConferenceHook(BaseHook):
         """
         try:
             if self.settings.app is None:
-                self._run(running_conferences_call())
+                self._run(running_conferences_call(max_results=1))
                 return True, _accepted(self.settings)
             until = time.monotonic() + self.max_seconds
             with _holding(shelf_of(self.settings), until):
@@ -322,7 +585,7 @@ class DingTalkConferenceHook(BaseHook):
         try:
             settings = await self._asettings()
             if settings.app is None:
-                await self._arun(running_conferences_call())
+                await self._arun(running_conferences_call(max_results=1))
                 return True, _accepted(settings)
             until = time.monotonic() + self.max_seconds
             async with _aholding(shelf_of(settings), until), self._opened() as transport:
@@ -400,8 +663,11 @@ class DingTalkConferenceHook(BaseHook):
         except DingTalkError as error:
             raise error.with_traceback(None) from None  # a log that prints locals would print secrets
 
-    async def _arun(self, call: Call, attempts: Attempts | None = None) -> Good:
-        """Make a call, as often as the policy says; :meth:`_run`, awaited."""
+    async def _arun(self, call: Call, attempts: Attempts | None = None, pace: Pace | None = None) -> Good:
+        """Make a call, as often as the policy says; :meth:`_run`, awaited.
+
+        :param pace: what counts the calls, where this is one of many; the first has waited for its turn.
+        """
         attempts = attempts or Attempts()
         settings, until = await self._asettings(), time.monotonic() + self.max_seconds
         async with self._opened() as transport:
@@ -412,7 +678,9 @@ class DingTalkConferenceHook(BaseHook):
                 return await self._asend(transport, want, until)
 
             async def attempt() -> Good:
-                with self._logged(call, attempts) as done:
+                if pace and attempts.made:
+                    pace.count()
+                with self._logged(call, attempts, logging.DEBUG if pace else logging.INFO) as done:
                     done.append(await _adrive(exchange(call, attempts, time.time, settings.secrets), perform))
                 return done[0]
 
@@ -425,7 +693,7 @@ class DingTalkConferenceHook(BaseHook):
         return policy(call, self.max_attempts, self.max_seconds, self.max_wait)
 
     @contextmanager
-    def _logged(self, call: Call, attempts: Attempts) -> Iterator[list[Good]]:
+    def _logged(self, call: Call, attempts: Attempts, level: int = logging.INFO) -> Iterator[list[Good]]:
         """Log one line for an attempt of a call: which, how it ended, the request id, how long it took."""
         attempts.made += 1
         began = time.perf_counter()
@@ -443,7 +711,7 @@ class DingTalkConferenceHook(BaseHook):
                 ban_of(self.settings).put(time.time(), error.retry_after)
             self.log.warning(*line(error.summary))
             raise
-        self.log.info(*line(f"done (request id {done[0].request_id or '-'})"))
+        self.log.log(level, *line(f"done (request id {done[0].request_id or '-'})"))
 
     def _token(self, refused: Token | None, until: float) -> Token:
         """Return a token other than the refused one: the shared one, or else a new one."""
@@ -472,6 +740,20 @@ class DingTalkConferenceHook(BaseHook):
             await _amask([token.value])
             self._masked = token
         return token
+
+    async def _awarm(self) -> None:
+        """See to it that there is an access token, before many calls find out at once that there is none."""
+        settings = await self._asettings()
+        if settings.app is None:
+            return
+        until = time.monotonic() + self.max_seconds
+        async with self._opened() as transport:
+            try:
+                await AsyncRetrying(**self._policy(settings.app.token_call()))(
+                    self._atoken, transport, None, until
+                )
+            except DingTalkError as error:
+                raise error.with_traceback(None) from None
 
     def _buy(self, until: float) -> Token:
         """Buy a token and put it on the shelf; the caller holds the right to."""

@@ -1,4 +1,4 @@
-"""Links on a task: the documentation of the call it made, and of the error it met.
+"""Links on a task: the documentation of the call it made and of the error it met, and the meeting it found.
 
 The operator pushes both addresses as one XCom while the task runs: Airflow 2 asks for a link in the web
 server, where the operator's own values are not known.
@@ -51,6 +51,13 @@ class CallDocumentationLink(_PushedLink):
 
     name = "DingTalk documentation"
     pushed_as = "documentation"
+
+
+class JoinConferenceLink(_PushedLink):
+    """The address to join the meeting that the task found by its room code or schedule."""
+
+    name = "Join the meeting"
+    pushed_as = "join"
 
 
 class ErrorDocumentationLink(_PushedLink):

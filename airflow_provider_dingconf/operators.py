@@ -6,24 +6,42 @@ the task runs.
 
 from __future__ import annotations
 
+import logging
 from collections import ChainMap
+from collections.abc import Iterable, Mapping
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, cast
 
 from airflow.providers.common.compat.sdk import BaseOperator, TaskGroup, conf
 from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_0_PLUS
 
 from airflow_provider_dingconf.dingtalk.calls import LOCK_PAGE
-from airflow_provider_dingconf.dingtalk.errors import DingTalkError, InvalidInputError
-from airflow_provider_dingconf.dingtalk.limits import MAX_ATTEMPTS, MAX_SECONDS, check_limits
+from airflow_provider_dingconf.dingtalk.conferences import given_name
+from airflow_provider_dingconf.dingtalk.errors import ConferencesError, DingTalkError, InvalidInputError
+from airflow_provider_dingconf.dingtalk.limits import (
+    CALLS_PER_SECOND,
+    CONCURRENCY,
+    MAX_ATTEMPTS,
+    MAX_SECONDS,
+    check_bulk_limits,
+    check_limits,
+)
 from airflow_provider_dingconf.links import (
     LINKS_KEY,
     CallDocumentationLink,
     ErrorDocumentationLink,
+    JoinConferenceLink,
     links_for,
 )
-from airflow_provider_dingconf.outcomes import Outcome, apply_outcome, check_on_error, outcome_of
+from airflow_provider_dingconf.outcomes import (
+    Outcome,
+    apply_outcome,
+    check_on_error,
+    outcome_of,
+    outcome_of_all,
+    table,
+)
 
 try:
     from airflow_provider_dingconf.retry_policies import DingTalkRetryPolicy
@@ -33,10 +51,12 @@ else:
     _DEFAULTS = {"retry_policy": DingTalkRetryPolicy()}
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Sequence
 
     from airflow.providers.common.compat.sdk import Context
 
+    from airflow_provider_dingconf.bulk import ConferenceResult
+    from airflow_provider_dingconf.dingtalk.conferences import Conference
     from airflow_provider_dingconf.hooks import DingTalkConferenceHook, LockResult
 
 WORKER_WAIT = 5.0
@@ -46,7 +66,19 @@ TRIGGERER_WAIT = 3_600.0
 """Seconds: no task waits longer than this in the triggerer; Airflow's own ``retries`` then apply."""
 
 
-_PARAMETERS = frozenset({"dingtalk_conn_id", "on_error", "max_attempts", "max_seconds", "deferrable"})
+_NOT_GIVEN: Any = object()
+
+_PARAMETERS = frozenset(
+    {
+        "dingtalk_conn_id",
+        "on_error",
+        "max_attempts",
+        "max_seconds",
+        "deferrable",
+        "concurrency",
+        "calls_per_second",
+    }
+)
 
 
 class _ConferenceOperator(BaseOperator):
@@ -54,37 +86,76 @@ class _ConferenceOperator(BaseOperator):
 
     action: ClassVar[str]
 
-    template_fields: Sequence[str] = ("conference_id", "dingtalk_conn_id")
+    template_fields: Sequence[str] = (
+        "conference_id",
+        "room_code",
+        "schedule_conference_id",
+        "title",
+        "creator_id",
+        "dingtalk_conn_id",
+    )
     ui_color = "#1677ff"
     ui_fgcolor = "#ffffff"
-    operator_extra_links = (CallDocumentationLink(), ErrorDocumentationLink())
+    operator_extra_links = (CallDocumentationLink(), ErrorDocumentationLink(), JoinConferenceLink())
 
     def __init__(
         self,
         *,
-        conference_id: str,
+        conference_id: str | Iterable[str] | None = _NOT_GIVEN,
+        room_code: str | None = None,
+        schedule_conference_id: str | None = None,
+        running: bool = False,
+        title: str | None = None,
+        creator_id: str | None = None,
         dingtalk_conn_id: str = "dingtalk_default",
         on_error: Mapping[str, Outcome | str] | None = None,
         max_attempts: int = MAX_ATTEMPTS,
         max_seconds: float = MAX_SECONDS,
+        concurrency: int = CONCURRENCY,
+        calls_per_second: float = CALLS_PER_SECOND,
         deferrable: bool = conf.getboolean("operators", "default_deferrable", fallback=False),
         **kwargs: Any,
     ) -> None:
         kwargs["default_args"] = {**_DEFAULTS, **(kwargs.get("default_args") or {})}
         super().__init__(**kwargs)
         check_limits(max_attempts, max_seconds)
+        check_bulk_limits(concurrency, calls_per_second)
+        named = {
+            "conference_id": conference_id,
+            "room_code": room_code,
+            "schedule_conference_id": schedule_conference_id,
+            "running": running or None,
+        }
+        if conference_id is _NOT_GIVEN:
+            del named["conference_id"]
+            conference_id = None
+            if not any(value is not None for value in named.values()):
+                raise InvalidInputError(f"conference_id: it is missing; give it or {', '.join(named)}")
+        if not running and (title, creator_id) != (None, None):
+            raise InvalidInputError("title, creator_id: they choose among running meetings; set running=True")
+        self.named_by = given_name(named)
         self.conference_id = conference_id
+        self.room_code = room_code
+        self.schedule_conference_id = schedule_conference_id
+        self.running = running
+        self.title = title
+        self.creator_id = creator_id
         self.dingtalk_conn_id = dingtalk_conn_id
         self.on_error = check_on_error(on_error)
         self.max_attempts = max_attempts
         self.max_seconds = max_seconds
+        self.concurrency = concurrency
+        self.calls_per_second = calls_per_second
         self.deferrable = deferrable
         self._acting = False
 
     @classmethod
     def partial(cls, **kwargs: Any) -> Any:
         """Return the operator with all but the mapped parameters: checked now, and named in the UI."""
-        kwargs.setdefault("map_index_template", "{{ task.conference_id }}")
+        kwargs.setdefault(
+            "map_index_template",
+            "{{ task.conference_id or task.room_code or task.schedule_conference_id or '' }}",
+        )
         own = kwargs.get("default_args") or {}
         for name in _PARAMETERS & own.keys():  # Airflow takes nothing from there but what every operator has
             kwargs.setdefault(name, own[name])
@@ -93,21 +164,27 @@ class _ConferenceOperator(BaseOperator):
         given = dict(ChainMap(made.kwargs, *(each.default_args for each in reversed(outer) if each)))
         check_on_error(given.get("on_error"))
         check_limits(given.get("max_attempts", MAX_ATTEMPTS), given.get("max_seconds", MAX_SECONDS))
+        check_bulk_limits(
+            given.get("concurrency", CONCURRENCY), given.get("calls_per_second", CALLS_PER_SECOND)
+        )
         for name in _DEFAULTS.keys() - kwargs.keys():  # Airflow has put a default of its own there
             made.kwargs[name] = made.kwargs.get(name) or _DEFAULTS[name]
         return made
 
-    def execute(self, context: Context) -> LockResult:
-        """Make the call, and give the task the state that belongs to how it ended."""
+    def execute(self, context: Context) -> LockResult | list[dict[str, Any]]:
+        """Make the calls, and give the task the state that belongs to how they ended."""
         return self._act(context, attempts=0)
 
-    def resume(self, context: Context, event: Any = None, attempts: int = 0) -> LockResult:
+    def resume(
+        self, context: Context, event: Any = None, attempts: int = 0, done: Sequence[dict[str, Any]] = ()
+    ) -> LockResult | list[dict[str, Any]]:
         """Make the call again after a wait in the triggerer.
 
         :param event: what the trigger says; that the wait is over.
         :param attempts: how often the call was tried before.
+        :param done: what came of the meetings that need no further call.
         """
-        return self._act(context, attempts)
+        return self._act(context, attempts, done)
 
     def on_kill(self) -> None:
         """End the call that is being made; the hook undoes a lock that it may have made.
@@ -117,7 +194,9 @@ class _ConferenceOperator(BaseOperator):
         if self._acting:
             raise SystemExit(f"{self.action} was interrupted")
 
-    def _act(self, context: Context, attempts: int) -> LockResult:
+    def _act(
+        self, context: Context, attempts: int, done: Sequence[dict[str, Any]] = ()
+    ) -> LockResult | list[dict[str, Any]]:
         from airflow_provider_dingconf.hooks import DingTalkConferenceHook
 
         hook = DingTalkConferenceHook(
@@ -128,7 +207,12 @@ class _ConferenceOperator(BaseOperator):
         )
         self._acting = True
         try:
-            result = hook.act(self.action, self.conference_id)
+            self.conference_id = _ids_in(self.conference_id)
+            if self.running or _is_collection(self.conference_id):
+                return self._act_on_many(context, hook, attempts, done)
+            return self._act_on_one(context, hook, attempts)
+        except ConferencesError:
+            raise
         except DingTalkError as error:
             error.attempts += attempts
             self._push_links(context, hook, error)
@@ -136,7 +220,7 @@ class _ConferenceOperator(BaseOperator):
             self.log.warning("%s", error)
             apply_outcome(error, self.on_error)
             return {
-                "conference_id": self.conference_id,
+                "conference_id": cast("str", self.conference_id),
                 "action": self.action,
                 "success": False,
                 "attempts": error.attempts,
@@ -145,19 +229,91 @@ class _ConferenceOperator(BaseOperator):
         finally:
             self._acting = False
             hook.close()
-        self._push_links(context, hook, None)
+
+    def _act_on_one(self, context: Context, hook: DingTalkConferenceHook, attempts: int) -> LockResult:
+        conference = None
+        if self.named_by == "conference_id":
+            conference_id = cast("str", self.conference_id)
+        else:
+            conference = hook.get_conference(**{self.named_by: getattr(self, self.named_by) or ""})
+            self.log.info("%s %s is %s", self.named_by, getattr(self, self.named_by), conference)
+            conference_id = conference.conference_id
+        result = hook.act(self.action, conference_id)
+        self._push_links(context, hook, None, conference)
         result["attempts"] += attempts
         return result
 
+    def _act_on_many(
+        self, context: Context, hook: DingTalkConferenceHook, attempts: int, done: Sequence[dict[str, Any]]
+    ) -> list[dict[str, Any]]:
+        """Act on every meeting that an earlier try of the task has not settled."""
+        from airflow_provider_dingconf.bulk import ConferenceResult, check_conference_ids
+        from airflow_provider_dingconf.progress import progress_of
+
+        progress = progress_of(context, hook.settings)
+        settled = {one["conference_id"]: ConferenceResult.from_dict(one) for one in (*progress.load(), *done)}
+        if self.running:
+            running = hook.running_conferences(title=self.title, creator_id=self.creator_id)
+            ids = [one.conference_id for one in running]
+        else:
+            ids = check_conference_ids(self.conference_id)
+        todo = [conference_id for conference_id in ids if conference_id not in settled]
+        self.log.info("%s: %d meetings, %d of them to be called", self.action, len(ids), len(todo))
+
+        def is_settled(result: ConferenceResult) -> bool:
+            return result.error is None or outcome_of(result.error, self.on_error) is not Outcome.RETRY
+
+        def keep(result: ConferenceResult) -> None:
+            if is_settled(result):
+                progress.add(result.as_dict())
+
+        try:
+            new = hook.act_all(
+                self.action,
+                todo,
+                concurrency=self.concurrency,
+                calls_per_second=self.calls_per_second,
+                on_result=keep,
+            )
+        finally:
+            progress.save()
+        results = [*settled.values(), *new]
+        if not results:
+            return []
+        ti = context.get("ti")
+        may_retry = ti is not None and ti.try_number <= (ti.max_tries or 0)
+        error = outcome_of_all(results, self.on_error, may_retry=may_retry)
+        self.log.log(logging.WARNING if error else logging.INFO, "%s", table(results, self.on_error))
+        told = [one.as_dict() for one in results]
+        if error is None:
+            progress.clear()
+            self._push_links(context, hook, None)
+            return told
+        self._push_links(context, hook, error)
+        error.attempts = attempts + max((one.attempts for one in new), default=0)
+        self._defer_the_wait(error, done=[one.as_dict() for one in results if is_settled(one)])
+        if not (error.outcome is Outcome.RETRY and may_retry):
+            progress.clear()
+        if ti is not None:
+            ti.xcom_push(key="return_value", value=told)
+        apply_outcome(error, {})
+        return told
+
     def _push_links(
-        self, context: Context, hook: DingTalkConferenceHook, error: DingTalkError | None
+        self,
+        context: Context,
+        hook: DingTalkConferenceHook,
+        error: DingTalkError | None,
+        conference: Conference | None = None,
     ) -> None:
-        if isinstance(error, InvalidInputError):
-            return  # no call was made
+        if isinstance(error, InvalidInputError) or "ti" not in context:
+            return  # no call was made, or nobody will look
         links = links_for(hook.settings.base_url, LOCK_PAGE, error)
+        if conference and conference.join_url:
+            links["join"] = conference.join_url
         context["ti"].xcom_push(key=LINKS_KEY, value=links)
 
-    def _defer_the_wait(self, error: DingTalkError) -> None:
+    def _defer_the_wait(self, error: DingTalkError, **more: Any) -> None:
         """Leave the worker for a long wait, if the call is to be tried again after it."""
         wait = error.retry_after or 0.0
         if (
@@ -172,7 +328,7 @@ class _ConferenceOperator(BaseOperator):
             self.defer(
                 trigger=TimeDeltaTrigger(timedelta(seconds=wait)),
                 method_name="resume",
-                kwargs={"attempts": error.attempts},
+                kwargs={"attempts": error.attempts, **more},
             )
 
 
@@ -188,7 +344,21 @@ class LockConferenceOperator(_ConferenceOperator):
     :data:`~airflow_provider_dingconf.dingtalk.errors.ERRORS`.
     Source: `Lock a meeting <https://help.dingtalk.io/open/development/api-lockconference>`__.
 
-    :param conference_id: the meeting's conferenceId; not its room code. (templated)
+    Of the first four parameters exactly one is given. With a list, or with ``running``, the XCom is a list of
+    such dicts, each with an ``error``; every meeting is tried, the task's state is the worst of theirs, and a
+    retry of the task asks only for what is not yet settled.
+
+    :param conference_id: the meeting's conferenceId, or a list of them; the XCom of another such task will do
+        as well. (templated)
+    :param room_code: the meeting's room code, with or without spaces and dashes: of its meetings, the one
+        that is running. (templated)
+    :param schedule_conference_id: the schedule's scheduleConferenceId: of its meetings, the one that is
+        running. (templated)
+    :param running: every running meeting of the organisation.
+    :param title: with ``running``, a pattern of the whole title, such as ``Exam *``. (templated)
+    :param creator_id: with ``running``, the unionId of the creator. (templated)
+    :param concurrency: of many meetings, how many at a time.
+    :param calls_per_second: for many meetings, at most so many calls a second.
     :param dingtalk_conn_id: the Airflow connection, of type ``dingtalk``. (templated)
     :param on_error: outcomes by error code, in place of the defaults, such as ``{"confClosed": "fail"}``.
     :param max_attempts: attempts of the call in all; not Airflow's own ``retries``.
@@ -225,7 +395,7 @@ class LockedSection(NamedTuple):
 
 @contextmanager
 def conference_lock(
-    conference_id: str, *, name: str = "conference", group_id: str | None = None, **kwargs: Any
+    conference_id: Any = None, *, name: str = "conference", group_id: str | None = None, **kwargs: Any
 ) -> Iterator[LockedSection]:
     """Make a locked section of a DAG: the tasks of the block run while the meeting is locked.
 
@@ -238,14 +408,22 @@ def conference_lock(
     the work succeeds or fails, and clearing the work clears both. The DAG run fails when the work fails, and
     when the unlock does; for the latter there is an empty task ``<unlock>_done``, which needs no worker.
 
-    :param conference_id: the meeting's conferenceId. (templated)
+    The unlock takes the meetings that the lock has locked: a room code may stand for another one by then.
+
+    :param conference_id: the meeting's conferenceId, or a list of them. (templated)
     :param name: makes the tasks' ids, ``lock_<name>`` and ``unlock_<name>``.
     :param group_id: puts the section into a task group of this id; None for no group.
     :param kwargs: any other parameter of the two operators.
     """
     with TaskGroup(group_id) if group_id else nullcontext():
-        lock = LockConferenceOperator(task_id=f"lock_{name}", conference_id=conference_id, **kwargs)
-        unlock = UnlockConferenceOperator(task_id=f"unlock_{name}", conference_id=conference_id, **kwargs)
+        if conference_id is not None:
+            kwargs["conference_id"] = conference_id
+        lock = LockConferenceOperator(task_id=f"lock_{name}", **kwargs)
+        if lock.named_by != "conference_id":
+            for named in ("room_code", "schedule_conference_id", "running", "title", "creator_id"):
+                kwargs.pop(named, None)
+            kwargs["conference_id"] = lock.output
+        unlock = UnlockConferenceOperator(task_id=f"unlock_{name}", **kwargs)
         with unlock.as_teardown(setups=lock):
             yield LockedSection(lock, unlock)
     # Not on_failure_fail_dagrun: the unlock would then be the only end that counts, and a run whose work
@@ -253,6 +431,17 @@ def conference_lock(
     unlock >> _empty_operator()(
         task_id=f"{unlock.task_id}_done", trigger_rule="none_failed", task_group=unlock.dag.task_group
     )
+
+
+def _is_collection(value: object) -> bool:
+    return isinstance(value, Iterable) and not isinstance(value, (str, bytes, Mapping))
+
+
+def _ids_in(value: Any) -> Any:
+    """Return the ids in the XCom of a task that locked, whose meetings are to be unlocked; else the value."""
+    if _is_collection(value):
+        return [_ids_in(one) for one in value if not isinstance(one, Mapping) or one.get("success", True)]
+    return value.get("conference_id") if isinstance(value, Mapping) else value
 
 
 def _empty_operator() -> type[BaseOperator]:

@@ -9,12 +9,31 @@ from typing import TYPE_CHECKING
 
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException
 
-from airflow_provider_dingconf.dingtalk.errors import ERRORS, DingTalkError, InvalidInputError, Outcome
+from airflow_provider_dingconf.dingtalk.errors import (
+    ERRORS,
+    ConferencesError,
+    DingTalkError,
+    InvalidInputError,
+    Outcome,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
-__all__ = ["Outcome", "apply_outcome", "check_on_error", "outcome_of", "task_outcome"]
+    from airflow_provider_dingconf.bulk import ConferenceResult
+
+_MOST_ROWS = 50
+_WORST_LAST = (Outcome.SUCCEED, Outcome.SKIP, Outcome.RETRY, Outcome.FAIL)
+
+__all__ = [
+    "Outcome",
+    "apply_outcome",
+    "check_on_error",
+    "outcome_of",
+    "outcome_of_all",
+    "table",
+    "task_outcome",
+]
 
 
 def check_on_error(on_error: Mapping[str, Outcome | str] | None) -> dict[str, Outcome]:
@@ -98,3 +117,44 @@ def task_outcome(on_error: Mapping[str, Outcome | str] | None = None) -> Iterato
         yield
     except DingTalkError as error:
         apply_outcome(error, checked)
+
+
+def outcome_of_all(
+    results: Iterable[ConferenceResult], on_error: Mapping[str, Outcome], *, may_retry: bool
+) -> ConferencesError | None:
+    """Return the error that gives a task the worst of its meetings' states; None where all did well.
+
+    While the task can be retried, a meeting for which that can help counts for more than one that fails for
+    good: the retry leaves the latter alone, and the task then fails.
+
+    :param on_error: the overrides, as :func:`check_on_error` returns them.
+    :param may_retry: whether Airflow will retry the task.
+    """
+    results = list(results)
+    errors = {one.conference_id: one.error for one in results if one.error}
+    outcomes = {key: outcome_of(error, on_error) for key, error in errors.items()}
+    if not errors:
+        return None
+    worst = max(outcomes.values(), key=_WORST_LAST.index)
+    if may_retry and Outcome.RETRY in outcomes.values():
+        worst = Outcome.RETRY
+    error = ConferencesError.of(results[0].action, errors, len(results))
+    error.outcome = worst
+    waits = [one.retry_after for key, one in errors.items() if outcomes[key] is Outcome.RETRY]
+    error.retry_after = max((wait for wait in waits if wait is not None), default=None)
+    return error
+
+
+def table(results: Iterable[ConferenceResult], on_error: Mapping[str, Outcome]) -> str:
+    """Return what came of the meetings, for a log: a row each for those that failed, and how many did not."""
+    results = list(results)
+    failed = [one for one in results if one.error]
+    rows = [
+        f"  {one.conference_id}  {outcome_of(one.error, on_error).value:<7}  {one.error.summary}"
+        for one in failed[:_MOST_ROWS]
+        if one.error
+    ]
+    if len(failed) > _MOST_ROWS:
+        rows.append(f"  and {len(failed) - _MOST_ROWS} more; the XCom holds them all")
+    head = f"{results[0].action}: {len(results) - len(failed)} of {len(results)} meetings done"
+    return "\n".join([head + (", but not:" if rows else ""), *rows])

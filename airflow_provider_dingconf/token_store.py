@@ -75,6 +75,10 @@ class SharedFile:
         """Replace the content in one step: whoever reads, reads all of the old or all of the new."""
         self._attempt(lambda: self._write(content))
 
+    def remove(self) -> None:
+        """Remove it, if it is there."""
+        self._attempt(lambda: self.path.unlink(missing_ok=True))
+
     def lock(self) -> BaseFileLock | None:
         """Return the lock of the file, taken; None where it cannot be locked.
 
@@ -259,7 +263,7 @@ def shelf_of(settings: Settings) -> Shelf:
     name = sha256(json.dumps(parts).encode()).hexdigest()
     key = (settings.token_cache, name)
     if key not in _shelves:
-        _shelves.setdefault(key, Shelf(app.client_secret, _file(settings, f"{name}.token")))
+        _shelves.setdefault(key, Shelf(app.client_secret, shared_file(settings, f"{name}.token")))
     return _shelves[key]
 
 
@@ -268,11 +272,16 @@ def ban_of(settings: Settings) -> Ban:
     key = (settings.token_cache, settings.base_url)
     if key not in _bans:
         name = sha256(settings.base_url.encode()).hexdigest()
-        _bans.setdefault(key, Ban(_file(settings, f"{name}.ban")))
+        _bans.setdefault(key, Ban(shared_file(settings, f"{name}.ban")))
     return _bans[key]
 
 
-def _file(settings: Settings, name: str) -> SharedFile | None:
+def shared_file(settings: Settings, name: str) -> SharedFile | None:
+    """Return a file that the processes of this host share; None where the connection says no.
+
+    :param settings: what the connection says.
+    :param name: of the file.
+    """
     if settings.token_cache is False:
         return None
     directory = default_directory() if settings.token_cache is True else Path(settings.token_cache)

@@ -21,7 +21,12 @@ FILES = sorted(ROOT.rglob("*.py"))
 
 DOWNWARDS = (
     "operators",
+    "sensors",
+    "triggers",
+    "polls",
+    "progress",
     "hooks",
+    "bulk",
     "outcomes",
     "links",
     "retry_policies",

@@ -124,4 +124,5 @@ def test_both_operators_links_are_named_for_people(operator: Any) -> None:
     assert [link.name for link in operator.operator_extra_links] == [
         "DingTalk documentation",
         "DingTalk error codes",
+        "Join the meeting",
     ]

@@ -97,3 +97,72 @@ def test_nothing_but_the_token_says_who_calls(face: Any, conn: Callable[..., Non
     (call,) = sandbox.calls_of("lock")
     names = {name for name, _ in wire(call)["headers"]}
     assert names == {"host", "accept", "content-type", "content-length", TOKEN}
+
+
+def sdk_reads(client: ConferenceClient, call: str, meeting: str, token: str) -> Any:
+    """Make a reading call by the SDK."""
+    made = {
+        "info": lambda: client.query_conference_info_with_options(
+            meeting,
+            conference_models.QueryConferenceInfoHeaders(x_acs_dingtalk_access_token=token),
+            RUNTIME,
+        ),
+        "query": lambda: client.query_conference_info_batch_with_options(
+            conference_models.QueryConferenceInfoBatchRequest(conference_id_list=[meeting]),
+            conference_models.QueryConferenceInfoBatchHeaders(x_acs_dingtalk_access_token=token),
+            RUNTIME,
+        ),
+        "list": lambda: client.query_org_conference_list_with_options(
+            conference_models.QueryOrgConferenceListRequest(max_results=20),
+            conference_models.QueryOrgConferenceListHeaders(x_acs_dingtalk_access_token=token),
+            RUNTIME,
+        ),
+        "roomCode": lambda: client.query_conference_info_by_room_code_with_options(
+            "1234567890",
+            conference_models.QueryConferenceInfoByRoomCodeRequest(max_results=20),
+            conference_models.QueryConferenceInfoByRoomCodeHeaders(x_acs_dingtalk_access_token=token),
+            RUNTIME,
+        ),
+        "schedule": lambda: client.query_schedule_conference_info_with_options(
+            "schedule-1",
+            conference_models.QueryScheduleConferenceInfoRequest(max_results=20),
+            conference_models.QueryScheduleConferenceInfoHeaders(x_acs_dingtalk_access_token=token),
+            RUNTIME,
+        ),
+    }
+    return made[call]().body
+
+
+@pytest.mark.parametrize("call", ["info", "query", "list", "roomCode", "schedule"])
+def test_a_meeting_is_asked_for_as_the_sdk_asks_and_read_as_the_sdk_reads(
+    conn: Callable[..., None], sandbox: Sandbox, call: str
+) -> None:
+    import asyncio
+
+    from airflow_provider_dingconf.hooks import DingTalkConferenceHook
+
+    meeting = sandbox.create_conference("周会", room_code="1234567890", schedule_conference_id="schedule-1")
+    with_hook = {
+        "info": lambda hook: hook.get_conference(meeting),
+        "query": lambda hook: asyncio.run(hook.arunning_of([meeting]))[meeting],
+        "list": lambda hook: next(hook.running_conferences()),
+        "roomCode": lambda hook: hook.get_conference(room_code="1234567890"),
+        "schedule": lambda hook: hook.get_conference(schedule_conference_id="schedule-1"),
+    }
+    read = with_hook[call](DingTalkConferenceHook())
+    (ours,) = sandbox.calls_of(call)
+    client = ConferenceClient(Config(endpoint=f"127.0.0.1:{sandbox.port}", protocol="http"))
+    body = sdk_reads(client, call, meeting, ours.header(TOKEN) or "")
+    _, theirs = sandbox.calls_of(call)
+    assert wire(ours) == wire(theirs)
+    if call == "info":
+        told = body.conf_info
+    else:
+        (told,) = (
+            getattr(body, "infos", None) or getattr(body, "conference_list", None) or body.on_going_conf_list
+        )
+    assert (read.conference_id, read.title, read.status.value) == (told.conference_id, told.title, "started")
+    assert round(read.start_time.timestamp() * 1000) == told.start_time
+    for name in ("room_code", "creator_id", "schedule_conference_id", "biz_type"):
+        assert getattr(read, name) == getattr(told, name, None)
+    assert read.join_url == getattr(told, "external_link_url", None)

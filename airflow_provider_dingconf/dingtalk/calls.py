@@ -138,21 +138,6 @@ def lock_call(conference_id: str, action: str) -> Call:
     )
 
 
-def running_conferences_call() -> Call:
-    """Return the cheapest reading call that proves a token: one of the organisation's running meetings.
-
-    Source: `Query the running meetings of an organisation
-    <https://help.dingtalk.io/open/development/api-queryorgconferencelist>`__.
-    """
-    return Call(
-        name="running conferences",
-        method="GET",
-        path="/v1.0/conference/orgConferences",
-        params={"maxResults": 1},
-        page="api-queryorgconferencelist",
-    )
-
-
 def any_call(
     method: str,
     path: str,
@@ -191,13 +176,29 @@ def check_conference_id(conference_id: object) -> str:
 
     :raises InvalidConferenceIdError: it is anything else.
     """
-    problem = _problem_of_conference_id(conference_id)
+    return check_segment("conference_id", conference_id)
+
+
+_WHAT_TO_GIVE = {
+    "conference_id": "give the meeting's conferenceId",
+    "room_code": "give what DingTalk shows as the meeting's room code",
+    "schedule_conference_id": "give the schedule's scheduleConferenceId",
+}
+
+
+def check_segment(name: str, value: object) -> str:
+    """Return what names a meeting, if it is one path segment.
+
+    :param name: the parameter it was given as.
+    :raises InvalidConferenceIdError: it is anything else.
+    """
+    problem = _problem_of_segment(name, value)
     if problem:
-        raise InvalidConferenceIdError(f"conference_id: {problem}; give the meeting's conferenceId")
-    return str(conference_id)
+        raise InvalidConferenceIdError(f"{name}: {problem}; {_WHAT_TO_GIVE[name]}")
+    return str(value)
 
 
-def _problem_of_conference_id(value: object) -> str | None:
+def _problem_of_segment(name: str, value: object) -> str | None:
     if not isinstance(value, str):
         return f"expected a string, got {_shown(value)} of type {type(value).__name__}"
     if not value.strip():
@@ -208,7 +209,7 @@ def _problem_of_conference_id(value: object) -> str | None:
         return f"{value!r} names another path"
     if not _SEGMENT.fullmatch(value):
         wrong = next(char for char in value if not _SEGMENT.fullmatch(char))
-        return f"{_shown(value)} has {wrong!a}, which cannot stand in a conference id"
+        return f"{_shown(value)} has {wrong!a}, which cannot stand in a {name.replace('_', ' ')}"
     return None
 
 

@@ -8,6 +8,8 @@ Every way in which a call can end badly is one of these::
     │   └── InvalidConferenceIdError
     ├── RefusedError                      DingTalk understood, and said no
     │   ├── ConferenceClosedError
+    │   ├── ConferenceNotRunningError
+    │   ├── ConferenceNotFoundError
     │   ├── ParameterError
     │   ├── PermissionDeniedError
     │   ├── CredentialsError
@@ -21,7 +23,8 @@ Every way in which a call can end badly is one of these::
     │       ├── ConnectionLostError
     │       └── CallTimeoutError
     ├── CertificateError
-    └── RedirectError
+    ├── RedirectError
+    └── ConferencesError                  of many meetings, some failed
 
 An exception class says what is done about an error; a row of :data:`ERRORS` says which code is of
 which class, what it means and what can help. A code is compared exactly; where it is not in the
@@ -35,10 +38,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
 
 class Outcome(str, Enum):
@@ -88,9 +91,21 @@ class DingTalkError(Exception):
         self.attempts = 0
         """How often the call was tried before this error was raised."""
 
-    def __reduce__(self) -> tuple[type[DingTalkError], tuple[str], dict[str, object]]:
+    def __reduce__(self) -> tuple[type[DingTalkError], tuple[object, ...], dict[str, object]]:
         """Keep the keyword-only fields when a worker pickles the exception."""
         return type(self), (self.message,), self.__dict__
+
+    def as_dict(self) -> dict[str, object]:
+        """Return it as plain values: fit for an XCom or a trigger's event."""
+        names = ("message", "code", "http_status", "request_id", "retry_after")
+        return {name: getattr(self, name) for name in names}
+
+    @staticmethod
+    def from_dict(told: Mapping[str, Any]) -> DingTalkError:
+        """Return the error that :meth:`as_dict` told of."""
+        kind = error_class(told["code"], told["http_status"] or 400)
+        facts = {name: value for name, value in told.items() if name != "message"}
+        return kind(told["message"], **facts)
 
     @property
     def summary(self) -> str:
@@ -133,6 +148,14 @@ class ConferenceClosedError(RefusedError):
     """Raised when the meeting has ended."""
 
     outcome = Outcome.SKIP
+
+
+class ConferenceNotRunningError(RefusedError):
+    """Raised when no meeting, or more than one, is running under a room code or a schedule."""
+
+
+class ConferenceNotFoundError(RefusedError):
+    """Raised when DingTalk knows no such meeting."""
 
 
 class ParameterError(RefusedError):
@@ -212,6 +235,27 @@ class RedirectError(DingTalkError):
     """Raised when the answer is a redirect. It is never followed: the access token would go along."""
 
 
+class ConferencesError(DingTalkError):
+    """Raised when of many meetings some could not be locked or unlocked."""
+
+    meaning = ""
+    remedy = "The task's log says which meetings, and why."
+
+    @classmethod
+    def of(cls, action: str, errors: Mapping[str, DingTalkError], total: int) -> ConferencesError:
+        """Return the error of some meetings.
+
+        :param action: ``lock`` or ``unlock``.
+        :param errors: what went wrong, by conference id; not empty.
+        :param total: how many meetings there were.
+        """
+        first_id, first = next(iter(errors.items()))
+        rest = f", and {len(errors) - 1} more" if len(errors) > 1 else ""
+        return cls(
+            f"{action} failed for {len(errors)} of {total} meetings: {first_id}: {first.summary}{rest}"
+        )
+
+
 @dataclass(frozen=True)
 class ErrorCode:
     """One row of the table: a code, and all this package knows of it."""
@@ -282,6 +326,43 @@ def _rows() -> Iterable[ErrorCode]:
         "Check that the meeting is running and of a kind that can be locked.",
     )
     yield row("systemError", (500,), ServerError, "DingTalk has a fault of its own.", _TRY_LATER)
+    # The calls that tell of meetings.
+    yield row(
+        "roomNotFound",
+        (404,),
+        ConferenceNotFoundError,
+        "DingTalk knows no such meeting.",
+        "Check the conference id: it is neither the room code nor the schedule's id.",
+    )
+    yield row(
+        "invalidRoomCode",
+        (400,),
+        ParameterError,
+        "DingTalk does not accept the room code.",
+        "Check the room code; a person sees it in the meeting's window.",
+    )
+    for code in ("missingRoomId", "missingRoomCode", "paramError", "unknownUserError"):
+        yield row(
+            code,
+            (400,),
+            ParameterError,
+            "A parameter is wrong.",
+            "Check what names the meeting: conference id, room code or schedule id.",
+        )
+    yield row(
+        "resourceClose",
+        (400,),
+        ConferenceClosedError,
+        "The meeting has ended.",
+        'Nothing is left to do; on_error={"resourceClose": "fail"} makes it a failure.',
+    )
+    yield row(
+        "confNotRunning",
+        (),
+        ConferenceNotRunningError,
+        "A room code or a schedule can stand for several meetings; the one that is running is taken.",
+        "Wait for it with ConferenceSensor, or name one meeting by its conference_id.",
+    )
     # Access tokens.
     yield row(
         "InvalidAuthentication",
@@ -433,6 +514,7 @@ def _rows() -> Iterable[ErrorCode]:
 
 LOCAL_CODES = frozenset(
     {
+        "confNotRunning",
         "addressBanned",
         "unreadableAnswer",
         "notConfirmed",
@@ -468,3 +550,14 @@ def error_class(code: str | None, http_status: int) -> type[DingTalkError]:
     if http_status >= 400:
         return RefusedError
     return AnswerError
+
+
+_ABOUT_THE_APP = frozenset(
+    {_FORBIDDEN + "AccessTokenPermissionDenied", _FORBIDDEN + "IpNotInWhiteList", "orgAccessForbidden"}
+)
+
+
+def concerns_every_meeting(error: DingTalkError) -> bool:
+    """Return whether an error would be met with any other meeting too, so that trying it is a call wasted."""
+    kinds = (CredentialsError, AccessTokenError, AddressBannedError, CertificateError, RedirectError)
+    return isinstance(error, kinds) or error.code in _ABOUT_THE_APP

@@ -22,6 +22,7 @@ CREDENTIAL_HEADER: Final = "x-acs-dingtalk-access-token"
 _STATUS_NUMBERS: Final = {"not_started": 0, "ended": 1, "started": 2}
 _PAGE: Final = 20
 _INSTANT: Final = "0"
+_SCHEDULED: Final = "3"
 
 
 class RefusalError(Exception):
@@ -135,15 +136,12 @@ def _lock(state: State, call: Call) -> Answer:
 
 def _info(state: State, call: Call) -> Answer:
     conference = _conference(state, call, "roomNotFound", 404)
-    info = _summary(conference) | {
+    info = _details(conference) | {
         "activeNum": len(conference.participants) if conference.status == "started" else 0,
         "attendNum": len(conference.participants),
         "invitedNum": 0,
         "cloudRecordStatus": 0,
     }
-    if conference.start_time and conference.end_time:
-        duration = conference.end_time - conference.start_time
-        info |= {"endTime": conference.end_time, "confDuration": duration}
     return Answer(body={"confInfo": info})
 
 
@@ -169,15 +167,36 @@ def _query(state: State, call: Call) -> Answer:
 
 
 def _list(state: State, call: Call) -> Answer:
-    running = [conference for conference in state.conferences.values() if conference.status == "started"]
+    running = [one for one in state.conferences.values() if one.status == "started"]
+    return _paged(call, "onGoingConfList", running, _summary)
+
+
+def _room_code(state: State, call: Call) -> Answer:
+    code = call.parameters["roomCode"]
+    if not code.isdecimal():
+        raise RefusalError("invalidRoomCode")
+    found = [one for one in state.conferences.values() if one.room_code == code]
+    return _paged(call, "conferenceList", found, _details)
+
+
+def _schedule(state: State, call: Call) -> Answer:
+    wanted = call.parameters["scheduleConferenceId"]
+    held = [
+        one
+        for one in state.conferences.values()
+        if one.schedule_conference_id == wanted and one.status != "not_started"
+    ]
+    last = sorted(held, key=lambda one: one.start_time or 0)[-1:]
+    return _paged(call, "conferenceList", last, _of_schedule)
+
+
+def _paged(
+    call: Call, key: str, conferences: list[Conference], show: Callable[[Conference], dict[str, Any]]
+) -> Answer:
     first = _number(call.parameters.get("nextToken") or "0")
     last = first + (_number(call.parameters.get("maxResults") or str(_PAGE)) or _PAGE)
-    more = last < len(running)
-    body = {
-        "onGoingConfList": [_summary(conference) for conference in running[first:last]],
-        "hasMore": more,
-        "totalCount": len(running),
-    }
+    more = last < len(conferences)
+    body = {key: list(map(show, conferences[first:last])), "hasMore": more, "totalCount": len(conferences)}
     return Answer(body=body | ({"nextToken": str(last)} if more else {}))
 
 
@@ -200,10 +219,28 @@ def _summary(conference: Conference) -> dict[str, Any]:
         "roomCode": conference.room_code,
         "status": _STATUS_NUMBERS[conference.status],
         "startTime": conference.start_time,
-        "creatorId": "sandbox",
-        "creatorNick": "Sandbox",
-        "bizType": _INSTANT,
+        "creatorId": conference.creator_id,
+        "creatorNick": conference.creator_id.capitalize(),
+        "bizType": _SCHEDULED if conference.schedule_conference_id else _INSTANT,
     }
+
+
+def _details(conference: Conference) -> dict[str, Any]:
+    details = _summary(conference) | {
+        "externalLinkUrl": f"https://meeting.dingtalk.invalid/j/{conference.room_code}"
+    }
+    if conference.schedule_conference_id:
+        details["scheduleConferenceId"] = conference.schedule_conference_id
+    if conference.start_time and conference.end_time:
+        duration = conference.end_time - conference.start_time
+        details |= {"endTime": conference.end_time, "confDuration": duration}
+    return details
+
+
+def _of_schedule(conference: Conference) -> dict[str, Any]:
+    details = _details(conference)
+    names = ("conferenceId", "title", "roomCode", "status", "startTime", "endTime")
+    return {name: details[name] for name in names if name in details}
 
 
 def _object(call: Call, code: str) -> dict[str, Any]:
@@ -232,7 +269,9 @@ ROUTES: Final = (
     Route("lock", "POST", _CONFERENCES + "/{conferenceId}/lock", _lock),
     Route("info", "GET", _CONFERENCES + "/{conferenceId}", _info),
     Route("query", "POST", _CONFERENCES + "/query", _query),
+    Route("schedule", "GET", _CONFERENCES + "/scheduleConferences/{scheduleConferenceId}", _schedule),
     Route("list", "GET", "/v1.0/conference/orgConferences", _list),
+    Route("roomCode", "GET", "/v1.0/conference/roomCodes/{roomCode}/infos", _room_code),
     # Last: whatever no other row takes.
     Route("unknown", "*", "/{path:.*}", _unknown, open=True),
 )

@@ -180,10 +180,18 @@ def _unknown(_asked: Asked) -> Any:
 
 
 _CONFERENCES: Final = "/sandbox/conferences"
+_CREATED_WITH: Final = (
+    "title",
+    "conference_id",
+    "status",
+    "room_code",
+    "creator_id",
+    "schedule_conference_id",
+)
 
 ROUTES: Final = (
     Route("GET", _CONFERENCES, _list),
-    Route("POST", _CONFERENCES, _create, {"title": str, "conference_id": str, "status": str}),
+    Route("POST", _CONFERENCES, _create, dict.fromkeys(_CREATED_WITH, str)),
     Route("GET", _CONFERENCES + "/{id}", _show),
     Route("POST", _CONFERENCES + "/{id}/join", _join, {"user": str}),
     Route("POST", _CONFERENCES + "/{id}/start", _start, {}),

@@ -13,7 +13,7 @@ from airflow_provider_dingconf.dingtalk.errors import ERRORS
 REQUEST_ID: Final = "{requestid}"
 """Stands for the request id in the body of an answer."""
 
-CALLS: Final = ("token", "lock", "unlock", "info", "query", "list", "unknown")
+CALLS: Final = ("token", "lock", "unlock", "info", "query", "list", "roomCode", "schedule", "unknown")
 """The names of calls; ``lock`` and ``unlock`` are one call of DingTalk's with two actions."""
 
 ANY: Final = "any"

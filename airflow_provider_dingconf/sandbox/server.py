@@ -137,16 +137,23 @@ class Sandbox:
     # Meetings
 
     def create_conference(
-        self, title: str = "Meeting", *, conference_id: str | None = None, status: Status = "started"
+        self,
+        title: str = "Meeting",
+        *,
+        conference_id: str | None = None,
+        status: Status = "started",
+        **more: Any,
     ) -> str:
         """Create a meeting and return its id.
 
         :param conference_id: None for one as DingTalk makes them.
         :param status: ``not_started``, ``started`` or ``ended``.
+        :param more: ``room_code``, which several meetings can have, ``creator_id``, or
+            ``schedule_conference_id``.
         :raises ValueError: for an id that is taken, or a status that is none.
         """
         with self._lock:
-            return self._state.create_conference(title, conference_id, status).conference_id
+            return self._state.create_conference(title, conference_id, status, **more).conference_id
 
     def conference(self, conference_id: str) -> Conference:
         """Return a meeting, which goes on changing with the calls.

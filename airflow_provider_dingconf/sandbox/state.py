@@ -58,6 +58,8 @@ class Conference:
     start_time: int | None = None
     """Milliseconds since the epoch; likewise the end."""
     end_time: int | None = None
+    creator_id: str = "sandbox"
+    schedule_conference_id: str | None = None
 
     def refusal(self, user: str) -> str | None:
         """Return why the user cannot join now; None where nothing is in the way."""
@@ -134,10 +136,15 @@ class State:
     # Meetings
 
     def create_conference(
-        self, title: str = "Meeting", conference_id: str | None = None, status: Status = "started"
+        self,
+        title: str = "Meeting",
+        conference_id: str | None = None,
+        status: Status = "started",
+        **more: Any,
     ) -> Conference:
         """Create a meeting.
 
+        :param more: ``room_code``, ``creator_id`` or ``schedule_conference_id``.
         :raises ValueError: for an id that is taken, or a status that is none.
         """
         if status not in get_args(Status):
@@ -145,7 +152,7 @@ class State:
         conference_id = conference_id or secrets.token_hex(12)
         if self.find(conference_id):
             raise ValueError(f"There is a meeting {conference_id!r} already.")
-        return self._add(conference_id, title, status)
+        return self._add(conference_id, title, status, **more)
 
     def find(self, conference_id: str) -> Conference | None:
         """Return a meeting, or None; a reserved one comes to be when it is first asked for."""
@@ -164,9 +171,9 @@ class State:
             raise KeyError(conference_id)
         return conference
 
-    def _add(self, conference_id: str, title: str, status: Status) -> Conference:
-        room_code = f"{secrets.randbelow(9 * 10**9) + 10**9}"
-        conference = Conference(conference_id, title, room_code, "not_started")
+    def _add(self, conference_id: str, title: str, status: Status, **more: Any) -> Conference:
+        more.setdefault("room_code", f"{secrets.randbelow(9 * 10**9) + 10**9}")
+        conference = Conference(conference_id, title, status="not_started", **more)
         self.conferences[conference_id] = conference
         if status != "not_started":
             self.start(conference_id)

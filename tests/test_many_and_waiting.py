@@ -1,0 +1,348 @@
+"""Tasks that lock many meetings, that name one by its room code, and that wait for one: in a real Airflow."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from test_operators import Ran, rendered_of, run_dag, xcoms_of
+
+from airflow_provider_dingconf.dingtalk.errors import InvalidInputError
+from airflow_provider_dingconf.operators import LockConferenceOperator, UnlockConferenceOperator
+from airflow_provider_dingconf.sandbox import Fault, Sandbox
+from airflow_provider_dingconf.sensors import ConferenceSensor
+
+DAG_FILE = """
+from datetime import timedelta
+
+from airflow.providers.common.compat.sdk import DAG, task
+
+from airflow_provider_dingconf.operators import (
+    LockConferenceOperator,
+    UnlockConferenceOperator,
+    conference_lock,
+)
+from airflow_provider_dingconf.sensors import ConferenceSensor
+
+ROOM = "1234567890"
+
+with DAG(
+    "many",
+    schedule=None,
+    default_args={"retries": 3, "retry_delay": timedelta(0), "retry_exponential_backoff": False},
+    params={"room": "123 456-7890"},
+) as dag:
+
+    @task
+    def rooms() -> list[str]:
+        return ["from-task-1", "from-task-2"]
+
+    @task
+    def work() -> None: ...
+
+    LockConferenceOperator(task_id="by_room_code", room_code="{{ params.room }}")
+    LockConferenceOperator(task_id="by_schedule", schedule_conference_id="schedule-1")
+    LockConferenceOperator(task_id="none_running", room_code="999")
+    LockConferenceOperator(task_id="none_running_skips", room_code="999", on_error={"confNotRunning": "skip"})
+    LockConferenceOperator.partial(task_id="mapped").expand(room_code=["2222222222", "333 333-3333"])
+
+    well = LockConferenceOperator(task_id="well", conference_id=["well-1", "well-2"])
+    UnlockConferenceOperator(task_id="unlock_well", conference_id=well.output)
+    LockConferenceOperator(task_id="of_a_task", conference_id=rooms())
+    LockConferenceOperator(task_id="running", running=True, title="Exam *")
+    LockConferenceOperator(task_id="running_none", running=True, title="Nothing *")
+    LockConferenceOperator(task_id="none", conference_id=[])
+    LockConferenceOperator(
+        task_id="some_fail",
+        conference_id=["fail-1", "sandbox-noPermission", "sandbox-ended", "fail-2"],
+        max_attempts=1,
+    )
+    LockConferenceOperator(task_id="one_ended", conference_id=["ended-1", "sandbox-ended"])
+    LockConferenceOperator(
+        task_id="one_ended_is_fine",
+        conference_id=["ended-2", "sandbox-ended"],
+        on_error={"confClosed": "succeed"},
+    )
+    LockConferenceOperator(
+        task_id="retried",
+        conference_id=["retried-1", "sandbox-flaky", "sandbox-commandError", "retried-2"],
+        max_attempts=1,
+    )
+    LockConferenceOperator(
+        task_id="retried_well", conference_id=["again-1", "flaky-2", "again-2"], max_attempts=1
+    )
+    LockConferenceOperator(task_id="wrong", conference_id=["wrong-1", "a/b"])
+
+    with conference_lock(room_code=ROOM, name="section"):
+        work()
+
+    ConferenceSensor(task_id="has_started", conference_id="well-1", poke_interval=0.1)
+    by_code = ConferenceSensor(task_id="has_started_by_code", room_code="{{ params.room }}", poke_interval=0.1)
+    LockConferenceOperator(task_id="lock_what_has_started", conference_id=by_code.output)
+    ConferenceSensor(task_id="has_ended", conference_id="sandbox-ended", status="ended", poke_interval=0.1)
+    ConferenceSensor(task_id="in_vain", conference_id="sandbox-ended", poke_interval=0.1)
+    ConferenceSensor(task_id="unknown", conference_id="nobody", poke_interval=0.1)
+    ConferenceSensor(
+        task_id="too_late", conference_id="sandbox-notStarted", poke_interval=0.1, timeout=0.5, retries=0
+    )
+    ConferenceSensor(task_id="faulty", conference_id="faulty", poke_interval=0.1)
+"""
+
+MEETINGS = [
+    "well-1", "well-2", "from-task-1", "from-task-2", "fail-1", "fail-2", "ended-1", "ended-2", "retried-1",
+    "retried-2", "again-1", "again-2", "flaky-2", "faulty",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def world(airflow_db: None) -> Iterator[tuple[Ran, Sandbox]]:
+    from airflow_provider_dingconf import token_store
+
+    token_store.forget()
+    with pytest.MonkeyPatch.context() as patch, Sandbox() as sandbox:
+        for meeting in MEETINGS:
+            sandbox.create_conference(meeting, conference_id=meeting)
+        sandbox.create_conference(conference_id="room-now", room_code="1234567890")
+        sandbox.create_conference(conference_id="room-2", room_code="2222222222")
+        sandbox.create_conference(conference_id="room-3", room_code="3333333333")
+        sandbox.create_conference(conference_id="scheduled", schedule_conference_id="schedule-1")
+        sandbox.create_conference("Exam 1", conference_id="exam-1")
+        sandbox.create_conference("Exam 2", conference_id="exam-2")
+        sandbox.create_conference("Exam 0", conference_id="exam-0", status="ended")
+        sandbox.fail(Fault(call="lock", path="/flaky-2/", code="systemError", times=1))
+        # As often as the hook tries, and then once more: one poke fails.
+        sandbox.fail(
+            Fault(call="info", path="/faulty$", code="systemBusy", headers={"Retry-After": "300"}, times=1)
+        )
+        patch.setenv("AIRFLOW_CONN_DINGTALK_DEFAULT", sandbox.connection_json())
+        run = run_dag("many", DAG_FILE)
+        yield (
+            Ran(
+                {(ti.task_id, ti.map_index): ti for ti in run.get_task_instances()},
+                xcoms_of(run),
+                rendered_of(run),
+                sandbox.calls,
+            ),
+            sandbox,
+        )
+
+
+@pytest.fixture(scope="module")
+def ran(world: tuple[Ran, Sandbox]) -> Ran:
+    return world[0]
+
+
+@pytest.fixture(scope="module")
+def dingtalk(world: tuple[Ran, Sandbox]) -> Sandbox:
+    return world[1]
+
+
+def locks_of(ran: Ran, meeting: str) -> int:
+    return len([call for call in ran.calls if call.name == "lock" and call.conference_id == meeting])
+
+
+def result(ran: Ran, task: str) -> Any:
+    return ran.xcoms.get((task, -1, "return_value"))
+
+
+def test_a_room_code_is_a_template_and_its_running_meeting_is_locked(ran: Ran, dingtalk: Sandbox) -> None:
+    assert ran.state("by_room_code") == "success"
+    assert ran.rendered["by_room_code"]["room_code"] == "123 456-7890"
+    assert result(ran, "by_room_code")["conference_id"] == "room-now"
+    assert ran.xcoms["by_room_code", -1, "dingtalk_links"]["join"].endswith("/1234567890")
+
+
+def test_a_schedule_stands_for_its_running_meeting(ran: Ran) -> None:
+    assert result(ran, "by_schedule")["conference_id"] == "scheduled"
+
+
+def test_room_codes_can_be_mapped(ran: Ran, dingtalk: Sandbox) -> None:
+    assert {ti.rendered_map_index for (task, _), ti in ran.instances.items() if task == "mapped"} == {
+        "2222222222",
+        "333 333-3333",
+    }
+    assert dingtalk.conference("room-3").locked
+
+
+def test_no_running_meeting_fails_or_what_on_error_says(ran: Ran) -> None:
+    assert (ran.state("none_running"), ran.tries("none_running")) == ("failed", 1)
+    assert ran.state("none_running_skips") == "skipped"
+
+
+def test_a_list_is_locked_by_one_task_with_a_result_for_each(ran: Ran) -> None:
+    assert ran.state("well") == "success"
+    assert result(ran, "well") == [
+        {
+            "conference_id": meeting,
+            "action": "lock",
+            "success": True,
+            "attempts": 1,
+            "request_id": None,
+            "error": None,
+        }
+        for meeting in ("well-1", "well-2")
+    ]
+
+
+def test_the_xcom_of_a_lock_says_what_to_unlock(ran: Ran, dingtalk: Sandbox) -> None:
+    assert [one["conference_id"] for one in result(ran, "unlock_well")] == ["well-1", "well-2"]
+    assert not dingtalk.conference("well-1").locked
+
+
+def test_the_list_can_be_that_of_a_task(ran: Ran, dingtalk: Sandbox) -> None:
+    assert ran.state("of_a_task") == "success"
+    assert dingtalk.conference("from-task-2").locked
+
+
+def test_every_running_meeting_of_a_title_is_locked(ran: Ran, dingtalk: Sandbox) -> None:
+    assert [one["conference_id"] for one in result(ran, "running")] == ["exam-1", "exam-2"]
+    assert dingtalk.conference("exam-2").locked
+
+
+@pytest.mark.parametrize("task", ["running_none", "none"])
+def test_nothing_to_lock_is_a_success(ran: Ran, task: str) -> None:
+    assert ran.state(task) == "success"
+    assert not result(ran, task)
+
+
+def test_the_task_fails_when_one_meeting_does_and_the_others_are_locked(ran: Ran, dingtalk: Sandbox) -> None:
+    assert (ran.state("some_fail"), ran.tries("some_fail")) == ("failed", 1)
+    assert dingtalk.conference("fail-1").locked
+    assert dingtalk.conference("fail-2").locked
+    told = {one["conference_id"]: one["error"] and one["error"]["code"] for one in result(ran, "some_fail")}
+    assert told == {
+        "fail-1": None,
+        "sandbox-noPermission": "noPermission",
+        "sandbox-ended": "confClosed",
+        "fail-2": None,
+    }
+
+
+def test_one_that_has_ended_skips_the_task_unless_on_error_says_otherwise(
+    ran: Ran, dingtalk: Sandbox
+) -> None:
+    assert ran.state("one_ended") == "skipped"
+    assert dingtalk.conference("ended-1").locked
+    assert ran.state("one_ended_is_fine") == "success"
+
+
+def test_a_retry_asks_only_for_what_is_not_yet_settled(ran: Ran) -> None:
+    # Two failures of the flaky meeting, a success, and then the one that fails for good counts.
+    assert (ran.state("retried"), ran.tries("retried")) == ("failed", 3)
+    calls = {name: locks_of(ran, name) for name in ("retried-1", "retried-2", "sandbox-flaky")}
+    assert calls == {"retried-1": 1, "retried-2": 1, "sandbox-flaky": 3}
+    assert len(result(ran, "retried")) == 4
+
+
+def test_after_a_retry_the_result_holds_every_meeting(ran: Ran) -> None:
+    assert (ran.state("retried_well"), ran.tries("retried_well")) == ("success", 2)
+    assert {one["conference_id"] for one in result(ran, "retried_well")} == {"again-1", "flaky-2", "again-2"}
+    assert (locks_of(ran, "again-1"), locks_of(ran, "flaky-2"), locks_of(ran, "again-2")) == (1, 2, 1)
+
+
+def test_a_wrong_id_among_them_fails_before_any_call(ran: Ran) -> None:
+    assert (ran.state("wrong"), ran.tries("wrong")) == ("failed", 1)
+    assert locks_of(ran, "wrong-1") == 0
+
+
+def test_a_section_of_a_room_code_unlocks_what_it_has_locked(ran: Ran, dingtalk: Sandbox) -> None:
+    assert [ran.state(task) for task in ("lock_section", "work", "unlock_section")] == ["success"] * 3
+    assert result(ran, "unlock_section")["conference_id"] == "room-now"
+
+
+def test_a_sensor_succeeds_when_it_is_so_with_the_meeting_as_its_xcom(ran: Ran) -> None:
+    assert ran.state("has_started") == "success"
+    assert result(ran, "has_started")["conference_id"] == "well-1"
+    assert result(ran, "has_started_by_code")["conference_id"] == "room-now"
+    assert result(ran, "has_ended")["status"] == "ended"
+    assert ran.state("lock_what_has_started") == "success"
+
+
+def test_a_start_waited_for_in_vain_skips_the_task(ran: Ran) -> None:
+    assert ran.state("in_vain") == "skipped"
+
+
+def test_a_sensor_of_a_meeting_that_is_not_known_fails_at_once(ran: Ran) -> None:
+    assert (ran.state("unknown"), ran.tries("unknown")) == ("failed", 1)
+
+
+def test_a_sensor_gives_up_when_its_time_is_over(ran: Ran) -> None:
+    assert ran.state("too_late") == "failed"
+
+
+def test_a_sensor_goes_on_after_a_fault_that_passes(ran: Ran) -> None:
+    assert (ran.state("faulty"), ran.tries("faulty")) == ("success", 1)
+
+
+# When the DAG is parsed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({}, "conference_id: it is missing; give it or room_code, schedule_conference_id, running"),
+        ({"conference_id": "a", "room_code": "1"}, "conference_id and room_code are given"),
+        ({"room_code": "1", "running": True}, "room_code and running are given"),
+        ({"conference_id": "a", "title": "x"}, "set running=True"),
+        ({"running": True, "concurrency": 0}, "concurrency: 0"),
+        ({"running": True, "calls_per_second": -1}, "calls_per_second: -1"),
+    ],
+)
+@pytest.mark.parametrize("operator", [LockConferenceOperator, UnlockConferenceOperator])
+def test_parameters_that_contradict_each_other_are_an_error_of_the_dag_file(
+    operator: Any, arguments: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(InvalidInputError) as raised:
+        operator(task_id="x", **arguments)
+    assert said in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"conference_id": "a", "room_code": "1"}, "conference_id and room_code are given"),
+        ({"conference_id": "a", "status": "locked"}, "status: 'locked' is not 'started' or 'ended'"),
+        ({"room_code": "1", "status": "ended"}, "give its conference_id"),
+        ({"conference_id": "a", "on_error": {"confClose": "fail"}}, "did you mean 'confClosed'?"),
+    ],
+)
+def test_a_sensor_that_cannot_be_meant_is_an_error_of_the_dag_file(
+    arguments: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(InvalidInputError) as raised:
+        ConferenceSensor(task_id="x", **arguments)
+    assert said in str(raised.value)
+
+
+def test_a_sensor_asks_once_a_minute_since_each_call_counts() -> None:
+    assert ConferenceSensor(task_id="x", conference_id="a").poke_interval == 60
+
+
+def test_the_files_of_progress_are_gone_after_the_task(ran: Ran) -> None:
+    from airflow_provider_dingconf.token_store import default_directory
+
+    assert list(default_directory().glob("*.progress")) == []
+    assert os.environ["AIRFLOW_HOME"] in str(default_directory())
+
+
+# Deferral
+
+
+def test_the_wait_of_those_that_are_throttled_is_left_to_the_triggerer(sandbox: Sandbox, conn: Any) -> None:
+    from airflow.providers.common.compat.sdk import TaskDeferred
+
+    fast, slow = sandbox.create_conference(), sandbox.create_conference()
+    throttled = Fault(call="lock", path=slow, code="systemBusy", headers={"Retry-After": "30"}, times=1)
+    sandbox.fail(throttled)
+    operator = LockConferenceOperator(task_id="x", conference_id=[fast, slow], deferrable=True)
+    with pytest.raises(TaskDeferred) as raised:
+        operator.execute({})
+    wish = raised.value
+    assert [one["conference_id"] for one in wish.kwargs["done"]] == [fast]
+    assert sandbox.client_secret not in repr(wish.trigger.serialize())
+    results = getattr(operator, wish.method_name)({}, **wish.kwargs)
+    assert {one["conference_id"]: one["success"] for one in results} == {fast: True, slow: True}
+    locks = [call.conference_id for call in sandbox.calls_of("lock")]
+    assert (locks.count(fast), locks.count(slow)) == (1, 2)
