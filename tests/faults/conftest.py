@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import ssl
@@ -9,13 +10,17 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from airflow_provider_dingconf.sandbox import Sandbox
 
-from .fault_proxy import FaultProxy
+from .fault_proxy import Fault, FaultProxy
+
+pytest.register_assert_rewrite(f"{__package__}.rows")
+from .rows import ROWS, Case  # noqa: E402 - after the line that says how it is imported
 
 if TYPE_CHECKING:
     from conftest import Certificates
@@ -45,6 +50,34 @@ def connect(behind: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Callable[..., N
         fields = behind.connection(kind, host=url)
         fields["extra"] |= extra
         monkeypatch.setenv(f"AIRFLOW_CONN_{conn_id.upper()}", json.dumps(fields))
+
+    return make
+
+
+@pytest.fixture
+def case_of(layer: FaultProxy, behind: Sandbox, connect: Callable[..., None]) -> Callable[..., Case]:
+    """Return what gives a row an address and a meeting."""
+
+    def make(
+        name: str, call: str, times: int | None = None, fault: Fault | None = None, **changes: Any
+    ) -> Case:
+        row = replace(ROWS[name], **changes)
+        fault = fault or row.fault
+        where = "connection" if fault and not fault.reads else call
+        faults = itertools.repeat(fault) if times is None else [fault] * times
+        route = layer.route({where: faults} if fault else {})
+        urls = {
+            "http": route.url,
+            "https": route.https_url,
+            "no TLS": route.url.replace("http:", "https:"),
+            "refused": layer.refused_url,
+        }
+        number = route.url.rpartition(":")[0].rpartition("/")[2].replace(".", "_")
+        case = Case(row, call, route, f"fault_{number}", behind.create_conference(name))
+        # What is to go wrong with the lock alone needs a token without a call.
+        kind = "static_token" if call == "lock" and not row.fresh_token else "internal"
+        connect(urls[row.scheme], case.conn_id, kind, timeout=[row.connect_timeout, row.read_timeout])
+        return case
 
     return make
 

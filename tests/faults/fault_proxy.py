@@ -109,6 +109,7 @@ SLOW = {
     "body slower than the timeout": Fault((_HEAD, *split(GOOD, 4)), pause=9.0),
     "100 Continue for ever": Fault((b"HTTP/1.1 100 Continue\r\n\r\n",), pause=0.01, endless=True),
 }
+DRIPPED = frozenset(name for name, fault in SLOW.items() if fault.endless)
 BIG = {
     "body without end": Fault((http(200, Content_Length=None), b"[" * 65536), endless=True),
     "chunks without end": Fault((chunked(last=b""), b"8000\r\n%s\r\n" % (b" " * 32768)), endless=True),

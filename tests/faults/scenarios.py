@@ -81,13 +81,15 @@ def nested(pipe: Connection, outer: str, inner: str) -> None:
 
 def timed_out(pipe: Connection, meeting: str) -> None:
     """Work under Airflow's execution timeout."""
-    with timeout(1), DingTalkConferenceHook().locked(meeting):
+    DingTalkConferenceHook().test_connection()  # so that all that is slow at first is done
+    with timeout(2), DingTalkConferenceHook().locked(meeting):
         pipe.send("inside")
         time.sleep(FOREVER)
 
 
 def timed_out_in_the_call(pipe: Connection, meeting: str) -> None:
-    with timeout(1):
+    DingTalkConferenceHook().test_connection()
+    with timeout(2):
         DingTalkConferenceHook().lock_conference(meeting)
 
 
@@ -106,13 +108,15 @@ def awaited(pipe: Connection, meeting: str) -> None:
 
 
 def cancelled(pipe: Connection, meeting: str) -> None:
-    async def work() -> None:
+    async def work(inside: asyncio.Event) -> None:
         async with DingTalkConferenceHook().alocked(meeting):
+            inside.set()
             await asyncio.sleep(FOREVER)
 
     async def main() -> None:
-        task = asyncio.ensure_future(work())
-        await asyncio.sleep(1)
+        inside = asyncio.Event()
+        task = asyncio.ensure_future(work(inside))
+        await inside.wait()
         task.cancel()
         await task
 
@@ -134,10 +138,12 @@ def operator(pipe: Connection, meeting: str) -> None:
 
 
 def lock_when_told(pipe: Connection, meeting: str) -> None:
-    """Lock each time the test says so, and say what came of it."""
-    hook = DingTalkConferenceHook(max_attempts=1)
+    """Lock each time the test says so, by a clock that goes fast by so many seconds; say what came of it."""
+    hook, tell = DingTalkConferenceHook(max_attempts=1), time.time
     pipe.send("ready")
-    while pipe.recv() == "lock":
+    while True:
+        fast = pipe.recv()
+        time.time = lambda fast=fast: tell() + fast
         try:
             hook.lock_conference(meeting)
             pipe.send(("locked", None))

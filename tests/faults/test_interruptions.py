@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from multiprocessing.connection import Connection
     from multiprocessing.process import BaseProcess
 
-PATIENCE = 90.0
+PATIENCE = 300.0
 """Seconds for anything at all on a busy machine."""
 
 
@@ -39,7 +39,7 @@ class Process:
         assert self._pipe.poll(PATIENCE), "the process says nothing"
         return self._pipe.recv()
 
-    def tell(self, word: str) -> None:
+    def tell(self, word: object) -> None:
         self._pipe.send(word)
 
     def signal(self, signum: int) -> None:
@@ -178,7 +178,7 @@ def test_an_awaited_block_that_is_interrupted_unlocks(start: Any, sandbox: Sandb
 @pytest.mark.parametrize("times", [1, 3])
 def test_more_signals_do_not_stop_the_unlocking(start: Any, sandbox: Sandbox, times: int) -> None:
     meeting = sandbox.create_conference()
-    sandbox.fail(Fault(call="unlock", delay=2.0))
+    sandbox.fail(Fault(call="unlock", delay=1.0))
     process = start("locked", meeting)
     assert process.hear() == "inside"
     process.signal(signal.SIGTERM)
@@ -237,7 +237,7 @@ def test_a_lock_that_is_interrupted_before_its_answer_is_undone(
 def test_more_signals_do_not_stop_the_undoing(start: Any, sandbox: Sandbox, scenario: str) -> None:
     meeting = sandbox.create_conference()
     slow_answer(sandbox)
-    sandbox.fail(Fault(call="unlock", delay=1.5))
+    sandbox.fail(Fault(call="unlock", delay=0.7))
     process = start(scenario, meeting, timeout=120)
     wait_for(lambda: sandbox.conference(meeting).locked)
     process.signal(signal.SIGTERM)
@@ -253,6 +253,7 @@ def test_a_lock_that_outlasts_airflows_execution_timeout_is_undone(start: Any, s
     slow_answer(sandbox)
     assert start("timed_out_in_the_call", meeting, timeout=120).end() == 1
     assert not sandbox.conference(meeting).locked
+    assert calls(sandbox) == ["lock", "unlock"]
 
 
 def test_a_kill_after_the_lock_leaves_the_lock_to_the_dag(start: Any, sandbox: Sandbox) -> None:
@@ -303,29 +304,27 @@ def test_a_lock_that_was_refused_costs_no_unlock(sandbox: Sandbox, conn: Any, fa
 
 
 def test_no_process_calls_during_a_ban_that_another_one_learnt_of(start: Any, sandbox: Sandbox) -> None:
+    minutes = 60  # DingTalk's is of 5, which a busy machine could spend on this test
     meeting = sandbox.create_conference()
     processes = [start("lock_when_told", meeting) for _ in range(3)]
     assert {process.hear() for process in processes} == {"ready"}
     for process in processes:
-        process.tell("lock")
+        process.tell(0)
         assert process.hear() == ("locked", None)
-    minutes = 0.2
     sandbox.fail(Fault(body={"status": 1111, "wait": minutes, "punish": "deny"}, times=1))
     sandbox.clear()
-    processes[0].tell("lock")
-    learnt = time.monotonic()
-    name, wait = processes[0].hear()
-    assert (name, wait) == ("AddressBannedError", minutes * 60)
+    processes[0].tell(0)
+    assert processes[0].hear() == ("AddressBannedError", minutes * 60)
     late = start("lock_when_told", meeting)
     assert late.hear() == "ready"
-    for process in (*processes, late):
-        process.tell("lock")
-    answers = [process.hear() for process in (*processes, late)]
-    assert time.monotonic() - learnt < minutes * 60, "this machine is too slow for the test"
-    assert {name for name, _ in answers} == {"AddressBannedError"}
-    assert all(0 < wait <= minutes * 60 for _, wait in answers)
+    for later in (0, minutes * 60 - 2 * PATIENCE):
+        for process in (*processes, late):
+            process.tell(later)
+        answers = [process.hear() for process in (*processes, late)]
+        assert {name for name, _ in answers} == {"AddressBannedError"}
+        assert all(0 < wait <= minutes * 60 - later for _, wait in answers)
     assert calls(sandbox) == ["lock"], "a call was made during the ban"
-    time.sleep(max(0.0, learnt + minutes * 60 + 0.5 - time.monotonic()))
-    processes[1].tell("lock")
-    assert processes[1].hear() == ("locked", None)
-    assert calls(sandbox) == ["lock", "lock"]
+    for process in (processes[1], late):
+        process.tell(minutes * 60)
+        assert process.hear() == ("locked", None)
+    assert calls(sandbox) == ["lock"] * 3

@@ -316,7 +316,7 @@ def test_any_answer_is_a_result_or_a_documented_error_and_shows_no_secret(
     token_store.forget()
     breakage = Breakage((answer,), ends="keep" if kept else "close")
     route = layer.route({kind: itertools.repeat(breakage)})
-    extra = {"timeout": 0.5, "token_cache": False} | ({"access_token": TOKEN} if kind == "lock" else {})
+    extra = {"timeout": 0.2, "token_cache": False} | ({"access_token": TOKEN} if kind == "lock" else {})
     fields = {**CREDENTIALS, "host": route.url, "extra": extra}
     began = time.monotonic()
     with connection(fields):

@@ -1,0 +1,356 @@
+"""Every fault in a task: which state it gets, whether it waits in the triggerer, and what it leaves behind."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import runpy
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from airflow.exceptions import AirflowFailException, AirflowSkipException
+from airflow.providers.common.compat.sdk import TaskDeferred
+
+from airflow_provider_dingconf import token_store
+from airflow_provider_dingconf.dingtalk.errors import DingTalkError, Outcome
+from airflow_provider_dingconf.operators import TRIGGERER_WAIT, WORKER_WAIT, LockConferenceOperator
+from airflow_provider_dingconf.sandbox import Sandbox
+
+from .conftest import nothing_left_open
+from .fault_proxy import FAULTS, FaultProxy, Route, refusal
+from .rows import ON_THE_TOKEN, QPM, ROWS, Case, check, check_hung_up, wait_for
+
+ATTEMPTS = 2
+
+
+class Instance:
+    """As much of a task instance as an operator needs."""
+
+    def xcom_push(self, key: str, value: Any) -> None:
+        pass
+
+
+@dataclass
+class Task:
+    """A task over the connection of a case, and how it ended.
+
+    :param raised: what its last execution raised.
+    :param seconds: how long that took.
+    """
+
+    case: Case
+    operator: LockConferenceOperator
+    result: Any = None
+    raised: BaseException | None = None
+    seconds: float = 0.0
+
+    def execute(self) -> None:
+        self._act(self.operator.execute)
+
+    def resume(self) -> None:
+        """Go on after the wait in the triggerer, with what the trigger was given."""
+        assert isinstance(self.raised, TaskDeferred)
+        method = getattr(self.operator, self.raised.method_name)
+        arguments, self.raised = self.raised.kwargs, None
+        self._act(method, event={}, **arguments)
+
+    def _act(self, method: Callable[..., Any], **arguments: Any) -> None:
+        began = time.monotonic()
+        try:
+            self.result = method({"ti": Instance()}, **arguments)
+        except BaseException as raised:
+            self.raised = raised
+        self.seconds = time.monotonic() - began
+
+    @property
+    def error(self) -> DingTalkError:
+        """What went wrong, from under the exception that gives the task its state."""
+        error = self.raised
+        if isinstance(error, (AirflowFailException, AirflowSkipException)):
+            assert str(error) == str(error.__cause__)
+            error = error.__cause__
+        assert isinstance(error, DingTalkError), repr(self.raised)
+        return error
+
+    def waits(self) -> bool:
+        """Return whether the wait that the table says belongs into the triggerer."""
+        wait = self.case.row.retry_after or 0.0
+        return self.operator.deferrable and WORKER_WAIT < wait <= TRIGGERER_WAIT
+
+
+STATES = {
+    Outcome.FAIL: AirflowFailException,
+    Outcome.SKIP: AirflowSkipException,
+    Outcome.RETRY: DingTalkError,
+}
+
+
+@pytest.fixture
+def tasks_of(case_of: Callable[..., Case]) -> Callable[..., dict[str, Task]]:
+    """Return what makes a task for each of some rows."""
+
+    def make(names: list[str], call: str, *, deferrable: bool, times: int | None = None) -> dict[str, Task]:
+        made = {}
+        for number, name in enumerate(names):
+            case = case_of(name, call, times)
+            operator = LockConferenceOperator(
+                task_id=f"lock_{number}",
+                conference_id=case.meeting,
+                dingtalk_conn_id=case.conn_id,
+                max_attempts=ATTEMPTS,
+                max_seconds=case.row.max_seconds,
+                deferrable=deferrable,
+            )
+            made[name] = Task(case, operator)
+        return made
+
+    return make
+
+
+def execute_all(tasks: dict[str, Task]) -> None:
+    """Execute tasks at the same time."""
+    with ThreadPoolExecutor(max_workers=len(tasks)) as threads:
+        list(threads.map(Task.execute, tasks.values()))
+
+
+def complaints(tasks: dict[str, Task], look: Callable[[Task], None]) -> list[str]:
+    """Return what a look at each task complains of."""
+    found = []
+    for name, task in tasks.items():
+        try:
+            look(task)
+        except AssertionError as failed:
+            found.append(f"{name}: {failed}")
+    return found
+
+
+@pytest.mark.parametrize("deferrable", [False, True], ids=["in the worker", "deferrable"])
+@pytest.mark.parametrize("call", ["lock", "token"])
+def test_a_task_that_meets_a_fault_gets_the_state_of_the_table_or_waits_in_the_triggerer(
+    call: str, deferrable: bool, tasks_of: Callable[..., dict[str, Task]], behind: Sandbox
+) -> None:
+    names = [name for name in ROWS if call == "lock" or name in ON_THE_TOKEN]
+    tasks = tasks_of(names, call, deferrable=deferrable)
+    with nothing_left_open():
+        execute_all(tasks)
+
+    def look(task: Task) -> None:
+        if task.waits():
+            assert isinstance(task.raised, TaskDeferred), repr(task.raised)
+            assert task.raised.kwargs == {"attempts": 1}
+            assert task.case.met == 1
+        else:
+            assert isinstance(task.raised, STATES[task.error.outcome])
+            check(task.case, task.error, task.seconds, ATTEMPTS, behind)
+        check_hung_up(task.case)
+
+    assert not complaints(tasks, look)
+
+
+@pytest.mark.parametrize("times", [1, None], ids=["a fault that passes", "a fault that lasts"])
+@pytest.mark.parametrize("call", ["lock", "token"])
+def test_a_task_goes_on_after_its_wait_in_the_triggerer(
+    call: str,
+    times: int | None,
+    tasks_of: Callable[..., dict[str, Task]],
+    behind: Sandbox,
+) -> None:
+    names = [
+        name
+        for name, row in ROWS.items()
+        if WORKER_WAIT < (row.retry_after or 0) <= TRIGGERER_WAIT and (call == "lock" or name in ON_THE_TOKEN)
+    ]
+    assert len(names) > 5
+    tasks = tasks_of(names, call, deferrable=True, times=times)
+    execute_all(tasks)
+    began = time.time()
+
+    def look(task: Task) -> None:
+        assert isinstance(task.raised, TaskDeferred), repr(task.raised)
+        trigger = task.raised.trigger
+        wait = timedelta(seconds=task.case.row.retry_after or 0)
+        assert abs(trigger.moment.timestamp() - began - wait.total_seconds()) < 60
+        token_store.forget()  # the task is a new process
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(time, "time", trigger.moment.timestamp)
+            task.resume()
+        if times:
+            assert (task.raised, task.result["success"], task.result["attempts"]) == (None, True, ATTEMPTS)
+            assert behind.conference(task.case.meeting).locked
+        else:
+            assert isinstance(task.error, task.case.row.errors)
+            assert task.error.attempts == task.case.met == ATTEMPTS
+            assert not behind.conference(task.case.meeting).locked
+        check_hung_up(task.case)
+
+    assert not complaints(tasks, look)
+
+
+# Tasks that Airflow runs
+
+DAG_FILE = '''
+"""A task for each of some faults, and locked sections and blocks whose work does not end well."""
+
+import json
+import os
+import time
+from datetime import timedelta
+
+from airflow.providers.common.compat.sdk import DAG, task
+
+from airflow_provider_dingconf.hooks import DingTalkConferenceHook
+from airflow_provider_dingconf.operators import LockConferenceOperator, conference_lock
+
+TASKS = json.loads(os.environ["FAULT_TASKS"])
+
+
+def fails() -> None:
+    raise RuntimeError("the work fails")
+
+
+def outlasts_its_time() -> None:
+    time.sleep(120)
+
+
+def block(work, conference_id: str, dingtalk_conn_id: str) -> None:
+    with DingTalkConferenceHook(dingtalk_conn_id).locked(conference_id):
+        globals()[work]()
+
+
+with DAG("faults", schedule=None, default_args={"retries": 0}) as dag:
+    for name, arguments in TASKS["locks"].items():
+        LockConferenceOperator(task_id=name, **arguments)
+    for name, arguments in TASKS["sections"].items():
+        with conference_lock(name=name, **arguments):
+            task(task_id=f"work_{name}", execution_timeout=timedelta(seconds=1))(globals()[name])()
+    for name, arguments in TASKS["blocks"].items():
+        task(task_id=f"block_{name}", execution_timeout=timedelta(seconds=3))(block)(name, **arguments)
+'''
+
+
+@dataclass(frozen=True)
+class TaskRow:
+    """What becomes of a task.
+
+    :param plan: what goes wrong.
+    :param calls: lock calls, and token calls.
+    :param locked: whether the meeting is locked in the end.
+    """
+
+    plan: dict[str, Any]
+    state: str
+    calls: tuple[int, int]
+    locked: bool = False
+    scheme: str = "http"
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+
+def _always(name: str, call: str = "lock") -> dict[str, Any]:
+    return {call: itertools.repeat(FAULTS[name])}
+
+
+TASK_ROWS = {
+    "reset_once": TaskRow({"lock": [FAULTS["reset after reading"]]}, "success", (2, 1), locked=True),
+    "answer_lost": TaskRow({"lock": [FAULTS["answer lost by reset"]]}, "success", (2, 1), locked=True),
+    "closed_for_ever": TaskRow(
+        _always("closed in the body"), "failed", (2, 1), arguments={"max_attempts": 2}
+    ),
+    "ban": TaskRow(_always("ban in HTML"), "failed", (1, 1)),
+    "refused_token": TaskRow({"lock": [refusal(401, "any")]}, "success", (2, 2), locked=True),
+    "closed_meeting": TaskRow({"lock": [refusal(400, "confClosed")]}, "skipped", (1, 1)),
+    "token_garbage": TaskRow({"token": [FAULTS["garbage"]]}, "success", (1, 2), locked=True),
+    "no_token": TaskRow(
+        _always("closed after reading", "token"), "failed", (0, 2), arguments={"max_attempts": 2}
+    ),
+    "certificate": TaskRow({}, "failed", (0, 0), scheme="https"),
+    "waits_in_the_triggerer": TaskRow(
+        {"lock": [refusal(403, QPM, Retry_After="6")]},
+        "success",
+        (2, 1),
+        locked=True,
+        arguments={"deferrable": True},
+    ),
+}
+UNLOCK = {"unlock": [FAULTS["503 with HTML"]]}
+"""What goes wrong with the unlock, after work that did not end well."""
+WORK = ("fails", "outlasts_its_time")
+
+
+@dataclass
+class Ran:
+    """What Airflow made of the DAG."""
+
+    states: dict[str, str]
+    routes: dict[str, Route]
+    meetings: dict[str, str]
+
+
+@pytest.fixture(scope="module")
+def ran(airflow_db: None, layer: FaultProxy, behind: Sandbox) -> Iterator[Ran]:
+    """Run the DAG once, each task over a connection of its own."""
+    token_store.forget()
+    made = Ran({}, {}, {})
+    with pytest.MonkeyPatch.context() as patch:
+
+        def leads(name: str, row: TaskRow) -> dict[str, Any]:
+            route = made.routes[name] = layer.route(row.plan)
+            made.meetings[name] = behind.create_conference(name)
+            url = route.https_url if row.scheme == "https" else route.url
+            fields = behind.connection(host=url, extra={"timeout": 20})
+            patch.setenv(f"AIRFLOW_CONN_{name.upper()}", json.dumps(fields))
+            return {"conference_id": made.meetings[name], "dingtalk_conn_id": name, **row.arguments}
+
+        tasks = {
+            "locks": {name: leads(name, row) for name, row in TASK_ROWS.items()},
+            **{
+                kind: {name: leads(f"{kind}_{name}", TaskRow(UNLOCK, "", (1, 1))) for name in WORK}
+                for kind in ("sections", "blocks")
+            },
+        }
+        patch.setenv("FAULT_TASKS", json.dumps(tasks))
+        file = Path(os.environ["AIRFLOW_HOME"]) / "dags" / "faults.py"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(DAG_FILE)
+        run = runpy.run_path(str(file))["dag"].test()
+        made.states = {ti.task_id: str(ti.state) for ti in run.get_task_instances()}
+    yield made
+    token_store.forget()
+
+
+@pytest.mark.parametrize("name", TASK_ROWS)
+def test_a_task_whose_call_meets_a_fault_ends_as_the_table_says(name: str, ran: Ran, behind: Sandbox) -> None:
+    row, route = TASK_ROWS[name], ran.routes[name]
+    assert ran.states[name] == row.state
+    assert (route.count("lock"), route.count("token"), route.count("unlock", "other")) == (*row.calls, 0)
+    assert behind.conference(ran.meetings[name]).locked is row.locked
+
+
+@pytest.mark.parametrize("name", WORK)
+def test_a_teardown_unlocks_after_work_that_did_not_end_well_through_faults(
+    name: str, ran: Ran, behind: Sandbox
+) -> None:
+    assert ran.states[f"work_{name}"] == "failed"
+    assert ran.states[f"unlock_{name}"] == "success"
+    assert ran.routes[f"sections_{name}"].count("unlock") == 2
+    assert not behind.conference(ran.meetings[f"sections_{name}"]).locked
+
+
+@pytest.mark.parametrize("name", WORK)
+def test_a_block_in_a_task_that_did_not_end_well_unlocks_through_faults(
+    name: str, ran: Ran, behind: Sandbox
+) -> None:
+    assert ran.states[f"block_{name}"] == "failed"
+    assert ran.routes[f"blocks_{name}"].count("unlock") == 2
+    assert not behind.conference(ran.meetings[f"blocks_{name}"]).locked
+
+
+def test_the_tasks_leave_no_connection_open(ran: Ran) -> None:
+    wait_for(lambda: not any(route.open for route in ran.routes.values()))
+    assert [name for name, route in ran.routes.items() if route.open] == []
