@@ -306,7 +306,8 @@ def _cert(reader: _Reader, name: str, value: Any) -> str | tuple[str, str]:
     value = _structured(value)
     parts = value if isinstance(value, list) and len(value) == 2 else [value]
     files = [_file(reader, name, part) for part in parts]
-    _loaded(reader, name, ssl.SSLContext.load_cert_chain, *files, password="")  # nosec B106 - never ask a terminal for it
+    # An empty password, so that OpenSSL does not ask a terminal for one.
+    _loaded(reader, name, ssl.SSLContext.load_cert_chain, *files, password="")  # nosec B106
     return (files[0], files[1]) if len(files) == 2 else files[0]
 
 

@@ -18,6 +18,14 @@ def _field(label: str, description: str, kind: str = "string", **schema: str) ->
     return {"label": label, "description": description, "schema": {"type": [kind, "null"], **schema}}
 
 
+_STANDARD_FIELDS = (
+    ("host", "Host", "https://api.dingtalk.io, or api.dingtalk.com for mainland China"),
+    ("login", "Client ID", "Client ID of the app (AppKey, SuiteKey)"),
+    ("password", "Client Secret", "Client Secret of the app (AppSecret, SuiteSecret)"),
+    ("port", None, "443 when empty; Airflow 3.3.1 and 3.3.2 test only with a port"),
+)
+"""Airflow's own fields: name, another label, and what is shown while one is empty."""
+
 CONNECTION_TYPE: dict[str, Any] = {
     "connection-type": "dingtalk",
     "hook-name": "DingTalk",
@@ -25,13 +33,8 @@ CONNECTION_TYPE: dict[str, Any] = {
     "ui-field-behaviour": {
         # The port stays: Airflow 3.3.1 and 3.3.2 refuse to test a connection that has none.
         "hidden-fields": ["schema", "extra"],
-        "relabeling": {"host": "Host", "login": "Client ID", "password": "Client Secret"},  # nosec B105 - a label
-        "placeholders": {
-            "host": "https://api.dingtalk.io, or api.dingtalk.com for mainland China",
-            "login": "Client ID of the app (AppKey, SuiteKey)",
-            "password": "Client Secret of the app (AppSecret, SuiteSecret)",  # nosec B105 - a label
-            "port": "443 when empty; Airflow 3.3.1 and 3.3.2 test only with a port",
-        },
+        "relabeling": {name: label for name, label, _ in _STANDARD_FIELDS if label},
+        "placeholders": {name: shown for name, _, shown in _STANDARD_FIELDS},
     },
     "conn-fields": {
         "corp_id": _field(

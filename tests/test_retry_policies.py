@@ -165,7 +165,7 @@ def test_the_errors_are_picklable(outcome: Outcome | None) -> None:
     error = DingTalkError("said", code="confClosed", http_status=400, request_id="R", retry_after=1.5)
     if outcome:
         error.outcome = outcome
-    again = pickle.loads(pickle.dumps(error))  # noqa: S301
+    again = pickle.loads(pickle.dumps(error))  # noqa: S301 - our own
     assert (type(again), vars(again)) == (type(error), vars(error))
 
 

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 INTERNATIONAL_HOST = "https://api.dingtalk.io"
 CHINA_HOST = "https://api.dingtalk.com"
 
-TOKEN_HEADER = "x-acs-dingtalk-access-token"  # noqa: S105  # nosec B105 - a header's name
+# A header's name, and no secret.
+TOKEN_HEADER = "x-acs-dingtalk-access-token"  # noqa: S105  # nosec B105
 USER_AGENT = f"airflow-provider-dingconf/{__version__}"
 
 LOCK_PAGE = "api-lockconference"

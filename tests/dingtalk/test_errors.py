@@ -25,7 +25,7 @@ def test_the_tree_at_the_top_of_the_module_names_every_class() -> None:
 def test_an_error_survives_pickling_with_all_its_facts(kind: type[DingTalkError]) -> None:
     error = kind("said", code="x", http_status=500, request_id="R-1", retry_after=7.0)
     error.attempts = 3
-    copy = pickle.loads(pickle.dumps(error))  # noqa: S301
+    copy = pickle.loads(pickle.dumps(error))  # noqa: S301 - our own
     assert type(copy) is kind
     assert (str(copy), vars(copy)) == (str(error), vars(error))
 

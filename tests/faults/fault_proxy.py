@@ -272,7 +272,7 @@ class FaultProxy:
         self._numbers = itertools.count(2)
 
     def __enter__(self) -> Self:
-        self._http, self._https = (socket.create_server(("0.0.0.0", 0), backlog=1024) for _ in range(2))  # noqa: S104
+        self._http, self._https = (socket.create_server(("0.0.0.0", 0), backlog=1024) for _ in range(2))  # noqa: S104 - each route is a loopback address of its own
         # A port that is taken, but on which nobody listens: it refuses.
         self._refusing = socket.socket()
         self._refusing.bind(("127.0.0.1", 0))

@@ -75,12 +75,12 @@ class Plan:
         self.actions: dict[str, list[str]] = {}
         self.faults: dict[str, list[Fault | None]] = {}
         for number in range(workers):
-            meeting, dice = f"soak-{seed}-{number}", random.Random(f"{seed} {number}")  # noqa: S311
+            meeting, dice = f"soak-{seed}-{number}", random.Random(f"{seed} {number}")  # noqa: S311 - to be replayed
             self.actions[meeting] = [dice.choice(["lock", "unlock"]) for _ in range(calls // workers)]
             self.faults[meeting] = [
                 fault for _ in self.actions[meeting] for fault in (*faults_of_a_call(dice), None)
             ]
-        self.tokens = faults_of_tokens(random.Random(seed))  # noqa: S311
+        self.tokens = faults_of_tokens(random.Random(seed))  # noqa: S311 - to be replayed
 
 
 @dataclass
