@@ -46,7 +46,8 @@ class Call:
     :param body: the JSON body; None sends none.
     :param params: the query parameters.
     :param page: the name of the call's page in DingTalk's documentation.
-    :param buys_token: whether the call buys an access token, and so carries none.
+    :param buys_token: whether the call goes with the app's credentials, as the one that buys an access token
+        does, and so carries no token.
     :param repeatable: whether sending it twice does no more than sending it once.
     :param confirms: the field of a good answer that is True; None where the call documents none.
     """

@@ -407,6 +407,13 @@ def _rows() -> Iterable[ErrorCode]:
         "Compare the connection's Client ID (login) and Client Secret (password) with the app's own.",
     )
     yield row(
+        "authFailed",
+        (401,),
+        CredentialsError,
+        "Client ID and Client Secret do not belong together.",
+        "Compare the connection's Client ID (login) and Client Secret (password) with the app's own.",
+    )
+    yield row(
         "unsupported.grant.type",
         (400,),
         CredentialsError,
