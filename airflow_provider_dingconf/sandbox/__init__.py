@@ -16,5 +16,6 @@ from airflow_provider_dingconf.sandbox.faults import Fault
 from airflow_provider_dingconf.sandbox.reserved import RESERVED, Reserved
 from airflow_provider_dingconf.sandbox.server import Sandbox
 from airflow_provider_dingconf.sandbox.state import App, Call, Conference
+from airflow_provider_dingconf.sandbox.stream import Event
 
-__all__ = ["RESERVED", "App", "Call", "Conference", "Fault", "Reserved", "Sandbox"]
+__all__ = ["RESERVED", "App", "Call", "Conference", "Event", "Fault", "Reserved", "Sandbox"]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 from airflow_provider_dingconf.sandbox.reserved import listing
 from airflow_provider_dingconf.sandbox.server import Sandbox
 from airflow_provider_dingconf.sandbox.state import TOKEN_LIFETIME, Call
+from airflow_provider_dingconf.sandbox.stream import REDELIVERY
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -51,6 +52,13 @@ def parser() -> argparse.ArgumentParser:
         default=5.0,
         metavar="SECONDS",
         help="time after which sandbox-slow answers (%(default)g)",
+    )
+    made.add_argument(
+        "--redelivery",
+        type=_seconds,
+        default=REDELIVERY,
+        metavar="SECONDS",
+        help="time after which an event that was not acknowledged is delivered again (%(default)g)",
     )
     made.add_argument("--quiet", action="store_true", help="do not print a line for each call")
     return made
@@ -107,6 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         options.port,
         token_lifetime=options.token_lifetime,
         slow=options.slow,
+        redelivery=options.redelivery,
         on_call=(lambda _call: None) if options.quiet else _log,
     )
     try:

@@ -24,6 +24,10 @@ _PAGE: Final = 20
 _INSTANT: Final = "0"
 _SCHEDULED: Final = "3"
 
+CONNECT_PATH: Final = "/connect"
+SWITCHING: Final = 101
+"""The HTTP status of a call that goes on as a WebSocket."""
+
 
 class RefusalError(Exception):
     """Raised when a call gets an error answer, which is its argument."""
@@ -200,6 +204,27 @@ def _paged(
     return Answer(body=body | ({"nextToken": str(last)} if more else {}))
 
 
+# Event streams
+
+
+def _stream(state: State, call: Call) -> Answer:
+    sent = _fields(call, "clientId", "clientSecret")
+    app = _app(sent["clientId"], sent["clientSecret"])
+    if app is None:
+        raise RefusalError("authFailed")
+    if not sent.get("subscriptions") or not isinstance(sent["subscriptions"], list):
+        raise RefusalError("Missingsubscriptions", 400, "subscriptions is mandatory for this action.")
+    return Answer(body={"endpoint": state.stream_endpoint, "ticket": state.issue_stream_ticket(app)})
+
+
+def _connect(state: State, call: Call) -> Answer:
+    """Let an app connect to its event stream; the answer's body is its id, for the server."""
+    app = state.take_stream_ticket(call.parameters.get("ticket", ""))
+    if app is None:
+        raise RefusalError("authFailed", 401, "The ticket is not valid.")
+    return Answer(SWITCHING, app.client_id)
+
+
 def _unknown(_state: State, _call: Call) -> Answer:
     message = "Specified api is not found, please check your url and method."
     raise RefusalError("InvalidAction.NotFound", 404, message)
@@ -272,6 +297,8 @@ ROUTES: Final = (
     Route("schedule", "GET", _CONFERENCES + "/scheduleConferences/{scheduleConferenceId}", _schedule),
     Route("list", "GET", "/v1.0/conference/orgConferences", _list),
     Route("roomCode", "GET", "/v1.0/conference/roomCodes/{roomCode}/infos", _room_code),
+    Route("stream", "POST", "/v1.0/gateway/connections/open", _stream, open=True),
+    Route("connect", "GET", CONNECT_PATH, _connect, open=True),
     # Last: whatever no other row takes.
     Route("unknown", "*", "/{path:.*}", _unknown, open=True),
 )

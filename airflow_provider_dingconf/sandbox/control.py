@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from airflow_provider_dingconf.sandbox.state import Call, Conference, State
+    from airflow_provider_dingconf.sandbox.stream import Event, Streams
 
 
 class MissingError(LookupError):
@@ -30,6 +31,7 @@ class Asked:
     """What a call of the control interface brings: the path's parameters, and the object of its body."""
 
     state: State
+    streams: Streams
     path: Mapping[str, str]
     body: dict[str, Any]
 
@@ -174,6 +176,26 @@ def _revoke(asked: Asked) -> Any:
     return {}
 
 
+def _events(asked: Asked) -> Any:
+    return {"connections": asked.streams.connected, "events": [_event(one) for one in asked.streams.events]}
+
+
+def _event(event: Event) -> dict[str, Any]:
+    shown = asdict(event) | {"app": event.app.client_id}
+    return shown | {"data": masked(event.data)}
+
+
+def _push(asked: Asked) -> Any:
+    if not asked.body.get("event_type"):
+        raise ValueError("event_type is missing.")
+    return {"event_id": asked.streams.push(**{"data": {}, **asked.body})}
+
+
+def _disconnect(asked: Asked) -> Any:
+    asked.streams.disconnect(**asked.body)
+    return {}
+
+
 def _unknown(_asked: Asked) -> Any:
     known = ", ".join(f"{route.method} {route.path}" for route in ROUTES[:-1])
     raise MissingError(f"The sandbox has no such call. It has {known}.")
@@ -202,6 +224,11 @@ ROUTES: Final = (
     Route("POST", "/sandbox/faults", _fail),
     Route("DELETE", "/sandbox/faults", _heal, {}),
     Route("POST", "/sandbox/tokens/revoke", _revoke, {}),
+    Route("GET", "/sandbox/events", _events),
+    Route(
+        "POST", "/sandbox/events", _push, {"event_type": str, "data": dict, "event_id": str, "corp_id": str}
+    ),
+    Route("POST", "/sandbox/streams/disconnect", _disconnect, {"politely": bool}),
     # Last: whatever no other row takes.
     Route("*", "/sandbox{rest:.*}", _unknown),
 )

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from aiohttp import web
 
-from airflow_provider_dingconf.sandbox import api, connections, control
+from airflow_provider_dingconf.sandbox import api, connections, control, stream
 from airflow_provider_dingconf.sandbox.state import (
+    APPS,
     CORP_ID,
     INTERNAL_APP,
     SUITE_TICKET,
@@ -25,12 +26,13 @@ from airflow_provider_dingconf.sandbox.state import (
 
 if TYPE_CHECKING:
     import ssl
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Mapping
     from types import TracebackType
 
     from airflow_provider_dingconf.sandbox.connections import Kind
     from airflow_provider_dingconf.sandbox.faults import Answer, Fault
     from airflow_provider_dingconf.sandbox.reserved import Status
+    from airflow_provider_dingconf.sandbox.stream import Event
 
 HOST: Final = "127.0.0.1"
 
@@ -43,6 +45,7 @@ class Sandbox:
     :param port: to listen on; 0: any free one.
     :param token_lifetime: of access tokens, in seconds.
     :param slow: seconds after which the reserved slow meeting answers.
+    :param redelivery: seconds after which an event that was not acknowledged is delivered again.
     :param ssl_context: to serve https with.
     :param on_call: is told of every call when it has been answered, in the sandbox's thread.
     """
@@ -60,12 +63,15 @@ class Sandbox:
         *,
         token_lifetime: float = TOKEN_LIFETIME,
         slow: float = 5.0,
+        redelivery: float = stream.REDELIVERY,
         ssl_context: ssl.SSLContext | None = None,
         on_call: Callable[[Call], object] = lambda _call: None,
     ) -> None:
         self.port = port
         """0 until the sandbox is entered, when any free one will do."""
         self._state = State(token_lifetime, slow)
+        self._streams = stream.Streams(redelivery)
+        self._state.on_change = self._streams.tell
         # The server's thread and the callers' share the state.
         self._lock = threading.RLock()
         self._ssl_context = ssl_context
@@ -79,7 +85,9 @@ class Sandbox:
         # Listening before the thread runs: no caller comes too early, and an error is raised here.
         self._socket = socket.create_server((HOST, self.port))
         self.port = self._socket.getsockname()[1]
+        self._state.stream_endpoint = f"{self.url.replace('http', 'ws', 1)}{api.CONNECT_PATH}"
         self._loop = asyncio.new_event_loop()
+        self._streams.begin(self._loop)
         self._stop = asyncio.Event()
         self._thread = threading.Thread(
             target=self._loop.run_until_complete, args=(self._serve(),), name="dingtalk-sandbox", daemon=True
@@ -178,6 +186,44 @@ class Sandbox:
         with self._lock:
             return self._state.join(conference_id, user) is None
 
+    # Events
+
+    def push_event(
+        self,
+        event_type: str,
+        data: Mapping[str, Any],
+        *,
+        event_id: str | None = None,
+        corp_id: str = CORP_ID,
+    ) -> str:
+        """Push an event to the apps that ask for events, and return its id.
+
+        Meetings that start and end, and people who join, push theirs by themselves.
+
+        :param event_id: None for a new one; an event that was there before is pushed again with its id.
+        :param corp_id: the organisation that the event is of.
+        """
+        with self._lock:
+            return self._streams.push(event_type, dict(data), event_id, corp_id)
+
+    @property
+    def events(self) -> list[Event]:
+        """Every event pushed so far, once for each app that asks for events, and what became of it."""
+        with self._lock:
+            return list(self._streams.events)
+
+    @property
+    def streams(self) -> int:
+        """How many connections to event streams there are."""
+        return self._streams.connected
+
+    def disconnect_streams(self, *, politely: bool = True) -> None:
+        """Close the connections to event streams.
+
+        :param politely: whether they are told so first, as DingTalk does; a network that breaks does not.
+        """
+        self._streams.disconnect(politely=politely)
+
     # Access tokens
 
     def issue_token(self, app: App = INTERNAL_APP) -> str:
@@ -246,7 +292,7 @@ class Sandbox:
             return web.json_response({"error": "Only this machine may call the sandbox."}, status=403)
         try:
             body = control.payload(route, await request.read())
-            asked = control.Asked(self._state, request.match_info, body)
+            asked = control.Asked(self._state, self._streams, request.match_info, body)
             with self._lock:
                 return web.json_response(route.answer(asked))
         except control.MissingError as missing:
@@ -262,6 +308,8 @@ class Sandbox:
         answer = await _through(fault, partial(self._admitted, route, call))
         call.status, call.code = (answer.status, answer.code) if answer else (None, None)
         self._on_call(call)
+        if answer and answer.status == api.SWITCHING:
+            return await self._streams.serve(APPS[answer.body], request)
         return await _sent(answer, call, request)
 
     async def _admitted(self, route: api.Route, call: Call) -> Answer | None:

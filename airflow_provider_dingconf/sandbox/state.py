@@ -13,10 +13,15 @@ from typing import TYPE_CHECKING, Any, Final, get_args
 from airflow_provider_dingconf.sandbox.reserved import Reserved, Status, with_slow
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from airflow_provider_dingconf.sandbox.faults import Fault
 
 TOKEN_LIFETIME: Final = 7200.0
 """Seconds, as with DingTalk."""
+
+STREAM_TICKET_LIFETIME: Final = 90.0
+"""Seconds, of the ticket for one connection to an event stream."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +137,11 @@ class State:
         self._failures: Counter[str] = Counter()
         self._tokens: dict[str, _Token] = {}
         self._faults: list[_Armed] = []
+        self._stream_tickets: dict[str, _Token] = {}
+        self.stream_endpoint = ""
+        """Where the server serves the event streams."""
+        self.on_change: Callable[[str, Conference, str | None], object] = lambda *_change: None
+        """Is told of what happens in a meeting that is not a reserved one: the scene, and the user."""
 
     # Meetings
 
@@ -181,6 +191,10 @@ class State:
             self.end(conference_id)
         return conference
 
+    def _changed(self, scene: str, conference: Conference, user: str | None = None) -> None:
+        if conference.conference_id not in self._reserved:
+            self.on_change(scene, conference, user)
+
     def start(self, conference_id: str) -> None:
         """Start a meeting; one that runs goes on.
 
@@ -189,15 +203,19 @@ class State:
         conference = self.conference(conference_id)
         if conference.status == "ended":
             raise ValueError(f"The meeting {conference_id!r} has ended.")
-        conference.start_time = conference.start_time or _now()
-        conference.status = "started"
+        if conference.status == "not_started":
+            conference.start_time = _now()
+            conference.status = "started"
+            self._changed("conference_created", conference)
 
     def end(self, conference_id: str) -> None:
         """End a meeting."""
         conference = self.conference(conference_id)
         conference.start_time = conference.start_time or _now()
         conference.end_time = conference.end_time or _now()
-        conference.status = "ended"
+        if conference.status != "ended":
+            conference.status = "ended"
+            self._changed("conference_closed", conference)
 
     def join(self, conference_id: str, user: str) -> str | None:
         """Let a user join a meeting, and return why not: ``locked``, ``ended``, ``not_started``, or None."""
@@ -207,7 +225,21 @@ class State:
             conference.refused.append(user)
         elif user not in conference.participants:
             conference.participants.append(user)
+            self._changed("user_join", conference, user)
         return reason
+
+    # Event streams
+
+    def issue_stream_ticket(self, app: App) -> str:
+        """Return a ticket for one connection to an app's event stream."""
+        ticket = str(uuid.uuid4())
+        self._stream_tickets[ticket] = _Token(app, time.monotonic() + STREAM_TICKET_LIFETIME)
+        return ticket
+
+    def take_stream_ticket(self, ticket: str) -> App | None:
+        """Return the app that a ticket was issued for, once; None for one that is unknown or expired."""
+        known = self._stream_tickets.pop(ticket, None)
+        return known.app if known and known.expires > time.monotonic() else None
 
     # Access tokens
 
