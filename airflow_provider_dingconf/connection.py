@@ -85,6 +85,19 @@ class Settings:
         """Whether the host is a loopback address, to which no proxy leads."""
         return _is_loopback(urlsplit(self.base_url).hostname or "")
 
+    @property
+    def events_app(self) -> App:
+        """The credentials that DingTalk gives events for.
+
+        :raises InvalidConnectionError: the connection has a static access token in their place.
+        """
+        if self.app is None:
+            raise InvalidConnectionError(
+                f"connection {self.conn_id!r}, login (Client ID): it is missing; "
+                "events come to an app, not to an access token"
+            )
+        return self.app
+
 
 def read_connection(conn: Connection, conn_id: str) -> Settings:
     """Return what a connection says.

@@ -50,6 +50,7 @@ from airflow_provider_dingconf.dingtalk.errors import (
     ConferenceClosedError,
     DingTalkError,
 )
+from airflow_provider_dingconf.dingtalk.events import address_from, open_call
 from airflow_provider_dingconf.dingtalk.exchange import Attempts, TokenWanted, exchange, purchase
 from airflow_provider_dingconf.dingtalk.limits import (
     CALLS_PER_SECOND,
@@ -62,7 +63,7 @@ from airflow_provider_dingconf.dingtalk.limits import (
 from airflow_provider_dingconf.dingtalk.retries import policy
 from airflow_provider_dingconf.get_provider_info import CONNECTION_TYPE
 from airflow_provider_dingconf.termination import termination
-from airflow_provider_dingconf.token_store import LOCK_SECONDS, Shelf, ban_of, shelf_of
+from airflow_provider_dingconf.token_store import LOCK_SECONDS, Shelf, ban_of, shelf_of, suite_ticket_of
 from airflow_provider_dingconf.transport import AsyncTransport, Transport
 
 if TYPE_CHECKING:
@@ -82,6 +83,7 @@ if TYPE_CHECKING:
     from airflow_provider_dingconf.dingtalk.answers import Good
     from airflow_provider_dingconf.dingtalk.calls import Answer, Request
     from airflow_provider_dingconf.dingtalk.conferences import Reference
+    from airflow_provider_dingconf.dingtalk.events import Address
     from airflow_provider_dingconf.dingtalk.retries import Policy
     from airflow_provider_dingconf.dingtalk.tokens import App, Token
 
@@ -594,6 +596,15 @@ class DingTalkConferenceHook(BaseHook):
             return False, str(error)
         return True, _bought(settings, token)
 
+    async def aevents_address(self) -> Address:
+        """Ask DingTalk where the app's events come from, for one connection.
+
+        :raises InvalidConnectionError: the connection has a static access token in place of credentials.
+        :raises DingTalkError: any other failure; the subclass says which.
+        """
+        app = (await self._asettings()).events_app
+        return address_from((await self._arun(open_call(app))).content)
+
     @cached_property
     def settings(self) -> Settings:
         """What the connection says.
@@ -605,7 +616,7 @@ class DingTalkConferenceHook(BaseHook):
         return settings
 
     async def _asettings(self) -> Settings:
-        """Return what the connection says, without blocking the loop for it."""
+        """Return what the connection says, without blocking the loop for it; see :attr:`settings`."""
         if "settings" not in self.__dict__:
             conn = await get_async_connection(self.dingtalk_conn_id, hook=self)
             settings = read_connection(conn, self.dingtalk_conn_id)
@@ -757,15 +768,19 @@ class DingTalkConferenceHook(BaseHook):
 
     def _buy(self, until: float) -> Token:
         """Buy a token and put it on the shelf; the caller holds the right to."""
-        app = _app(self.settings)
-        token = _drive(purchase(app, time.time), lambda request: self._send(request, until))
+        app, ticket = _app(self.settings), _pushed_ticket(self.settings)
+        if ticket:
+            _mask([ticket])
+        token = _drive(purchase(app, time.time, ticket), lambda request: self._send(request, until))
         return self._shelved(token)
 
     async def _abuy(self, transport: AsyncTransport, until: float) -> Token:
         """Buy a token; :meth:`_buy`, awaited."""
-        app = _app(self.settings)
+        app, ticket = _app(self.settings), _pushed_ticket(self.settings)
+        if ticket:
+            await _amask([ticket])
         token = await _adrive(
-            purchase(app, time.time), lambda request: self._asend(transport, request, until)
+            purchase(app, time.time, ticket), lambda request: self._asend(transport, request, until)
         )
         return self._shelved(token)
 
@@ -867,6 +882,11 @@ _amask = sync_to_async(_mask)  # in the triggerer, the masker waits for an answe
 
 def _app(settings: Settings) -> App:
     return cast("App", settings.app)  # there is no static token, else nobody would ask
+
+
+def _pushed_ticket(settings: Settings) -> str | None:
+    """Return the suite ticket that DingTalk pushed last, where the app needs one and it is known."""
+    return suite_ticket_of(settings).pushed if _app(settings).suite_ticket else None
 
 
 def _lock_result(action: str, conference_id: str, good: Good, attempts: Attempts) -> LockResult:

@@ -3,6 +3,7 @@
 A token belongs to credentials and a host, not to a hook. The threads and coroutines of a process share it
 in memory; the processes of a host, such as Airflow's tasks, share it through a file that only its owner can
 read, and that only who knows the client secret can decrypt. While one of them buys a token, the others wait.
+A suite ticket that DingTalk pushed is kept in the same way, and so are, as digests, the ids of events.
 
 The files are a convenience: where they cannot be used, for whatever reason, that costs the sharing and one
 warning, never the call.
@@ -14,13 +15,12 @@ import base64
 import json
 import logging
 import os
-import secrets
 import stat
 import tempfile
 import threading
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from cryptography.fernet import Fernet, InvalidToken
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -30,7 +30,7 @@ from filelock import BaseFileLock, FileLock, Timeout
 from airflow_provider_dingconf.dingtalk.tokens import Token
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from airflow_provider_dingconf.connection import Settings
     from airflow_provider_dingconf.dingtalk.tokens import App
@@ -38,8 +38,12 @@ if TYPE_CHECKING:
 LOCK_SECONDS = 15.0
 """How long to wait for whoever is buying a token, before buying one all the same."""
 
+MAX_SEEN = 16 * 1024
+"""How many events are remembered, those of the app that came last."""
+
 _MAX_FILE_BYTES = 64 * 1024
 _SALT_BYTES = 16
+_EVENT_BYTES = 16
 
 log = logging.getLogger(__name__)
 
@@ -60,12 +64,14 @@ class SharedFile:
     """A small file that the processes of one user on one host share.
 
     :param path: where it is; its directory is made when it is first written.
+    :param max_bytes: how much of it is read.
     """
 
     _warned = False
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, max_bytes: int = _MAX_FILE_BYTES) -> None:
         self.path = path
+        self.max_bytes = max_bytes
 
     def read(self) -> bytes | None:
         """Return the content; None where there is no file that can be trusted."""
@@ -95,7 +101,7 @@ class SharedFile:
             if not SharedFile._warned:
                 SharedFile._warned = True
                 log.warning(
-                    "DingTalk access tokens are not shared between processes: %s: %s; "
+                    "DingTalk access tokens and events are not shared between processes: %s: %s; "
                     "set token_cache on the connection to another directory, or to false",
                     self.path.parent,
                     getattr(error, "strerror", None) or error,
@@ -110,7 +116,7 @@ class SharedFile:
             return None
         with open(descriptor, "rb") as file:  # noqa: PTH123
             _check_owner(os.fstat(descriptor), stat.S_ISREG)
-            return file.read(_MAX_FILE_BYTES)
+            return file.read(self.max_bytes)
 
     def _write(self, content: bytes) -> None:
         self._make_directory()
@@ -199,23 +205,123 @@ class Shelf:
             self._thread_lock.release()
 
     def _encrypted(self, token: Token) -> bytes:
-        salt = secrets.token_bytes(_SALT_BYTES)
         content = {"value": token.value, "bought_at": token.bought_at, "lifetime": token.lifetime}
-        return salt + self._cipher(salt).encrypt(json.dumps(content).encode())
+        return _sealed(content, self._secret, _TOKEN)
 
     def _decrypted(self, content: bytes | None) -> Token | None:
         """Return the token of a file; None for one that is missing, damaged, or of another secret."""
-        if not content:
-            return None
-        salt, sealed = content[:_SALT_BYTES], content[_SALT_BYTES:]
         try:
-            return Token(**json.loads(self._cipher(salt).decrypt(sealed)))
-        except (InvalidToken, ValueError, TypeError):
+            return Token(**_unsealed(content, self._secret, _TOKEN))
+        except (ValueError, TypeError):
             return None
 
-    def _cipher(self, salt: bytes) -> Fernet:
-        kdf = HKDF(SHA256(), length=32, salt=salt, info=b"airflow-provider-dingconf access token")
-        return Fernet(base64.urlsafe_b64encode(kdf.derive(self._secret)))
+
+class SuiteTicket:
+    """The suite ticket that DingTalk pushed last to a third-party app.
+
+    :param secret: the client secret, from which the file's key is derived.
+    :param file: the file; None for no sharing between processes.
+    """
+
+    def __init__(self, secret: str, file: SharedFile | None = None) -> None:
+        self._secret = secret.encode()
+        self._file = file
+        self._known: tuple[float, str | None] = (0.0, None)
+
+    @property
+    def pushed(self) -> str | None:
+        """The ticket; None where none was pushed yet."""
+        return max(self._known, self._shared(), key=lambda known: known[0])[1]
+
+    def put(self, ticket: str, at: float) -> None:
+        """Keep a ticket, for this process and the others, unless a newer one is known.
+
+        :param at: when DingTalk made it, in seconds since the epoch.
+        """
+        if at < max(self._known[0], self._shared()[0]):
+            return
+        self._known = (at, ticket)
+        if self._file:
+            self._file.write(_sealed({"ticket": ticket, "at": at}, self._secret, _TICKET))
+
+    def _shared(self) -> tuple[float, str | None]:
+        try:
+            content = _unsealed(self._file.read() if self._file else None, self._secret, _TICKET)
+            return float(content["at"]), str(content["ticket"])
+        except (ValueError, TypeError, KeyError):
+            return 0.0, None
+
+
+class SeenEvents:
+    """Which events of an app were taken, the last :data:`MAX_SEEN`, in memory and on disk.
+
+    :param file: the file; None for no memory beyond this process.
+    """
+
+    def __init__(self, file: SharedFile | None = None) -> None:
+        self._file = file
+        self._seen: dict[bytes, None] = {}
+
+    def load(self) -> None:
+        """Read what this process and others have seen before."""
+        self._remember(self._shared())
+
+    def __contains__(self, event_id: str) -> bool:
+        """Return whether an event was taken."""
+        return _event_key(event_id) in self._seen
+
+    def add(self, event_ids: Iterable[str]) -> None:
+        """Remember events that were taken, in this process; :meth:`save` makes it last."""
+        self._remember(map(_event_key, event_ids))
+
+    def save(self) -> None:
+        """Write what was seen, with what other processes wrote."""
+        if self._file:
+            known = dict.fromkeys([*self._shared(), *list(self._seen)])
+            self._file.write(b"".join(list(known)[-MAX_SEEN:]))
+
+    def _remember(self, keys: Iterable[bytes]) -> None:
+        self._seen.update(dict.fromkeys(keys))
+        for key in list(self._seen)[:-MAX_SEEN]:
+            del self._seen[key]
+
+    def _shared(self) -> list[bytes]:
+        content = (self._file.read() if self._file else None) or b""
+        whole = len(content) - len(content) % _EVENT_BYTES
+        return [content[at : at + _EVENT_BYTES] for at in range(0, whole, _EVENT_BYTES)]
+
+
+def _event_key(event_id: str) -> bytes:
+    return sha256(event_id.encode()).digest()[:_EVENT_BYTES]
+
+
+_TOKEN = b"airflow-provider-dingconf access token"
+_TICKET = b"airflow-provider-dingconf suite ticket"
+
+
+def _sealed(content: object, secret: bytes, purpose: bytes) -> bytes:
+    """Return a content that only who knows the secret can read."""
+    salt = os.urandom(_SALT_BYTES)
+    return salt + _cipher(secret, salt, purpose).encrypt(json.dumps(content).encode())
+
+
+def _unsealed(sealed: bytes | None, secret: bytes, purpose: bytes) -> Any:
+    """Return the content again.
+
+    :raises ValueError: it is missing, damaged, of another secret or for another purpose.
+    """
+    if not sealed:
+        raise ValueError("there is nothing")
+    salt, rest = sealed[:_SALT_BYTES], sealed[_SALT_BYTES:]
+    try:
+        return json.loads(_cipher(secret, salt, purpose).decrypt(rest))
+    except InvalidToken:
+        raise ValueError("it is of another secret") from None
+
+
+def _cipher(secret: bytes, salt: bytes, purpose: bytes) -> Fernet:
+    kdf = HKDF(SHA256(), length=32, salt=salt, info=purpose)
+    return Fernet(base64.urlsafe_b64encode(kdf.derive(secret)))
 
 
 class Ban:
@@ -253,6 +359,7 @@ class Ban:
 
 _shelves: dict[object, Shelf] = {}
 _bans: dict[object, Ban] = {}
+_suite_tickets: dict[object, SuiteTicket] = {}
 
 
 def shelf_of(settings: Settings) -> Shelf:
@@ -276,20 +383,44 @@ def ban_of(settings: Settings) -> Ban:
     return _bans[key]
 
 
-def shared_file(settings: Settings, name: str) -> SharedFile | None:
+def suite_ticket_of(settings: Settings) -> SuiteTicket:
+    """Return what is known of the suite ticket of the connection's app, whatever its organisation."""
+    app, name = cast("App", settings.app), _app_name(settings)
+    key = (settings.token_cache, name)
+    if key not in _suite_tickets:
+        kept = SuiteTicket(app.client_secret, shared_file(settings, f"{name}.ticket"))
+        _suite_tickets.setdefault(key, kept)
+    return _suite_tickets[key]
+
+
+def seen_events_of(settings: Settings) -> SeenEvents:
+    """Return which events of the connection's app were taken, as far as its file says."""
+    return SeenEvents(shared_file(settings, f"{_app_name(settings)}.events", MAX_SEEN * _EVENT_BYTES))
+
+
+def _app_name(settings: Settings) -> str:
+    """Return a name for the connection's app that nobody can guess without its secret."""
+    app = cast("App", settings.app)
+    parts = (settings.base_url, app.client_id, app.client_secret)
+    return sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def shared_file(settings: Settings, name: str, max_bytes: int = _MAX_FILE_BYTES) -> SharedFile | None:
     """Return a file that the processes of this host share; None where the connection says no.
 
     :param settings: what the connection says.
     :param name: of the file.
+    :param max_bytes: how much of it is read.
     """
     if settings.token_cache is False:
         return None
     directory = default_directory() if settings.token_cache is True else Path(settings.token_cache)
-    return SharedFile(directory / name)
+    return SharedFile(directory / name, max_bytes)
 
 
 def forget() -> None:
     """Forget what this process has in memory."""
     _shelves.clear()
     _bans.clear()
+    _suite_tickets.clear()
     SharedFile._warned = False

@@ -7,13 +7,14 @@ result, and returns what the good answer holds. Its driver does the I/O and noth
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 from airflow_provider_dingconf.dingtalk.answers import Good, read_answer
 from airflow_provider_dingconf.dingtalk.calls import Answer, Call, Request
 from airflow_provider_dingconf.dingtalk.errors import (
     AccessTokenError,
+    CredentialsError,
     RedirectError,
     RefusedError,
     ThrottledError,
@@ -51,12 +52,14 @@ def exchange(
 ) -> Exchange:
     """Make a call: get a token, send, and where the token is refused get another one, once, and send again.
 
-    :param call: what to ask for.
+    :param call: what to ask for; one that goes with the app's credentials is sent without a token.
     :param attempts: what was tried before for this call.
     :param now: tells the seconds since the epoch.
     :param secrets: what must not stand in the text of an error, whatever DingTalk says.
     :raises DingTalkError: what the answer stands for.
     """
+    if call.buys_token:
+        return read_answer(call, cast("Answer", (yield call.request())), now(), secrets)
     while True:
         token = cast("Token", (yield TokenWanted(attempts.refused)))
         before, attempts.in_doubt = attempts.in_doubt, True
@@ -70,13 +73,25 @@ def exchange(
             attempts.refused = token
 
 
-def purchase(app: App, now: Callable[[], float]) -> Purchase:
+def purchase(app: App, now: Callable[[], float], pushed_ticket: str | None = None) -> Purchase:
     """Buy an access token.
 
     :param app: for whom.
     :param now: tells the seconds since the epoch.
+    :param pushed_ticket: the suite ticket that DingTalk pushed last, where that is known: it is tried before
+        the app's own, which somebody copied.
     :raises DingTalkError: what the answer stands for.
     """
+    if pushed_ticket and app.suite_ticket and pushed_ticket != app.suite_ticket:
+        try:
+            return (yield from _purchase(replace(app, suite_ticket=pushed_ticket), now))
+        except CredentialsError as error:
+            if error.code != "invalidSuiteTicket":
+                raise
+    return (yield from _purchase(app, now))
+
+
+def _purchase(app: App, now: Callable[[], float]) -> Purchase:
     call = app.token_call()
     asked_at = now()
     answer = yield call.request()

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from airflow_provider_dingconf.sandbox.faults import Answer, error
-from airflow_provider_dingconf.sandbox.state import APPS, CORP_ID, SUITE_TICKET, App, Call, Conference, State
+from airflow_provider_dingconf.sandbox.state import APPS, CORP_ID, App, Call, Conference, State
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -86,7 +86,7 @@ def _corp_token(state: State, call: Call) -> Answer:
     app = _app(sent["suiteKey"], sent["suiteSecret"])
     if app is None or not app.third_party:
         raise RefusalError("invalidSuiteKey")
-    if sent["suiteTicket"] != SUITE_TICKET:
+    if sent["suiteTicket"] != state.suite_ticket:
         raise RefusalError("invalidSuiteTicket")
     if sent["authCorpId"] != CORP_ID:
         raise RefusalError("invalidAuthInfo")
@@ -140,7 +140,7 @@ def _lock(state: State, call: Call) -> Answer:
 
 def _info(state: State, call: Call) -> Answer:
     conference = _conference(state, call, "roomNotFound", 404)
-    info = _details(conference) | {
+    info = details(conference) | {
         "activeNum": len(conference.participants) if conference.status == "started" else 0,
         "attendNum": len(conference.participants),
         "invitedNum": 0,
@@ -180,7 +180,7 @@ def _room_code(state: State, call: Call) -> Answer:
     if not code.isdecimal():
         raise RefusalError("invalidRoomCode")
     found = [one for one in state.conferences.values() if one.room_code == code]
-    return _paged(call, "conferenceList", found, _details)
+    return _paged(call, "conferenceList", found, details)
 
 
 def _schedule(state: State, call: Call) -> Answer:
@@ -250,22 +250,23 @@ def _summary(conference: Conference) -> dict[str, Any]:
     }
 
 
-def _details(conference: Conference) -> dict[str, Any]:
-    details = _summary(conference) | {
+def details(conference: Conference) -> dict[str, Any]:
+    """Return what DingTalk tells of one meeting."""
+    told = _summary(conference) | {
         "externalLinkUrl": f"https://meeting.dingtalk.invalid/j/{conference.room_code}"
     }
     if conference.schedule_conference_id:
-        details["scheduleConferenceId"] = conference.schedule_conference_id
+        told["scheduleConferenceId"] = conference.schedule_conference_id
     if conference.start_time and conference.end_time:
         duration = conference.end_time - conference.start_time
-        details |= {"endTime": conference.end_time, "confDuration": duration}
-    return details
+        told |= {"endTime": conference.end_time, "confDuration": duration}
+    return told
 
 
 def _of_schedule(conference: Conference) -> dict[str, Any]:
-    details = _details(conference)
+    told = details(conference)
     names = ("conferenceId", "title", "roomCode", "status", "startTime", "endTime")
-    return {name: details[name] for name in names if name in details}
+    return {name: told[name] for name in names if name in told}
 
 
 def _object(call: Call, code: str) -> dict[str, Any]:

@@ -13,7 +13,12 @@ from airflow_provider_dingconf.dingtalk.errors import ERRORS
 REQUEST_ID: Final = "{requestid}"
 """Stands for the request id in the body of an answer."""
 
-CALLS: Final = ("token", "lock", "unlock", "info", "query", "list", "roomCode", "schedule", "stream", "connect", "unknown")
+CALLS: Final = (
+    "token",
+    *("lock", "unlock", "info", "query", "list", "roomCode", "schedule"),
+    *("stream", "connect"),
+    "unknown",
+)
 """The names of calls; ``lock`` and ``unlock`` are one call of DingTalk's with two actions.
 
 ``stream`` asks where an event stream is, and ``connect`` connects to it.

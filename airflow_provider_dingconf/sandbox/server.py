@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 import socket
 import threading
 from functools import partial
@@ -205,6 +206,13 @@ class Sandbox:
         """
         with self._lock:
             return self._streams.push(event_type, dict(data), event_id, corp_id)
+
+    def renew_suite_ticket(self) -> str:
+        """Make a new suite ticket, the only one that is valid from now on; push and return it."""
+        with self._lock:
+            self._state.suite_ticket = f"sandbox-{secrets.token_hex(8)}"
+            self._streams.push("suite_ticket", {"suiteTicket": self._state.suite_ticket})
+            return self._state.suite_ticket
 
     @property
     def events(self) -> list[Event]:

@@ -137,6 +137,8 @@ class State:
         self._failures: Counter[str] = Counter()
         self._tokens: dict[str, _Token] = {}
         self._faults: list[_Armed] = []
+        self.suite_ticket = SUITE_TICKET
+        """The only one that is valid."""
         self._stream_tickets: dict[str, _Token] = {}
         self.stream_endpoint = ""
         """Where the server serves the event streams."""

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from aiohttp import WSMsgType, web
 
+from airflow_provider_dingconf.sandbox.api import details
 from airflow_provider_dingconf.sandbox.state import APPS, CORP_ID, THIRD_PARTY_APP, App
 
 if TYPE_CHECKING:
@@ -30,7 +31,6 @@ REDELIVERY: Final = 60.0
 _GOODBYE: Final = 0.2
 """Seconds between saying that a connection will be closed, and closing it."""
 
-_STATUS_NUMBERS: Final = {"not_started": 0, "ended": 1, "started": 2}
 _MEMBER_JOINED: Final = 1
 
 
@@ -79,21 +79,9 @@ def conference_event(scene: str, conference: Conference, user: str | None, seque
             "joinTime": int(time.time() * 1000),
         }
         return {"openMemberModels": [member], **about}
-    model = {
-        "conferenceId": conference.conference_id,
-        "title": conference.title,
-        "roomCode": conference.room_code,
-        "status": _STATUS_NUMBERS[conference.status],
-        "startTime": conference.start_time,
-        "endTime": conference.end_time,
-        "creatorId": "sandbox",
-        "creatorNick": "Sandbox",
-        "bizType": "0",
-        "activeNum": len(conference.participants),
-        "attendNum": len(conference.participants),
-        "invitedNum": 0,
-    }
-    return {"openConfModel": {name: value for name, value in model.items() if value is not None}, **about}
+    attended = len(conference.participants)
+    numbers = {"activeNum": attended, "attendNum": attended, "invitedNum": 0}
+    return {"openConfModel": {**details(conference), **numbers}, **about}
 
 
 class Streams:
