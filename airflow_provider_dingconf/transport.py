@@ -12,6 +12,7 @@ import asyncio
 import json
 import ssl
 import time
+from contextlib import asynccontextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,16 +35,19 @@ from airflow_provider_dingconf.dingtalk.errors import (
     CertificateError,
     ConnectionLostError,
     DingTalkError,
+    RedirectError,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import AsyncIterator, Iterator, Mapping
 
     from typing_extensions import Self
 
     from airflow_provider_dingconf.connection import Settings
+    from airflow_provider_dingconf.dingtalk.events import Address
 
 _CHUNK = 64 * 1024
+_CLOSE_SECONDS = 0.5
 _NO_COMPRESSION = {"Accept-Encoding": "identity"}
 
 
@@ -157,6 +161,62 @@ class AsyncTransport:
             raise _transport_error(settings, error, request) from None
 
 
+@asynccontextmanager
+async def websocket(
+    settings: Settings, address: Address, ping_seconds: float
+) -> AsyncIterator[aiohttp.ClientWebSocketResponse]:
+    """Connect to an event stream for a block; it ends at once, whatever the peer does.
+
+    :param settings: what the connection says.
+    :param address: where to.
+    :param ping_seconds: between the pings that find a peer that went silent; its answer has half as long.
+    :raises DingTalkError: there was no connection.
+    """
+    secrets, where = (*settings.secrets, *address.secrets), address.url.partition("?")[0]
+    # What the environment and requests make of a URL, they make of http and https.
+    url = address.url.replace("ws", "http", 1)
+    trace = aiohttp.TraceConfig()
+    trace.on_request_redirect.append(_refuse_redirect)
+    seconds = settings.timeout.connect + settings.timeout.read
+    try:
+        with requests.Session() as environment:
+            options = _with_environment(environment, settings, url)
+        tls = url.startswith("https:") and _tls_context(options["verify"], options["cert"])
+        session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(ssl=tls),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=settings.timeout.connect),
+            trace_configs=[trace],
+        )
+    except OSError as error:
+        raise _transport_error(settings, error, where=where) from None
+    async with session:
+        try:
+            socket = await asyncio.wait_for(
+                session.ws_connect(
+                    address.url,
+                    heartbeat=ping_seconds,
+                    proxy=select_proxy(url, options["proxies"]),
+                    timeout=aiohttp.ClientWSTimeout(ws_close=_CLOSE_SECONDS),
+                ),
+                seconds,
+            )
+        except aiohttp.WSServerHandshakeError as error:
+            said = f"{where} refuses the connection: HTTP {error.status}"
+            raise ConnectionLostError(said, code="connectionLost", http_status=error.status) from None
+        except (aiohttp.ClientError, OSError, asyncio.TimeoutError, ValueError) as error:
+            raise _transport_error(settings, error, where=where, secrets=secrets) from None
+        try:
+            yield socket
+        finally:
+            with suppress(OSError, aiohttp.ClientError):
+                await socket.close()
+
+
+async def _refuse_redirect(_session: object, _context: object, _parameters: object) -> None:
+    raise RedirectError("the event stream answers with a redirect, which is not followed", code="redirect")
+
+
 class _TransportHook(HttpHook):
     """``HttpHook`` over a connection that holds how to get there, and nothing of who we are."""
 
@@ -190,14 +250,16 @@ def _prepared(base_url: str, request: Request) -> requests.PreparedRequest:
     return prepared
 
 
-def _with_environment(session: requests.Session, settings: Settings) -> dict[str, Any]:
+def _with_environment(
+    session: requests.Session, settings: Settings, url: str | None = None
+) -> dict[str, Any]:
     """Return proxies, verify, cert and stream, with what the environment adds to the connection.
 
     The environment's proxies do not know this machine's loopback address: only the connection's own do.
     """
     proxies = dict(settings.proxies)
     merged = session.merge_environment_settings(
-        settings.base_url, dict(proxies), True, settings.verify, settings.cert
+        url or settings.base_url, dict(proxies), True, settings.verify, settings.cert
     )
     return {**merged, "proxies": proxies} if settings.on_this_machine else dict(merged)
 
@@ -234,12 +296,19 @@ def _answer(status: int, headers: Mapping[str, str], content: bytes) -> Answer:
     return Answer(status, {name.lower(): value for name, value in headers.items()}, content)
 
 
-def _transport_error(settings: Settings, error: Exception, request: Request | None = None) -> DingTalkError:
+def _transport_error(
+    settings: Settings,
+    error: Exception,
+    request: Request | None = None,
+    *,
+    where: str | None = None,
+    secrets: tuple[str, ...] = (),
+) -> DingTalkError:
     """Return the one of our errors that says what the library's error means."""
     causes = list(_causes(error))
-    where = settings.base_url
+    where = where or settings.base_url
     token = request.headers.get(TOKEN_HEADER) if request else None
-    secrets = (*settings.secrets, *([token] if token else []))  # a server may echo the request
+    secrets = (*settings.secrets, *secrets, *([token] if token else []))  # a server may echo the request
     said = one_line(masked(str(causes[-1]), secrets)) or type(causes[-1]).__name__
     if any(isinstance(cause, (ssl.SSLCertVerificationError, ssl.CertificateError)) for cause in causes):
         return CertificateError(f"the certificate of {where} is not valid: {said}", code="badCertificate")

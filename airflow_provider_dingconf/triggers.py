@@ -1,4 +1,8 @@
-"""Triggers: what waits in the triggerer."""
+"""Triggers: what waits in the triggerer.
+
+``ConferenceEventTrigger`` and ``triggering_conferences`` stand here as well. They need Airflow 3: importing
+them on an older one says so.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,18 @@ from airflow_provider_dingconf.dingtalk.errors import DingTalkError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+
+    from airflow_provider_dingconf.event_triggers import ConferenceEventTrigger, triggering_conferences
+
+__all__ = ["ConferenceEventTrigger", "ConferenceTrigger", "triggering_conferences"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        from airflow_provider_dingconf import event_triggers
+
+        return getattr(event_triggers, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 class ConferenceTrigger(BaseTrigger):

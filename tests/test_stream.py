@@ -1,0 +1,816 @@
+"""An app's event stream, as those who watch it see it, against the sandbox."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("airflow.sdk", reason="events are for Airflow 3")
+
+from aiohttp import WSMsgType, web
+from conftest import CONN_VARIABLE
+
+from airflow_provider_dingconf import stream, token_store
+from airflow_provider_dingconf.hooks import DingTalkConferenceHook
+from airflow_provider_dingconf.sandbox import Fault, Sandbox
+from airflow_provider_dingconf.stream import Delivery, Watch
+
+PATIENCE = 30.0
+SOON = 0.3
+"""Seconds after which the sandbox delivers an event again."""
+
+
+@pytest.fixture
+def sandbox() -> Iterator[Sandbox]:
+    with Sandbox(redelivery=SOON) as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch, conn: Any) -> None:
+    """Shorten the waits that are for a network and for a person."""
+    monkeypatch.setattr(stream, "JOIN_SECONDS", 0.05)
+    monkeypatch.setattr(stream, "WAIT_SECONDS", (0.02, 0.1))
+    monkeypatch.setattr(stream, "REFUSED_SECONDS", (0.05, 60.0))
+    monkeypatch.setattr(stream, "QUIET_SECONDS", 0.5)
+
+
+class Watcher:
+    """Somebody who watches events.
+
+    :param takes: whether an event is taken as soon as it comes.
+    """
+
+    def __init__(self, conn_id: str = "dingtalk_default", *, takes: bool = True) -> None:
+        self.deliveries: list[Delivery] = []
+        self.pauses = 0
+        self._takes = takes
+        self._watch = Watch(conn_id)
+        self.task = asyncio.ensure_future(self._run())
+
+    async def _run(self) -> None:
+        async for delivery in self._watch.deliveries():
+            if delivery is None:
+                self.pauses += 1
+                continue
+            self.deliveries.append(delivery)
+            if self._takes:
+                delivery.taken()
+
+    @property
+    def titles(self) -> list[str | None]:
+        return [event.title for delivery in self.deliveries for event in delivery.events]
+
+    async def stop(self) -> None:
+        self.task.cancel()
+        with suppress(asyncio.CancelledError):
+            await self.task
+
+
+@asynccontextmanager
+async def watching(sandbox: Sandbox, *conn_ids: str, **options: Any) -> AsyncIterator[list[Watcher]]:
+    """Let somebody watch for each of the connections, from when the sandbox knows."""
+    watchers = [Watcher(conn_id, **options) for conn_id in conn_ids or ("dingtalk_default",)]
+    try:
+        await until(lambda: sandbox.streams)
+        yield watchers
+    finally:
+        for watcher in watchers:
+            await watcher.stop()
+
+
+def drive(steps: Callable[[], Awaitable[object]]) -> None:
+    asyncio.run(asyncio.wait_for(steps(), PATIENCE))
+
+
+async def until(condition: Callable[[], object]) -> None:
+    while not condition():
+        await asyncio.sleep(0.01)
+
+
+def acknowledged(sandbox: Sandbox) -> bool:
+    return all(event.acknowledged for event in sandbox.events)
+
+
+def status_change(title: str = "Meeting", conference_id: str = "c1") -> dict[str, Any]:
+    model = {"conferenceId": conference_id, "title": title, "status": 2}
+    return {"openConfModel": model, "changeScene": "conference_created"}
+
+
+# Events, and who gets them
+
+
+def test_a_watcher_sees_what_happens_in_meetings_and_it_is_acknowledged(sandbox: Sandbox) -> None:
+    async def steps() -> None:
+        async with watching(sandbox) as (watcher,):
+            meeting = sandbox.create_conference("Release")
+            sandbox.join(meeting, "somebody")
+            sandbox.end(meeting)
+            await until(lambda: len(watcher.deliveries) == 3 and acknowledged(sandbox))
+            scenes = [delivery.events[0].scene for delivery in watcher.deliveries]
+            assert scenes == ["conference_created", "user_join", "conference_closed"]
+            assert [event.acknowledgements for event in sandbox.events] == [["SUCCESS"]] * 3
+
+    drive(steps)
+
+
+def test_every_watcher_of_an_app_sees_every_event_over_one_connection(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIRFLOW_CONN_ANOTHER", sandbox.connection_json("unified"))
+
+    async def steps() -> None:
+        async with watching(sandbox, "dingtalk_default", "dingtalk_default", "another") as watchers:
+            for number in range(20):
+                sandbox.create_conference(str(number))
+            await until(lambda: all(len(one.deliveries) == 20 for one in watchers) and acknowledged(sandbox))
+            assert {tuple(sorted(map(str, one.titles))) for one in watchers} == {
+                tuple(sorted(map(str, range(20))))
+            }
+            assert len(sandbox.calls_of("connect")) == 1
+            assert {event.deliveries for event in sandbox.events} == {1}
+
+    drive(steps)
+
+
+def test_the_last_watcher_to_leave_closes_the_connection(sandbox: Sandbox) -> None:
+    async def steps() -> None:
+        async with watching(sandbox) as (first,):
+            second = Watcher()
+            await asyncio.sleep(0.1)
+            await first.stop()
+            sandbox.create_conference("for the second")
+            await until(lambda: second.deliveries)
+            assert sandbox.streams == 1
+            await second.stop()
+            await until(lambda: not sandbox.streams)
+            assert not stream._streams
+
+    drive(steps)
+
+
+def test_events_of_other_kinds_are_acknowledged_and_go_to_nobody(sandbox: Sandbox) -> None:
+    async def steps() -> None:
+        async with watching(sandbox) as (watcher,):
+            sandbox.push_event("chat_update_title", {"title": "x"})
+            sandbox.push_event("meeting_status_change", {"changeScene": "conference_created"})
+            await until(lambda: len(sandbox.events) == 2 and acknowledged(sandbox))
+            assert watcher.deliveries == []
+
+    drive(steps)
+
+
+def test_a_connection_with_an_organisation_gets_the_events_of_that_alone(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIRFLOW_CONN_OF_ONE", sandbox.connection_json("unified"))
+
+    async def steps() -> None:
+        async with watching(sandbox, "dingtalk_default", "of_one") as (of_all, of_one):
+            sandbox.push_event("meeting_status_change", status_change("foreign"), corp_id="another")
+            sandbox.push_event("meeting_status_change", status_change("own"))
+            await until(lambda: len(of_all.deliveries) == 2 and acknowledged(sandbox))
+            assert of_one.titles == ["own"]
+
+    drive(steps)
+
+
+def test_a_watcher_is_told_when_no_more_events_come(sandbox: Sandbox) -> None:
+    async def steps() -> None:
+        async with watching(sandbox) as (watcher,):
+            await asyncio.sleep(0.7)
+            assert watcher.pauses == 0
+            sandbox.create_conference()
+            await until(lambda: watcher.pauses)
+            await asyncio.sleep(0.7)
+            assert watcher.pauses == 1
+
+    drive(steps)
+
+
+# What is acknowledged when
+
+
+def test_an_event_is_acknowledged_when_all_have_taken_it(sandbox: Sandbox) -> None:
+    async def steps() -> None:
+        async with watching(sandbox, "dingtalk_default", "dingtalk_default", takes=False) as (one, other):
+            sandbox.create_conference()
+            await until(lambda: one.deliveries and other.deliveries)
+            one.deliveries[0].taken()
+            await asyncio.sleep(0.1)
+            assert not acknowledged(sandbox)
+            other.deliveries[0].taken()
+            await until(lambda: acknowledged(sandbox))
+
+    drive(steps)
+
+
+def test_an_event_that_is_taken_later_is_acknowledged_then(sandbox: Sandbox) -> None:
+    async def steps() -> None:
+        async with watching(sandbox, takes=False) as (watcher,):
+            sandbox.create_conference()
+            await until(lambda: watcher.deliveries)
+            began = time.monotonic()
+            watcher.deliveries[0].taken(after=0.2)
+            await until(lambda: acknowledged(sandbox))
+            assert time.monotonic() - began >= 0.2
+
+    drive(steps)
+
+
+def test_an_event_that_comes_again_before_it_is_taken_is_one(sandbox: Sandbox) -> None:
+    async def steps() -> None:
+        async with watching(sandbox, takes=False) as (watcher,):
+            sandbox.create_conference()
+            await until(lambda: sandbox.events[0].deliveries >= 3)
+            watcher.deliveries[0].taken()
+            await until(lambda: acknowledged(sandbox))
+            assert len(watcher.deliveries) == 1
+
+    drive(steps)
+
+
+def test_an_event_that_was_refused_is_put_off_and_comes_again(sandbox: Sandbox) -> None:
+    async def steps() -> None:
+        async with watching(sandbox, takes=False) as (watcher,):
+            sandbox.create_conference()
+            await until(lambda: watcher.deliveries)
+            watcher.deliveries[0].refused()
+            await until(lambda: len(watcher.deliveries) == 2)
+            watcher.deliveries[1].taken()
+            await until(lambda: acknowledged(sandbox))
+            assert sandbox.events[0].acknowledgements == ["LATER", "SUCCESS"]
+
+    drive(steps)
+
+
+def test_what_a_watcher_that_left_did_not_take_comes_again_to_the_others(sandbox: Sandbox) -> None:
+    async def steps() -> None:
+        async with watching(sandbox, "dingtalk_default", "dingtalk_default", takes=False) as (one, other):
+            sandbox.create_conference()
+            await until(lambda: one.deliveries and other.deliveries)
+            other.deliveries[0].taken()
+            await one.stop()
+            await until(lambda: len(other.deliveries) == 2)
+            other.deliveries[1].taken()
+            await until(lambda: acknowledged(sandbox))
+
+    drive(steps)
+
+
+def test_too_many_events_at_once_are_put_off(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "MAX_OPEN", 2)
+
+    async def steps() -> None:
+        async with watching(sandbox, takes=False) as (watcher,):
+            for number in range(3):
+                sandbox.create_conference(str(number))
+            await until(lambda: sandbox.events[2].acknowledgements)
+            assert sandbox.events[2].acknowledgements == ["LATER"]
+            for delivery in list(watcher.deliveries):
+                delivery.taken()
+            await until(lambda: len(watcher.deliveries) == 3)
+            watcher.deliveries[2].taken()
+            await until(lambda: acknowledged(sandbox))
+
+    drive(steps)
+
+
+# Once, and across restarts
+
+
+async def push_until_acknowledged(sandbox: Sandbox, event_id: str) -> None:
+    sandbox.push_event("meeting_status_change", status_change(), event_id=event_id)
+    await until(lambda: acknowledged(sandbox))
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_an_event_that_was_taken_starts_nothing_when_it_comes_again(sandbox: Sandbox, restart: bool) -> None:
+    async def first() -> None:
+        async with watching(sandbox) as (watcher,):
+            await push_until_acknowledged(sandbox, "e1")
+            if not restart:
+                await push_until_acknowledged(sandbox, "e1")
+            assert len(watcher.deliveries) == 1
+
+    async def second() -> None:
+        async with watching(sandbox) as (watcher,):
+            await push_until_acknowledged(sandbox, "e1")
+            await push_until_acknowledged(sandbox, "e2")
+            assert len(watcher.deliveries) == 1
+
+    drive(first)
+    if restart:
+        token_store.forget()
+        drive(second)
+
+
+def test_an_event_that_was_not_taken_comes_again_after_a_restart(sandbox: Sandbox) -> None:
+    async def first() -> None:
+        async with watching(sandbox, takes=False) as (watcher,):
+            sandbox.create_conference()
+            await until(lambda: watcher.deliveries)
+
+    async def second() -> None:
+        async with watching(sandbox) as (watcher,):
+            await until(lambda: watcher.deliveries and acknowledged(sandbox))
+
+    drive(first)
+    assert not acknowledged(sandbox)
+    drive(second)
+
+
+def test_what_was_taken_at_the_very_end_is_remembered(sandbox: Sandbox) -> None:
+    async def first() -> None:
+        async with watching(sandbox, takes=False) as (watcher,):
+            sandbox.create_conference()
+            await until(lambda: watcher.deliveries)
+            watcher.deliveries[0].taken()
+
+    async def second() -> None:
+        async with watching(sandbox) as (watcher,):
+            await until(lambda: acknowledged(sandbox))
+            assert watcher.deliveries == []
+
+    drive(first)
+    drive(second)
+
+
+def test_another_app_has_events_of_its_own(sandbox: Sandbox, conn: Any) -> None:
+    async def steps() -> None:
+        async with watching(sandbox) as (watcher,):
+            sandbox.push_event("meeting_status_change", status_change(), event_id="e1")
+            await until(lambda: watcher.deliveries)
+
+    drive(steps)
+    conn("third_party")
+    drive(steps)
+
+
+def test_no_more_events_are_remembered_than_there_is_room_for(tmp_path: Path) -> None:
+    file = token_store.SharedFile(tmp_path / "own" / "events", token_store.MAX_SEEN * 16)
+    seen = token_store.SeenEvents(file)
+    seen.add(str(number) for number in range(token_store.MAX_SEEN + 10))
+    seen.save()
+    again = token_store.SeenEvents(file)
+    again.load()
+    assert file.path.stat().st_size == token_store.MAX_SEEN * 16
+    for known in (seen, again):
+        assert "9" not in known
+        assert "10" in known
+        assert str(token_store.MAX_SEEN + 9) in known
+
+
+def test_two_processes_add_to_what_they_remember(tmp_path: Path) -> None:
+    file = token_store.SharedFile(tmp_path / "own" / "events", token_store.MAX_SEEN * 16)
+    one, other = token_store.SeenEvents(file), token_store.SeenEvents(file)
+    for seen, event_id in ((one, "a"), (other, "b")):
+        seen.add([event_id])
+        seen.save()
+    again = token_store.SeenEvents(file)
+    again.load()
+    assert "a" in again
+    assert "b" in again
+
+
+@pytest.mark.parametrize("content", [b"", b"short", b"x" * 33])
+def test_a_damaged_memory_of_events_is_no_error(tmp_path: Path, content: bytes) -> None:
+    file = token_store.SharedFile(tmp_path / "own" / "events")
+    file.write(content)
+    seen = token_store.SeenEvents(file)
+    seen.load()
+    seen.add(["a"])
+    seen.save()
+    assert "a" in seen
+
+
+# A network that breaks
+
+
+@pytest.mark.parametrize("politely", [True, False])
+def test_a_connection_that_ends_is_replaced_and_no_event_is_lost(sandbox: Sandbox, politely: bool) -> None:
+    async def steps() -> None:
+        async with watching(sandbox) as (watcher,):
+            for number in range(30):
+                if number in (10, 20):
+                    sandbox.disconnect_streams(politely=politely)
+                sandbox.create_conference(str(number))
+                await asyncio.sleep(0.01)
+            await until(lambda: len(watcher.deliveries) >= 30 and acknowledged(sandbox))
+            assert sorted(map(str, watcher.titles)) == sorted(map(str, range(30)))
+            assert len(sandbox.calls_of("connect")) >= 2
+
+    drive(steps)
+
+
+def test_a_refused_ticket_is_replaced(sandbox: Sandbox) -> None:
+    sandbox.fail(Fault(call="connect", code="authFailed", times=2))
+
+    async def steps() -> None:
+        async with watching(sandbox) as (watcher,):
+            sandbox.create_conference()
+            await until(lambda: watcher.deliveries)
+            assert len(sandbox.calls_of("stream")) == 3
+
+    drive(steps)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"call": "stream", "code": "systemError", "times": 2},
+        {"call": "stream", "drop": True, "times": 2},
+        {"call": "stream", "body": {"endpoint": "ws://foreign.invalid/connect", "ticket": "t"}, "times": 2},
+        {"call": "stream", "body": {}, "times": 1},
+        {"call": "connect", "status": 503, "times": 2},
+        {"call": "connect", "drop": True, "times": 2},
+        {"call": "connect", "status": 200, "body": {"not": "a WebSocket"}, "times": 1},
+    ],
+)
+def test_a_fault_while_connecting_is_outlasted(sandbox: Sandbox, fault: dict[str, Any]) -> None:
+    sandbox.fail(Fault(**fault))
+
+    async def steps() -> None:
+        async with watching(sandbox) as (watcher,):
+            sandbox.create_conference()
+            await until(lambda: watcher.deliveries)
+
+    drive(steps)
+
+
+def test_waits_grow_and_dingtalk_is_not_hammered(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "WAIT_SECONDS", (0.1, 10.0))
+    monkeypatch.setattr(stream, "_jitter", lambda _least: 1.0)
+    sandbox.fail(Fault(call="stream", code="systemError"))
+
+    async def steps() -> None:
+        watcher = Watcher()
+        await until(lambda: len(sandbox.calls_of("stream")) == 4)
+        await watcher.stop()
+        times = [call.time for call in sandbox.calls_of("stream")]
+        waits = [later - earlier for earlier, later in itertools.pairwise(times)]
+        assert all(wait > least for wait, least in zip(waits, (0.1, 0.2, 0.4), strict=True))
+
+    drive(steps)
+
+
+def test_a_connection_that_is_closed_at_once_again_and_again_is_not_hammered(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "WAIT_SECONDS", (0.2, 10.0))
+    monkeypatch.setattr(stream, "_jitter", lambda _least: 1.0)
+
+    async def steps() -> None:
+        async with watching(sandbox):
+            for calls in (1, 2, 3):
+                await until(lambda calls=calls: len(sandbox.calls_of("connect")) == calls and sandbox.streams)
+                sandbox.disconnect_streams()
+            times = [call.time for call in sandbox.calls_of("connect")]
+            assert times[1] - times[0] > 0.2
+            assert times[2] - times[1] > 0.4
+
+    drive(steps)
+
+
+def test_dingtalk_is_left_alone_for_as_long_as_it_asks(sandbox: Sandbox) -> None:
+    throttled = "Forbidden.AccessDenied.QpsLimitForApi"
+    sandbox.fail(Fault(call="stream", code=throttled, headers={"Retry-After": "1"}, times=1))
+
+    async def steps() -> None:
+        async with watching(sandbox):
+            first, second = (call.time for call in sandbox.calls_of("stream"))
+            assert second - first >= 1.0
+
+    drive(steps)
+
+
+def test_nothing_is_called_during_a_ban(sandbox: Sandbox) -> None:
+    sandbox.fail(Fault(call="stream", code="addressBanned"))
+
+    async def steps() -> None:
+        watcher = Watcher()
+        await until(lambda: sandbox.calls_of("stream"))
+        await asyncio.sleep(0.5)
+        assert len(sandbox.calls) == 1
+        await watcher.stop()
+
+    drive(steps)
+
+
+@asynccontextmanager
+async def served(handler: Callable[[web.WebSocketResponse], Awaitable[object]], **options: Any) -> Any:
+    """Serve WebSockets of another kind than the sandbox's, and give their address."""
+
+    async def serve(request: web.Request) -> web.WebSocketResponse:
+        socket = web.WebSocketResponse(**options)
+        await socket.prepare(request)
+        with suppress(ConnectionError):
+            await handler(socket)
+        return socket
+
+    app = web.Application()
+    app.router.add_get("/connect", serve)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    try:
+        yield f"ws://127.0.0.1:{runner.addresses[0][1]}/connect"
+    finally:
+        await runner.cleanup()
+
+
+def test_a_peer_that_went_silent_is_left(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "PING_SECONDS", 0.2)
+
+    async def silent(socket: web.WebSocketResponse) -> None:
+        while (await socket.receive()).type is not WSMsgType.CLOSED:
+            pass
+
+    async def steps() -> None:
+        async with served(silent, autoping=False) as endpoint:
+            sandbox.fail(Fault(call="stream", body={"endpoint": endpoint, "ticket": "t"}, times=1))
+            async with watching(sandbox) as (watcher,):
+                sandbox.create_conference()
+                await until(lambda: watcher.deliveries)
+                assert len(sandbox.calls_of("stream")) == 2
+
+    drive(steps)
+
+
+def test_a_message_that_makes_no_sense_is_left_out(sandbox: Sandbox) -> None:
+    answers: list[Any] = []
+
+    async def strange(socket: web.WebSocketResponse) -> None:
+        headers = {"messageId": "m1", "topic": "*", "eventType": "meeting_status_change", "eventId": "e1"}
+        for text in ("", "no json", "[]", '{"headers": 1}', '{"headers": {"messageId": "m0"}}'):
+            await socket.send_str(text)
+        await socket.send_bytes(b"\x00")
+        frame = {"type": "EVENT", "headers": headers, "data": json.dumps(status_change())}
+        await socket.send_str(json.dumps(frame))
+        async for message in socket:
+            answers.append(message.json())  # noqa: PERF401
+
+    async def steps() -> None:
+        async with served(strange) as endpoint:
+            sandbox.fail(Fault(call="stream", body={"endpoint": endpoint, "ticket": "t"}, times=1))
+            watcher = Watcher()
+            await until(lambda: len(answers) == 2)
+            assert [answer["headers"]["messageId"] for answer in answers] == ["m0", "m1"]
+            assert json.loads(answers[1]["data"]) == {"status": "SUCCESS"}
+            assert watcher.titles == ["Meeting"]
+            await watcher.stop()
+
+    drive(steps)
+
+
+# Errors that repeating does not change
+
+
+def test_wrong_credentials_are_an_error_in_the_log_until_the_connection_is_put_right(
+    sandbox: Sandbox, conn: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    conn(password="a-wrong-secret")
+
+    async def steps() -> None:
+        watcher = Watcher()
+        await until(lambda: "no events are received" in caplog.text)
+        await asyncio.sleep(0.3)
+        assert len(sandbox.calls_of("stream")) == 1
+        conn()
+        await until(lambda: sandbox.streams)
+        sandbox.create_conference("after all")
+        await until(lambda: watcher.titles == ["after all"])
+        await watcher.stop()
+
+    with caplog.at_level(logging.INFO):
+        drive(steps)
+    assert "authFailed" in caplog.text
+    assert "Client ID and Client Secret do not belong together" in caplog.text
+    assert "a-wrong-secret" not in caplog.text
+
+
+def test_refused_credentials_are_tried_again_after_a_long_while(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "REFUSED_SECONDS", (0.05, 0.5))
+    sandbox.fail(Fault(call="stream", code="authFailed", times=1))
+
+    async def steps() -> None:
+        async with watching(sandbox):
+            first, second = (call.time for call in sandbox.calls_of("stream"))
+            assert second - first >= 0.4
+
+    drive(steps)
+
+
+@pytest.mark.parametrize(
+    ("connection", "says"),
+    [
+        (None, "dingtalk_default"),
+        ({"conn_type": "dingtalk", "login": "a"}, "password (Client Secret)"),
+        ("static_token", "events come to an app, not to an access token"),
+    ],
+)
+def test_a_connection_that_gets_no_events_is_an_error_in_the_log(
+    sandbox: Sandbox,
+    conn: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    connection: Any,
+    says: str,
+) -> None:
+    if connection is None:
+        monkeypatch.delenv(CONN_VARIABLE)
+    elif isinstance(connection, str):
+        conn(connection)
+    else:
+        monkeypatch.setenv(CONN_VARIABLE, json.dumps(connection))
+
+    async def steps() -> None:
+        watcher = Watcher()
+        await until(lambda: "no events are received" in caplog.text)
+        conn()
+        await until(lambda: sandbox.streams)
+        await watcher.stop()
+
+    drive(steps)
+    assert says in caplog.text
+
+
+def test_a_redirect_is_not_followed(sandbox: Sandbox, caplog: pytest.LogCaptureFixture) -> None:
+    sandbox.fail(Fault(call="connect", code="redirect"))
+
+    async def steps() -> None:
+        watcher = Watcher()
+        await until(lambda: "no events are received" in caplog.text)
+        await watcher.stop()
+
+    drive(steps)
+    assert "a redirect, which is not followed" in caplog.text
+
+
+def test_a_fault_of_this_package_reaches_the_watcher(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def broken(*_args: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(stream.EventStream, "_receive", broken)
+
+    async def steps() -> None:
+        watcher = Watcher()
+        with pytest.raises(ZeroDivisionError):
+            await watcher.task
+        assert not stream._streams
+
+    drive(steps)
+
+
+# TLS
+
+
+def test_events_come_over_tls(self_signed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    context, file = self_signed
+    with Sandbox(ssl_context=context) as sandbox:
+        monkeypatch.setenv(CONN_VARIABLE, sandbox.connection_json(extra={"verify": str(file)}))
+
+        async def steps() -> None:
+            async with watching(sandbox) as (watcher,):
+                sandbox.create_conference("safe")
+                await until(lambda: watcher.titles == ["safe"])
+
+        drive(steps)
+
+
+def test_a_server_of_events_that_cannot_prove_who_it_is_gets_no_ticket(
+    sandbox: Sandbox, self_signed: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    context, _ = self_signed
+    with Sandbox(ssl_context=context) as impostor:
+        endpoint = f"wss://127.0.0.1:{impostor.port}/connect"
+        sandbox.fail(Fault(call="stream", body={"endpoint": endpoint, "ticket": "t"}))
+
+        async def steps() -> None:
+            watcher = Watcher()
+            await until(lambda: "no events are received" in caplog.text)
+            await watcher.stop()
+
+        drive(steps)
+        assert "badCertificate" in caplog.text
+        assert impostor.calls == []
+
+
+# Ending
+
+
+@pytest.mark.parametrize(
+    "fault", [None, {"call": "stream", "delay": 20.0}, {"call": "connect", "delay": 20.0}]
+)
+def test_cancelling_ends_at_once(sandbox: Sandbox, fault: Any, recwarn: pytest.WarningsRecorder) -> None:
+    if fault:
+        sandbox.fail(Fault(**fault))
+
+    async def steps() -> None:
+        watcher = Watcher()
+        await until(lambda: sandbox.streams if not fault else sandbox.calls_of(fault["call"]))
+        began = time.monotonic()
+        await watcher.stop()
+        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            if task.get_name() == "dingtalk-event-stream":
+                with suppress(asyncio.CancelledError):
+                    await task
+        assert time.monotonic() - began < 5.0
+        assert not stream._streams
+
+    drive(steps)
+    assert not [warning for warning in recwarn if "ticket" in str(warning.message)]
+
+
+def test_no_secret_is_in_the_log(sandbox: Sandbox, caplog: pytest.LogCaptureFixture) -> None:
+    sandbox.fail(Fault(call="connect", status=401, times=1))
+    sandbox.fail(Fault(call="connect", status=200, body="<html>", times=1))
+
+    async def steps() -> None:
+        async with watching(sandbox) as (watcher,):
+            sandbox.create_conference()
+            await until(lambda: watcher.deliveries)
+            sandbox.disconnect_streams(politely=False)
+            await until(lambda: len(sandbox.calls_of("connect")) == 4)
+
+    with caplog.at_level(logging.DEBUG):
+        drive(steps)
+    tickets = [call.parameters["ticket"] for call in sandbox.calls_of("connect")]
+    assert len(set(tickets)) == 4
+    ours = "\n".join(record.getMessage() for record in caplog.records if "airflow_provider" in record.name)
+    assert "HTTP 401" in ours
+    assert not [secret for secret in (*tickets, sandbox.client_secret) if secret in caplog.text]
+
+
+# Suite tickets
+
+
+@pytest.mark.parametrize("awaited", [False, True])
+def test_a_pushed_suite_ticket_buys_the_next_token(
+    sandbox: Sandbox, conn: Any, awaited: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    conn("third_party")
+
+    async def steps() -> None:
+        async with watching(sandbox):
+            ticket = sandbox.renew_suite_ticket()
+            await until(lambda: acknowledged(sandbox))
+            assert ticket not in caplog.text
+
+    drive(steps)
+    token_store.forget()  # as in another process
+    hook, meeting = DingTalkConferenceHook(), sandbox.create_conference()
+    result = asyncio.run(hook.alock_conference(meeting)) if awaited else hook.lock_conference(meeting)
+    assert result["success"]
+    assert len(sandbox.calls_of("token")) == 1
+
+
+def test_a_pushed_suite_ticket_that_is_refused_gives_way_to_the_connections(
+    sandbox: Sandbox, conn: Any
+) -> None:
+    conn("third_party")
+    token_store.suite_ticket_of(DingTalkConferenceHook().settings).put("a-ticket-of-old", 1.0)
+    assert DingTalkConferenceHook().lock_conference(sandbox.create_conference())["success"]
+    tickets = [call.json()["suiteTicket"] for call in sandbox.calls_of("token")]
+    assert tickets == ["a-ticket-of-old", sandbox.suite_ticket]
+
+
+def test_a_pushed_suite_ticket_is_for_no_other_kind_of_app(sandbox: Sandbox) -> None:
+    token_store.suite_ticket_of(DingTalkConferenceHook().settings).put("a-ticket", 1.0)
+    assert DingTalkConferenceHook().lock_conference(sandbox.create_conference())["success"]
+
+
+def test_an_older_suite_ticket_does_not_replace_a_newer_one(conn: Any) -> None:
+    kept = token_store.suite_ticket_of(DingTalkConferenceHook().settings)
+    kept.put("newer", 2.0)
+    kept.put("older", 1.0)
+    assert kept.pushed == "newer"
+    token_store.forget()
+    kept = token_store.suite_ticket_of(DingTalkConferenceHook().settings)
+    kept.put("older", 1.0)
+    assert kept.pushed == "newer"
+
+
+def test_a_kept_suite_ticket_is_worth_nothing_without_the_client_secret(sandbox: Sandbox) -> None:
+    settings = DingTalkConferenceHook().settings
+    token_store.suite_ticket_of(settings).put("a-precious-ticket", 1.0)
+    (file,) = token_store.default_directory().glob("*.ticket")
+    assert file.stat().st_mode & 0o077 == 0
+    assert b"a-precious-ticket" not in file.read_bytes()
+    shared = token_store.SharedFile(file)
+    assert token_store.SuiteTicket(sandbox.client_secret, shared).pushed == "a-precious-ticket"
+    assert token_store.SuiteTicket("another-secret", shared).pushed is None
