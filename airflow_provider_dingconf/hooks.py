@@ -408,28 +408,29 @@ class DingTalkConferenceHook(BaseHook):
         return list(await _adrive(conferences_of(reference), content_of))
 
     def running_conferences(
-        self, *, title: str | None = None, creator_id: str | None = None
+        self, *, title_pattern: str | None = None, creator_id: str | None = None
     ) -> Iterator[Conference]:
         """Yield the running meetings of the organisation; each page is asked for when it is wanted.
 
         Source: `Query the running meetings of an organisation
         <https://help.dingtalk.io/open/development/api-queryorgconferencelist>`__.
 
-        :param title: a pattern of the whole title, as of file names: ``Release *``. None takes any.
+        :param title_pattern: a regular expression to be found in the title: ``^Release``. None takes any.
         :param creator_id: the unionId of the creator. None takes any.
+        :raises InvalidInputError: the pattern is no regular expression; nothing was sent.
         :raises DingTalkError: a call failed; the subclass says why.
         """
-        wanted, token, last = ConferenceFilter(title, creator_id), None, False
+        wanted, token, last = ConferenceFilter(title_pattern, creator_id), None, False
         while not last:
             page = Page.read(self._run(running_conferences_call(token)).content, token)
             yield from (one for one in page.conferences if wanted.takes(one.title, one.creator_id))
             token, last = page.next_token, page.next_token is None
 
     async def arunning_conferences(
-        self, *, title: str | None = None, creator_id: str | None = None
+        self, *, title_pattern: str | None = None, creator_id: str | None = None
     ) -> AsyncIterator[Conference]:
         """Yield the running meetings of the organisation; see :meth:`running_conferences`."""
-        wanted, token, last = ConferenceFilter(title, creator_id), None, False
+        wanted, token, last = ConferenceFilter(title_pattern, creator_id), None, False
         while not last:
             page = Page.read((await self._arun(running_conferences_call(token))).content, token)
             for one in page.conferences:

@@ -90,7 +90,7 @@ class _ConferenceOperator(BaseOperator):
         "conference_id",
         "room_code",
         "schedule_conference_id",
-        "title",
+        "title_pattern",
         "creator_id",
         "dingtalk_conn_id",
     )
@@ -105,7 +105,7 @@ class _ConferenceOperator(BaseOperator):
         room_code: str | None = None,
         schedule_conference_id: str | None = None,
         running: bool = False,
-        title: str | None = None,
+        title_pattern: str | None = None,
         creator_id: str | None = None,
         dingtalk_conn_id: str = "dingtalk_default",
         on_error: Mapping[str, Outcome | str] | None = None,
@@ -131,14 +131,16 @@ class _ConferenceOperator(BaseOperator):
             conference_id = None
             if not any(value is not None for value in named.values()):
                 raise InvalidInputError(f"conference_id: it is missing; give it or {', '.join(named)}")
-        if not running and (title, creator_id) != (None, None):
-            raise InvalidInputError("title, creator_id: they choose among running meetings; set running=True")
+        if not running and (title_pattern, creator_id) != (None, None):
+            raise InvalidInputError(
+                "title_pattern, creator_id: they choose among running meetings; set running=True"
+            )
         self.named_by = given_name(named)
         self.conference_id = conference_id
         self.room_code = room_code
         self.schedule_conference_id = schedule_conference_id
         self.running = running
-        self.title = title
+        self.title_pattern = title_pattern
         self.creator_id = creator_id
         self.dingtalk_conn_id = dingtalk_conn_id
         self.on_error = check_on_error(on_error)
@@ -253,7 +255,7 @@ class _ConferenceOperator(BaseOperator):
         progress = progress_of(context, hook.settings)
         settled = {one["conference_id"]: ConferenceResult.from_dict(one) for one in (*progress.load(), *done)}
         if self.running:
-            running = hook.running_conferences(title=self.title, creator_id=self.creator_id)
+            running = hook.running_conferences(title_pattern=self.title_pattern, creator_id=self.creator_id)
             ids = [one.conference_id for one in running]
         else:
             ids = check_conference_ids(self.conference_id)
@@ -355,7 +357,8 @@ class LockConferenceOperator(_ConferenceOperator):
     :param schedule_conference_id: the schedule's scheduleConferenceId: of its meetings, the one that is
         running. (templated)
     :param running: every running meeting of the organisation.
-    :param title: with ``running``, a pattern of the whole title, such as ``Exam *``. (templated)
+    :param title_pattern: with ``running``, a regular expression to be found in the title, such as ``^Exam``.
+        (templated)
     :param creator_id: with ``running``, the unionId of the creator. (templated)
     :param concurrency: of many meetings, how many at a time.
     :param calls_per_second: for many meetings, at most so many calls a second.
@@ -420,7 +423,7 @@ def conference_lock(
             kwargs["conference_id"] = conference_id
         lock = LockConferenceOperator(task_id=f"lock_{name}", **kwargs)
         if lock.named_by != "conference_id":
-            for named in ("room_code", "schedule_conference_id", "running", "title", "creator_id"):
+            for named in ("room_code", "schedule_conference_id", "running", "title_pattern", "creator_id"):
                 kwargs.pop(named, None)
             kwargs["conference_id"] = lock.output
         unlock = UnlockConferenceOperator(task_id=f"unlock_{name}", **kwargs)

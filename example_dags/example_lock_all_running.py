@@ -13,7 +13,7 @@ from airflow_provider_dingconf.operators import LockConferenceOperator, UnlockCo
 with DAG(
     dag_id="example_lock_all_running",
     schedule=None,
-    params={"title": Param("Exam *", type="string", description="a pattern, as of file names")},
+    params={"title_pattern": Param("^Exam ", type="string", description="a regular expression")},
     tags=["dingtalk", "example"],
     doc_md=__doc__,
 ):
@@ -27,7 +27,7 @@ with DAG(
     lock = LockConferenceOperator(
         task_id="lock",
         running=True,
-        title="{{ params.title }}",
+        title_pattern="{{ params.title_pattern }}",
         on_error={"confClosed": "succeed"},  # one that ends meanwhile is no reason to skip what follows
     )
     unlock = UnlockConferenceOperator(

@@ -51,8 +51,8 @@ with DAG(
     well = LockConferenceOperator(task_id="well", conference_id=["well-1", "well-2"])
     UnlockConferenceOperator(task_id="unlock_well", conference_id=well.output)
     LockConferenceOperator(task_id="of_a_task", conference_id=rooms())
-    LockConferenceOperator(task_id="running", running=True, title="Exam *")
-    LockConferenceOperator(task_id="running_none", running=True, title="Nothing *")
+    LockConferenceOperator(task_id="running", running=True, title_pattern="^Exam ")
+    LockConferenceOperator(task_id="running_none", running=True, title_pattern="^Nothing")
     LockConferenceOperator(task_id="none", conference_id=[])
     LockConferenceOperator(
         task_id="some_fail",
@@ -285,7 +285,7 @@ def test_a_sensor_goes_on_after_a_fault_that_passes(ran: Ran) -> None:
         ({}, "conference_id: it is missing; give it or room_code, schedule_conference_id, running"),
         ({"conference_id": "a", "room_code": "1"}, "conference_id and room_code are given"),
         ({"room_code": "1", "running": True}, "room_code and running are given"),
-        ({"conference_id": "a", "title": "x"}, "set running=True"),
+        ({"conference_id": "a", "title_pattern": "x"}, "set running=True"),
         ({"running": True, "concurrency": 0}, "concurrency: 0"),
         ({"running": True, "calls_per_second": -1}, "calls_per_second: -1"),
     ],

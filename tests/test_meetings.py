@@ -192,10 +192,12 @@ def test_the_running_meetings_can_be_chosen_by_title_and_creator(face: Any, sand
     wanted = sandbox.create_conference("Exam [1]", creator_id="chris")
     sandbox.create_conference("exam 2", creator_id="chris")
     sandbox.create_conference("Exam 3", creator_id="kim")
-    found = running(face, face.hook(), title="Exam *", creator_id="chris")
+    found = running(face, face.hook(), title_pattern="^Exam", creator_id="chris")
     assert [one.conference_id for one in found] == [wanted]
-    with pytest.raises(InvalidInputError, match="title: '' is not a text"):
-        running(face, face.hook(), title="")
+    with pytest.raises(InvalidInputError, match="title_pattern: '' is not a text"):
+        running(face, face.hook(), title_pattern="")
+    with pytest.raises(InvalidInputError, match="title_pattern: it is not a regular expression"):
+        running(face, face.hook(), title_pattern="(")
 
 
 def test_a_page_is_asked_for_when_it_is_wanted(conn: Any, sandbox: Sandbox) -> None:

@@ -10,7 +10,6 @@ import re
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from enum import Enum
-from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_dingconf.dingtalk.calls import Call, check_conference_id, check_segment
@@ -124,23 +123,28 @@ class Conference:
 class ConferenceFilter:
     """Which meetings are meant.
 
-    :param title: a pattern of the whole title, as of file names (``*``, ``?``, ``[…]``), in its case.
+    :param title_pattern: a regular expression to be found in the title; ``^`` is its beginning.
     :param creator_id: the unionId of the creator.
-    :raises InvalidInputError: one of them is no text.
+    :raises InvalidInputError: the pattern is no regular expression, or one of them is empty: that would take
+        any meeting by mistake.
     """
 
-    title: str | None = None
+    title_pattern: str | None = None
     creator_id: str | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what would match nothing, or everything, by mistake."""
+        """Refuse what cannot be meant."""
         for name, value in vars(self).items():
             if value is not None and (not isinstance(value, str) or not value.strip()):
                 raise InvalidInputError(f"{name}: {value!r} is not a text; leave it out to take any")
+        try:
+            re.compile(self.title_pattern or "")
+        except re.error as error:
+            raise InvalidInputError(f"title_pattern: it is not a regular expression: {error}") from None
 
     def takes(self, title: str, creator_id: str | None) -> bool:
         """Return whether a meeting of this title and creator is meant."""
-        return (self.title is None or fnmatchcase(title, self.title)) and (
+        return (self.title_pattern is None or bool(re.search(self.title_pattern, title))) and (
             self.creator_id is None or creator_id == self.creator_id
         )
 
