@@ -12,6 +12,7 @@ import json
 import re
 import ssl
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 from urllib.parse import urlsplit
@@ -73,7 +74,7 @@ class Settings:
     cert: str | tuple[str, str] | None = None
     token_cache: bool | str = True
 
-    @property
+    @cached_property
     def secrets(self) -> tuple[str, ...]:
         """What must be shown to no one."""
         own = (self.static_token.value,) if self.static_token else ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import TYPE_CHECKING, TypedDict
 
 from tenacity import (
@@ -72,13 +73,18 @@ def policy(
     :param max_wait: seconds of one wait, over which the error is raised instead; None for no such limit.
     """
     check_limits(max_attempts, max_seconds)
+    return _policy(call.repeatable, max_attempts, max_seconds, max_wait)
+
+
+@lru_cache(maxsize=64)  # it is the same for call after call
+def _policy(repeatable: bool, max_attempts: int, max_seconds: float, max_wait: float | None) -> Policy:
     longest = math.inf if max_wait is None else max_wait
 
     def may_repeat(error: BaseException) -> bool:
         return (
             isinstance(error, TransientError)
             and error.repeat
-            and (call.repeatable or isinstance(error, ThrottledError))
+            and (repeatable or isinstance(error, ThrottledError))
         )
 
     return {
