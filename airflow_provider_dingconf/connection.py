@@ -146,6 +146,9 @@ class _Reader:
             self.fail("extra", "it is not JSON")
         if not isinstance(extra, dict):
             self.fail("extra", f"it is a JSON {type(extra).__name__}, not an object")
+        # The Test button of Airflow 2 sends each field of the form twice.
+        again = {f"extra__{self.conn.conn_type}__{name}": value for name, value in extra.items()}
+        extra = {name: value for name, value in extra.items() if (name, value) not in again.items()}
         for name in extra:
             if name not in _EXTRA:
                 near = difflib.get_close_matches(name, _EXTRA, n=1)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 from airflow.providers.common.compat.connection import get_async_connection
 from airflow.providers.common.compat.sdk import BaseHook
+from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_0_PLUS
 from asgiref.sync import sync_to_async
 from tenacity import AsyncRetrying, Retrying
 
@@ -173,8 +174,10 @@ class DingTalkConferenceHook(BaseHook):
     def get_ui_field_behaviour(cls) -> dict[str, Any]:
         """Return the behaviour of the connection form; Airflow 3.2 reads the provider info instead."""
         behaviour = CONNECTION_TYPE["ui-field-behaviour"]
+        # Airflow 2's Test button does nothing where the form opened without the extra's editor.
+        shown = () if AIRFLOW_V_3_0_PLUS else ("extra",)
         return {
-            "hidden_fields": behaviour["hidden-fields"],
+            "hidden_fields": [name for name in behaviour["hidden-fields"] if name not in shown],
             "relabeling": behaviour["relabeling"],
             "placeholders": behaviour["placeholders"],
         }

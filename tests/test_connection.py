@@ -141,6 +141,8 @@ def test_a_connection_means_the_same_as_a_uri_as_json_and_in_the_form(name: str)
     extra = {key: value if isinstance(value, str) else json.dumps(value) for key, value in
              fields.get("extra", {}).items()}  # fmt: skip
     assert by_form(**fields | {"extra": extra}) == settings, "the form's fields are all texts"
+    twice = extra | {f"extra__dingtalk__{key}": value for key, value in extra.items()}
+    assert by_form(**fields | {"extra": twice}) == settings, "the Test button of Airflow 2 sends them twice"
 
 
 @pytest.mark.parametrize(
@@ -187,6 +189,11 @@ WRONG = {
     "ticket no text": ({"extra": {"corp_id": "c", "suite_ticket": 7}}, "extra 'suite_ticket'", "got int"),
     "organisation two segments": ({"extra": {"corp_id": "a/b"}}, "extra 'corp_id'", "corpId"),
     "organisation a parent": ({"extra": {"corp_id": ".."}}, "extra 'corp_id'", "corpId"),
+    "two values": (
+        {"extra": {"corp_id": "dingcorp", "extra__dingtalk__corp_id": "hidden"}},
+        "extra 'extra__dingtalk__corp_id'",
+        "unknown",
+    ),
     "unknown key": ({"extra": {"corpid": "hidden"}}, "extra 'corpid'", "did you mean 'corp_id'?"),
     "key of another case": ({"extra": {"Access_Token": "hidden"}}, "extra 'Access_Token'", "'access_token'?"),
     "header as a key": (
