@@ -35,11 +35,69 @@ def test_every_example_parses_without_errors_and_warnings(dag_bag: Any) -> None:
     assert set(dag_bag.dags) == {file.stem for file in EXAMPLES.glob("*.py")}
 
 
+def run(dag_bag: Any, dag_id: str, **conf: Any) -> dict[str, str]:
+    """Run an example, and return how its tasks end: by id, and for mapped ones by index too."""
+    done = dag_bag.dags[dag_id].test(run_conf=conf)
+    return {
+        ti.task_id if ti.map_index < 0 else f"{ti.task_id}[{ti.map_index}]": str(ti.state)
+        for ti in done.get_task_instances()
+    }
+
+
 def test_the_lock_example_locks_works_and_unlocks(dag_bag: Any, sandbox: Sandbox, conn: Any) -> None:
     meeting = sandbox.create_conference("Release")
-    run = dag_bag.dags["example_lock_conference"].test(run_conf={"conference_id": meeting})
-    assert {ti.task_id: ti.state for ti in run.get_task_instances()} == dict.fromkeys(
+    assert run(dag_bag, "example_lock_conference", conference_id=meeting) == dict.fromkeys(
         ("lock_conference", "announce", "unlock_conference", "unlock_conference_done"), "success"
     )
     assert [call.json()["action"] for call in sandbox.calls_of("lock", "unlock")] == ["lock", "unlock"]
     assert sandbox.join(meeting, "latecomer")
+
+
+def test_the_mapped_example_locks_each_room_by_itself(
+    dag_bag: Any, sandbox: Sandbox, conn: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    rooms = [sandbox.create_conference() for _ in range(2)]
+    assert run(dag_bag, "example_mapped_locks", conference_ids=[rooms[0], "sandbox-ended", rooms[1]]) == {
+        "find_rooms": "success",
+        "lock[0]": "success",
+        "lock[1]": "skipped",
+        "lock[2]": "success",
+        "report": "success",
+    }
+    assert all(sandbox.conference(room).locked for room in rooms)
+    said = "".join(capfd.readouterr())
+    assert [f"{room} is locked" in said for room in (*rooms, "sandbox-ended")] == [True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("conference_id", "states"),
+    [
+        ("sandbox-open", ("success", "success", "success", "success")),
+        ("sandbox-ended", ("skipped", "failed", "success", "skipped")),
+        ("sandbox-noPermission", ("failed", "failed", "skipped", "failed")),
+    ],
+)
+def test_the_example_of_outcomes_gives_each_task_its_own(
+    dag_bag: Any, conn: Any, conference_id: str, states: tuple[str, ...]
+) -> None:
+    tasks = ("by_default", "must_be_running", "nice_to_have", "about_to_start")
+    ended = run(dag_bag, "example_outcomes", conference_id=conference_id)
+    assert ended == dict(zip(tasks, states, strict=True))
+
+
+def test_the_taskflow_example_counts_locks_and_unlocks(
+    dag_bag: Any, sandbox: Sandbox, conn: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    meeting = sandbox.create_conference()
+    assert sandbox.join(meeting, "someone")
+    assert run(dag_bag, "example_taskflow", conference_id=meeting) == dict.fromkeys(
+        ("who_is_in", "release"), "success"
+    )
+    assert "The doors are closed, with 1 people inside." in "".join(capfd.readouterr())
+    assert [call.json()["action"] for call in sandbox.calls_of("lock", "unlock")] == ["lock", "unlock"]
+
+
+def test_the_tour_shows_each_outcome(dag_bag: Any, sandbox: Sandbox, conn: Any) -> None:
+    states = run(dag_bag, "example_sandbox_tour")
+    others = {"lock_ended": "skipped", "lock_forbidden": "failed"}
+    assert states == dict.fromkeys(dag_bag.dags["example_sandbox_tour"].task_ids, "success") | others
