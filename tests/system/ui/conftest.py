@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -18,8 +17,9 @@ def dingtalk() -> Iterator[Sandbox]:
         yield running
 
 
-@pytest.fixture
-def window(tmp_path: Path) -> Iterator[Window]:
-    """Return a window of a browser that knows nothing."""
-    with chromium(tmp_path / "profile", tmp_path) as opened:
+@pytest.fixture(scope="module")
+def window(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Window]:
+    """Return a window of a browser that knows nothing of other modules' tests."""
+    directory = tmp_path_factory.mktemp("window")
+    with chromium(directory / "profile", directory) as opened:
         yield opened

@@ -85,20 +85,18 @@ class Standalone:
     def run(self, dag_id: str, **conf: Any) -> str:
         """Run a DAG to its end, and return the id of the run."""
         made = self.request("POST", f"dags/{dag_id}/dagRuns", logical_date=None, conf=conf)
-        path = f"dags/{dag_id}/dagRuns/{made['dag_run_id']}"
-        wait_for(
-            lambda: self.request("GET", path)["state"] in ENDED,
-            f"end of {dag_id}",
-            seconds=LONGEST,
-            every=0.5,
-        )
+        self.end(dag_id, made["dag_run_id"])
         return str(made["dag_run_id"])
 
-    def tasks(self, dag_id: str, run_id: str) -> list[dict[str, Any]]:
-        """Return the task instances of a run."""
-        return list(
-            self.request("GET", f"dags/{dag_id}/dagRuns/{run_id}/taskInstances?limit=100")["task_instances"]
-        )
+    def end(self, dag_id: str, run_id: str) -> str:
+        """Wait until a run ends, and return the state it ends in."""
+        path = f"dags/{dag_id}/dagRuns/{run_id}"
+
+        def ended() -> str:
+            state = str(self.request("GET", path)["state"])
+            return state if state in ENDED else ""
+
+        return wait_for(ended, f"end of {dag_id}", seconds=LONGEST, every=0.5)
 
 
 @contextmanager

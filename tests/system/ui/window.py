@@ -110,16 +110,33 @@ class Window:
 
         self.wait_for(filled, f"{css} filled in")
 
-    def picture(self, name: str, height: int = HEIGHT) -> None:
+    def follow(self, text: str) -> str:
+        """Click a link, and return the address of the new tab that it opens; the tab is closed again."""
+        here = self.driver.current_window_handle
+        self.click("a", text)
+        self.wait_for(lambda: len(self.driver.window_handles) > 1, f"new tab of {text!r}")
+        (tab,) = {*self.driver.window_handles} - {here}
+        self.driver.switch_to.window(tab)
+        address = self.wait_for(
+            lambda: self.driver.current_url.removeprefix("about:blank"), f"address of {text!r}"
+        )
+        self.driver.close()
+        self.driver.switch_to.window(here)
+        return address
+
+    def picture(self, name: str, height: int = HEIGHT, fit: str | None = None) -> None:
         """Take a picture, for the project's documentation where ``UPDATE_SCREENSHOTS=1`` asks for it.
 
         :param height: of the window, for a page that is longer or shorter than others.
+        :param fit: the button that fits what is shown into a window of another height.
         """
         directory = IMAGES if os.environ.get("UPDATE_SCREENSHOTS") == "1" else self.pictures
         directory.mkdir(parents=True, exist_ok=True)
         # The window's size counts in the frame, which even a headless browser has.
         metrics = {"width": WIDTH, "height": height, "deviceScaleFactor": 1, "mobile": False}
         self.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+        if fit:
+            self.click(fit)
         # Twice: once laid out, once painted.
         self.driver.execute_async_script(
             "const done = arguments[0]; document.fonts.ready.then(() => "
@@ -149,6 +166,7 @@ def chromium(home: Path, pictures: Path) -> Iterator[Window]:
         "disable-sync",
         "disable-dev-shm-usage",
         "no-proxy-server",
+        "host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",  # no page of elsewhere is loaded
         "hide-scrollbars",
         "lang=en-US",
         f"user-data-dir={home}",
