@@ -110,8 +110,8 @@ class Component:
         """Ask until the answer is true, as long as the component runs; see :func:`wait_for`."""
 
         def asked() -> T:
-            if self.process.poll() is not None:
-                raise DeploymentError(f"{self.name} ended with status {self.process.returncode}{self._end()}")
+            if ended := self._ended():
+                raise DeploymentError(f"{self.name} ended with status {ended.si_status}")
             return condition()
 
         try:
@@ -131,38 +131,40 @@ class Component:
 
         return self.wait_for(line, f"line of {self.name} with {text!r}", seconds)
 
-    def signal(self, number: signal.Signals) -> None:
-        """Send a signal to the component itself, and to nothing it started."""
-        self.process.send_signal(number)
-
     def stop(self, seconds: float = 20) -> None:
         """End the component and all that it started: asked first, killed where that does not help."""
-        started = self._started()
-        with suppress(ProcessLookupError):
-            os.killpg(self.pid, signal.SIGTERM)
-        for process in started:
+        if self.process.returncode is not None:
+            return
+        children = self._children()
+        os.killpg(self.pid, signal.SIGTERM)
+        for child in children:
             with suppress(psutil.NoSuchProcess):
-                process.terminate()
-        _, alive = psutil.wait_procs(started, timeout=seconds)
+                child.terminate()
+        until = time.monotonic() + seconds
+        _, alive = psutil.wait_procs(children, timeout=seconds)
+        with suppress(DeploymentError):
+            wait_for(self._ended, f"end of {self.name}", seconds=until - time.monotonic(), every=0.05)
         self._kill(alive)
 
     def kill(self) -> None:
         """End the component and all that it started as a power cut does."""
-        self._kill(self._started())
+        if self.process.returncode is None:
+            self._kill(self._children())
 
-    def _started(self) -> list[psutil.Process]:
-        try:
-            own = psutil.Process(self.pid)
-            return [own, *own.children(recursive=True)]
-        except psutil.NoSuchProcess:
-            return []
+    def _ended(self) -> os.waitid_result | None:
+        """Return how the process ended, if it has, and leave its pid to it: no other process gets it."""
+        return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
 
-    def _kill(self, processes: list[psutil.Process]) -> None:
-        with suppress(ProcessLookupError):
-            os.killpg(self.pid, signal.SIGKILL)
-        for process in processes:
+    def _children(self) -> list[psutil.Process]:
+        with suppress(psutil.NoSuchProcess):
+            return list(psutil.Process(self.pid).children(recursive=True))
+        return []
+
+    def _kill(self, children: list[psutil.Process]) -> None:
+        os.killpg(self.pid, signal.SIGKILL)
+        for child in children:
             with suppress(psutil.NoSuchProcess):
-                process.kill()
+                child.kill()
         self.process.wait()
 
     def _end(self) -> str:

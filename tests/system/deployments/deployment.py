@@ -162,10 +162,8 @@ class Deployment:
     def close(self) -> None:
         """End all components, all at once."""
         self._session.close()
-        # The pid of one that has ended may be another's by now.
-        alive = [component for component in self.components.values() if component.process.poll() is None]
         with ThreadPoolExecutor() as pool:
-            list(pool.map(Component.stop, alive))
+            list(pool.map(Component.stop, self.components.values()))
 
     def said(self, lines: int = 25) -> Iterator[tuple[str, str]]:
         """Yield how the components' and the newest tasks' logs end."""
