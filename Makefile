@@ -33,8 +33,8 @@ test-with-%: .matrix/%/.ready
 test-faults: .venv/.ready  ## run the tests behind a network that breaks; their bounds want a quiet machine
 	.venv/bin/python -m pytest tests/faults
 
-# PostgreSQL, Redis, Chromium and ChromeDriver come from the system: .ci/debian-packages lists Debian's.
 test-system: .matrix/3.13-3.3.2/.ready-system .matrix/3.10-2.11.2/.ready  ## run the tests on real deployments
+	@.ci/debian
 	.matrix/3.13-3.3.2/bin/python -m pytest -p no:cacheprovider tests/system
 
 lint: .venv/.ready  ## check style, types and security

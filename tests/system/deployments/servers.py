@@ -141,11 +141,12 @@ def _not_root(*owned: Path) -> Sequence[str]:
         return ()
     for path in owned:
         shutil.chown(path, "postgres", "postgres")
-    return ("setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups")
+    # Nor where its user may not be, such as below /root.
+    return ("env", "--chdir=/", "setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups")
 
 
 def _run(command: Sequence[str]) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd="/")
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise DeploymentError(f"`{shlex.join(command)}` failed:\n{done.stdout}\n{done.stderr}")
     return done.stdout
