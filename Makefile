@@ -30,7 +30,7 @@ test-with-%: .matrix/%/.ready
 	@echo "Python $(subst -, with Airflow ,$*)"
 	@.matrix/$*/bin/python -m pytest --quiet -p no:cacheprovider
 
-test-faults: .venv/.ready  ## run the tests behind a network that breaks; their bounds want a quiet machine
+test-faults: .venv/.ready  ## run the tests behind a network that breaks
 	.venv/bin/python -m pytest tests/faults
 
 test-system: .matrix/3.13-3.3.2/.ready-system .matrix/3.10-2.11.2/.ready  ## run the tests on real deployments
