@@ -158,7 +158,9 @@ def _fire(payload: dict[str, Any]) -> TriggerEvent:
     return TriggerEvent(payload)  # type: ignore[no-untyped-call]
 
 
-def triggering_conferences(triggering_asset_events: Mapping[Any, Sequence[Any]]) -> list[dict[str, Any]]:
+def triggering_conferences(
+    triggering_asset_events: Mapping[Any, Sequence[Any]] | None,
+) -> list[dict[str, Any]]:
     """Return the payloads of the asset events that started a run, each event of DingTalk's once.
 
     .. code-block:: python
@@ -170,10 +172,10 @@ def triggering_conferences(triggering_asset_events: Mapping[Any, Sequence[Any]])
     A run can have been started by several events, and by none of a meeting: see
     :class:`ConferenceEventTrigger`.
 
-    :param triggering_asset_events: Airflow's, from a task's context.
+    :param triggering_asset_events: Airflow's, from a task's context; None for none.
     """
     found: dict[tuple[Any, Any], dict[str, Any]] = {}
-    for events in triggering_asset_events.values():
+    for events in (triggering_asset_events or {}).values():
         for event in events:
             payload = (event.extra or {}).get("payload")
             if isinstance(payload, dict) and payload.get("conference_id"):

@@ -398,4 +398,4 @@ def test_a_task_gets_the_payloads_of_all_meetings_once_and_no_sweep() -> None:
         ],
     }
     assert triggers.triggering_conferences(events) == [one, other]
-    assert triggers.triggering_conferences({}) == []
+    assert triggers.triggering_conferences({}) == triggers.triggering_conferences(None) == []
