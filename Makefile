@@ -2,6 +2,8 @@
 
 PYTHON ?= python3
 COVERAGE ?= 95
+# A process for each core; empty for one that can be debugged.
+IN_PARALLEL ?= --numprocesses=auto
 
 # "3.10-2.11.2" and so on: a Python and an Airflow.
 MATRIX := $(shell awk '/^[0-9]/ { print $$1 "-" $$2 }' .ci/environments)
@@ -21,17 +23,17 @@ ui: .venv/.ready  ## leave an Airflow with the sandbox and the examples running,
 	@.venv/bin/python tests/tools/ui.py
 
 test: .venv/.ready  ## run the tests, with coverage
-	.venv/bin/python -m pytest --cov --cov-report=term-missing:skip-covered --cov-fail-under=$(COVERAGE)
+	.venv/bin/python -m pytest $(IN_PARALLEL) --cov --cov-report=term-missing:skip-covered --cov-fail-under=$(COVERAGE)
 
 test-matrix: .venv/bin/uv  ## run the tests with every supported Airflow
-	@$(MAKE) --no-print-directory --jobs=2 --output-sync=target --keep-going $(MATRIX:%=test-with-%)
+	@$(MAKE) --no-print-directory --keep-going $(MATRIX:%=test-with-%)
 
 test-with-%: .matrix/%/.ready
 	@echo "Python $(subst -, with Airflow ,$*)"
-	@.matrix/$*/bin/python -m pytest --quiet -p no:cacheprovider
+	@.matrix/$*/bin/python -m pytest $(IN_PARALLEL) --quiet -p no:cacheprovider
 
 test-faults: .venv/.ready  ## run the tests behind a network that breaks
-	.venv/bin/python -m pytest tests/faults
+	.venv/bin/python -m pytest $(IN_PARALLEL) --quiet tests/faults
 
 test-system: .matrix/3.13-3.3.2/.ready-system .matrix/3.10-2.11.2/.ready  ## run the tests on real deployments
 	@.ci/debian
