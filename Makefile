@@ -46,7 +46,7 @@ lint: .venv/.ready  ## check style, types and security
 	.venv/bin/bandit --quiet --recursive --configfile pyproject.toml airflow_provider_dingconf
 
 bench: .venv/.ready  ## measure what the provider costs
-	@.venv/bin/python tests/tools/bench.py
+	@for each in tests/tools/bench*.py; do .venv/bin/python $$each || exit; done
 
 wheel: .venv/bin/uv  ## build the wheel, into dist/
 	@rm -rf dist

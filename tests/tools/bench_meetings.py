@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.request import ProxyHandler, Request, build_opener
 
+from bench import log_as_a_task_does, row
 from demo import ask, environment, sandbox
 
 MEETINGS = 1000
@@ -143,9 +144,7 @@ def rows() -> Iterator[Row]:
         sandbox(Path(home, "sandbox.log"), "--quiet") as url,
     ):
         os.environ.update(environment(Path(home), url))
-        import logging
-
-        logging.disable(logging.WARNING)
+        log_as_a_task_does(Path(home, "task.log"))
         from airflow_provider_dingconf.hooks import DingTalkConferenceHook
 
         ids = make_meetings(url, MANY)
@@ -182,7 +181,5 @@ def rows() -> Iterator[Row]:
 
 
 if __name__ == "__main__":
-    from bench import row
-
     for each in rows():
         row(*each)
