@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_0_PLUS
 
 if TYPE_CHECKING:
     from airflow_provider_dingconf.sandbox import Sandbox
 
 EXAMPLES = Path(__file__).parent.parent / "example_dags"
+FOR_AIRFLOW_3 = set() if AIRFLOW_V_3_0_PLUS else {"example_lock_when_started"}
 
 
 @pytest.fixture
@@ -30,9 +32,9 @@ def dag_bag(airflow_db: None) -> Any:
 
 
 def test_every_example_parses_without_errors_and_warnings(dag_bag: Any) -> None:
-    assert dag_bag.import_errors == {}
+    assert {Path(file).stem for file in dag_bag.import_errors} == FOR_AIRFLOW_3
     assert dag_bag.captured_warnings == {}
-    assert set(dag_bag.dags) == {file.stem for file in EXAMPLES.glob("*.py")}
+    assert set(dag_bag.dags) == {file.stem for file in EXAMPLES.glob("*.py")} - FOR_AIRFLOW_3
 
 
 def run(dag_bag: Any, dag_id: str, **conf: Any) -> dict[str, str]:
