@@ -98,8 +98,8 @@ def _rows() -> Iterator[tuple[str, Row]]:
         yield name, Row(ConnectionLostError, fault)
     for name, fault in fault_proxy.SLOW.items():
         # What is dripped faster than the read timeout ends with the call's time.
-        seconds = 1.0 if name in fault_proxy.DRIPPED else 20.0
-        yield name, Row(CallTimeoutError, fault, read_timeout=0.3, max_seconds=seconds)
+        read, seconds = (20.0, 1.0) if name in fault_proxy.DRIPPED else (0.3, 20.0)
+        yield name, Row(CallTimeoutError, fault, read_timeout=read, max_seconds=seconds)
     for name, fault in fault_proxy.BIG.items():
         yield name, Row(AnswerError, fault)
     for name, fault in {
