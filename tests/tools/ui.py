@@ -41,8 +41,8 @@ def main() -> int:
                     f"\n  login     {USER}"
                     f"\n  password  {airflow.password}"
                     f"\n\nThe connection dingtalk_default leads to the DingTalk sandbox on {sandbox}."
-                    f"\nTo begin with, run {' or '.join(('example_sandbox_tour', 'example_locked_section'))}"
-                    " (with the conference id sandbox-open)."
+                    "\nTo begin with, run example_sandbox_tour, or example_lock_conference with the conference"
+                    " id sandbox-open."
                     "\nCtrl+C ends it all.",
                     flush=True,
                 )
