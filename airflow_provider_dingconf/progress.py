@@ -10,14 +10,15 @@ from __future__ import annotations
 import json
 import time
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from airflow_provider_dingconf.token_store import SharedFile, shared_file
+from airflow_provider_dingconf.token_store import shared_file
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
     from airflow_provider_dingconf.connection import Settings
+    from airflow_provider_dingconf.token_store import SharedFile
 
 SAVE_SECONDS = 2.0
 """Between two saves, while meetings are being settled."""
@@ -108,9 +109,8 @@ class _Files:
 
     def _file(self, key: str) -> SharedFile:
         name = sha256(f"{self._task} {key}".encode()).hexdigest()
-        file = shared_file(self._settings, f"{name}.progress")
-        assert file is not None  # noqa: S101 - see progress_of
-        return file
+        # There is one: without, progress_of has another store.
+        return cast("SharedFile", shared_file(self._settings, f"{name}.progress"))
 
 
 def progress_of(context: Context, settings: Settings) -> Progress:

@@ -98,14 +98,14 @@ class DingTalkError(Exception):
     def as_dict(self) -> dict[str, object]:
         """Return it as plain values: fit for an XCom or a trigger's event."""
         names = ("message", "code", "http_status", "request_id", "retry_after")
-        return {name: getattr(self, name) for name in names}
+        return {"type": type(self).__name__, **{name: getattr(self, name) for name in names}}
 
     @staticmethod
     def from_dict(told: Mapping[str, Any]) -> DingTalkError:
         """Return the error that :meth:`as_dict` told of."""
-        kind = error_class(told["code"], told["http_status"] or 400)
-        facts = {name: value for name, value in told.items() if name != "message"}
-        return kind(told["message"], **facts)
+        facts = {**told}
+        kind = _classes(DingTalkError)[facts.pop("type")]
+        return kind(facts.pop("message"), **facts)
 
     @property
     def summary(self) -> str:
@@ -123,6 +123,14 @@ class DingTalkError(Exception):
         """Say what happened, what it means, and what can help."""
         about = ERRORS.get(self.code or "", self)
         return " ".join(part for part in (f"{self.summary}.", about.meaning, about.remedy) if part)
+
+
+def _classes(kind: type[DingTalkError]) -> dict[str, type[DingTalkError]]:
+    """Return a class and all that are made from it, by name."""
+    found = {kind.__name__: kind}
+    for each in kind.__subclasses__():
+        found |= _classes(each)
+    return found
 
 
 class InvalidInputError(DingTalkError, ValueError):

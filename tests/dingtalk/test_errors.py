@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 
 import pytest
@@ -28,6 +29,14 @@ def test_an_error_survives_pickling_with_all_its_facts(kind: type[DingTalkError]
     copy = pickle.loads(pickle.dumps(error))  # noqa: S301 - our own
     assert type(copy) is kind
     assert (str(copy), vars(copy)) == (str(error), vars(error))
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+def test_an_error_survives_its_way_through_the_database(kind: type[DingTalkError]) -> None:
+    error = kind("said", code="x", http_status=500, request_id="R-1", retry_after=7.0)
+    copy = DingTalkError.from_dict(json.loads(json.dumps(error.as_dict())))
+    assert type(copy) is kind
+    assert str(copy) == str(error)
 
 
 def test_an_error_says_what_happened_what_it_means_and_what_can_help() -> None:
