@@ -312,7 +312,7 @@ class EventStream:
 
 
 def _jitter(least: float) -> float:
-    return random.uniform(least, 1.0)  # noqa: S311  # nosec B311 - no secret
+    return random.uniform(least, 1.0)  # noqa: S311 - no secret  # nosec B311
 
 
 _streams: dict[object, EventStream] = {}
