@@ -110,3 +110,27 @@ def test_the_tour_shows_each_outcome(dag_bag: Any, sandbox: Sandbox, conn: Any) 
     states = run(dag_bag, "example_sandbox_tour")
     others = {"lock_ended": "skipped", "lock_forbidden": "failed"}
     assert states == dict.fromkeys(dag_bag.dags["example_sandbox_tour"].task_ids, "success") | others
+
+
+def test_the_example_of_all_running_locks_and_unlocks_the_exams(
+    dag_bag: Any, sandbox: Sandbox, conn: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    exams = {sandbox.create_conference(f"Exam {number}") for number in (1, 2)}
+    sandbox.create_conference("Exam 3", status="ended")
+    sandbox.create_conference("Lunch")
+    assert run(dag_bag, "example_lock_all_running") == dict.fromkeys(("lock", "report", "unlock"), "success")
+    calls = [(call.name, call.conference_id) for call in sandbox.calls_of("lock", "unlock")]
+    assert [name for name, _ in calls] == ["lock", "lock", "unlock", "unlock"]
+    assert {meeting for _, meeting in calls[:2]} == {meeting for _, meeting in calls[2:]} == exams
+    said = "".join(capfd.readouterr())
+    assert all(f"{exam} is locked" in said for exam in exams)
+
+
+def test_the_example_that_waits_locks_the_meeting_of_the_room_code(
+    dag_bag: Any, sandbox: Sandbox, conn: Any
+) -> None:
+    meeting = sandbox.create_conference("Exam")
+    shown = sandbox.conference(meeting).room_code
+    states = run(dag_bag, "example_wait_and_lock", room_code=f"{shown[:3]} {shown[3:]}")
+    assert states == {"begun": "success", "lock": "success"}
+    assert sandbox.conference(meeting).locked

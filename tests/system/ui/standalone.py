@@ -100,18 +100,19 @@ class Standalone:
 
 
 @contextmanager
-def running_standalone(home: Path, dags: Path) -> Iterator[Standalone]:
+def running_standalone(home: Path, dags: Path, **settings: str) -> Iterator[Standalone]:
     """Run ``airflow standalone`` for a block.
 
     :param home: a directory to throw away.
     :param dags: the DAGs' directory.
+    :param settings: more environment variables.
     """
     port, password = free_port(), secrets.token_urlsafe(9)
     url = f"http://127.0.0.1:{port}"
     (home / "tmp").mkdir(parents=True)
     passwords = home / "passwords.json"
     passwords.write_text(json.dumps({USER: password}))
-    env = environment(
+    own = environment(
         home,
         **_PACE,
         TMPDIR=str(home / "tmp"),
@@ -129,9 +130,8 @@ def running_standalone(home: Path, dags: Path) -> Iterator[Standalone]:
         AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT=str(free_port()),
         AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT=str(free_port()),
     )
-    with running(
-        "standalone", [str(BIN / "airflow"), "standalone"], env, home / "component-logs"
-    ) as component:
+    command = [str(BIN / "airflow"), "standalone"]
+    with running("standalone", command, own | settings, home / "component-logs") as component:
         made = Standalone(url, password, component)
         made.wait_until_ready()
         yield made
