@@ -53,10 +53,10 @@ def rows() -> Iterator[Row]:
         _airflow(Path(home), sandbox) as airflow,
     ):
         ours, airflows, added = latencies(airflow, sandbox)
-        yield "event to run queued: this trigger / one that only fires", ours, airflows, "ms", None
-        yield "event to run queued: added / allowed", added, ADDED, "ms", 1.0
+        yield "event to queued run: this trigger / one that fires", ours, airflows, "ms", None
+        yield "event to queued run: added / allowed", added, ADDED, "ms", 1.0
         started = burst(airflow, sandbox)
-        yield f"burst of {BURST}, 2 disconnects: starts, missing, twice / sent", started, BURST, "events", 1.0
+        yield f"burst of {BURST:,}: starts, plus lost or twice / sent", started, BURST, "events", 1.0
 
 
 class _Airflow:
@@ -168,5 +168,7 @@ def _wait_for(condition: Callable[[], Any], *, give_up: bool = True) -> None:
 
 
 if __name__ == "__main__":
-    for what, one, other, unit, _ in rows():
-        print(f"{what:<64}{one:>9.4g}{other:>9.4g} {unit:<7}{one / other:>7.3f}", flush=True)
+    from bench import row
+
+    for each in rows():
+        row(*each)
