@@ -283,8 +283,8 @@ class _ConferenceOperator(BaseOperator):
         if not results:
             return []
         ti = context.get("ti")
-        may_retry = ti is not None and ti.try_number <= (ti.max_tries or 0)
-        error = outcome_of_all(results, self.on_error, may_retry=may_retry)
+        tries_left = ti is not None and ti.try_number <= (ti.max_tries or 0)
+        error = outcome_of_all(results, self.on_error, may_retry=tries_left or self.deferrable)
         self.log.log(logging.WARNING if error else logging.INFO, "%s", table(results, self.on_error))
         told = [one.as_dict() for one in results]
         if error is None:
@@ -294,7 +294,7 @@ class _ConferenceOperator(BaseOperator):
         self._push_links(context, hook, error)
         error.attempts = attempts + max((one.attempts for one in new), default=0)
         self._defer_the_wait(error, done=[one.as_dict() for one in results if is_settled(one)])
-        if not (error.outcome is Outcome.RETRY and may_retry):
+        if not (error.outcome is Outcome.RETRY and tries_left):
             progress.clear()
         if ti is not None:
             ti.xcom_push(key="return_value", value=told)

@@ -128,7 +128,7 @@ def outcome_of_all(
     good: the retry leaves the latter alone, and the task then fails.
 
     :param on_error: the overrides, as :func:`check_on_error` returns them.
-    :param may_retry: whether Airflow will retry the task.
+    :param may_retry: whether those for which that can help will be tried again.
     """
     results = list(results)
     errors = {one.conference_id: one.error for one in results if one.error}

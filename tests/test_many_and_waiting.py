@@ -330,19 +330,32 @@ def test_the_files_of_progress_are_gone_after_the_task(ran: Ran) -> None:
 # Deferral
 
 
-def test_the_wait_of_those_that_are_throttled_is_left_to_the_triggerer(sandbox: Sandbox, conn: Any) -> None:
-    from airflow.providers.common.compat.sdk import TaskDeferred
+@pytest.mark.parametrize("fine", [True, False])
+def test_the_wait_of_those_that_are_throttled_is_left_to_the_triggerer(
+    sandbox: Sandbox, conn: Any, fine: bool
+) -> None:
+    from airflow.providers.common.compat.sdk import AirflowFailException, TaskDeferred
 
     fast, slow = sandbox.create_conference(), sandbox.create_conference()
     throttled = Fault(call="lock", path=slow, code="systemBusy", headers={"Retry-After": "30"}, times=1)
     sandbox.fail(throttled)
-    operator = LockConferenceOperator(task_id="x", conference_id=[fast, slow], deferrable=True)
+    operator = LockConferenceOperator(
+        task_id="x",
+        conference_id=[fast, slow, "sandbox-noPermission"],
+        on_error={"noPermission": "succeed"} if fine else None,
+        deferrable=True,
+    )
     with pytest.raises(TaskDeferred) as raised:
         operator.execute({})
     wish = raised.value
-    assert [one["conference_id"] for one in wish.kwargs["done"]] == [fast]
+    assert [one["conference_id"] for one in wish.kwargs["done"]] == [fast, "sandbox-noPermission"]
     assert sandbox.client_secret not in repr(wish.trigger.serialize())
-    results = getattr(operator, wish.method_name)({}, **wish.kwargs)
-    assert {one["conference_id"]: one["success"] for one in results} == {fast: True, slow: True}
+    if fine:
+        results = getattr(operator, wish.method_name)({}, **wish.kwargs)
+        assert [one["conference_id"] for one in results if one["success"]] == [fast, slow]
+    else:  # one that fails for good does not keep the others from being locked
+        with pytest.raises(AirflowFailException, match="lock failed for 1 of 3 meetings"):
+            getattr(operator, wish.method_name)({}, **wish.kwargs)
+        assert sandbox.conference(slow).locked
     locks = [call.conference_id for call in sandbox.calls_of("lock")]
     assert (locks.count(fast), locks.count(slow)) == (1, 2)
