@@ -7,6 +7,7 @@ import atexit
 import datetime
 import inspect
 import ipaddress
+import logging
 import os
 import re
 import shutil
@@ -58,6 +59,19 @@ def clean(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     _forget_tokens()
     yield
     _forget_tokens()
+    _let_tasks_log()
+
+
+def _let_tasks_log() -> None:
+    """Undo what a run, and a migration, of Airflow 2 leaves behind: logs that go where standard output was."""
+    from airflow.providers.common.compat.sdk import AIRFLOW_V_3_0_PLUS
+
+    loggers = [logging.getLogger(), logging.getLogger("airflow.task")]
+    stale = any(type(handler) is logging.StreamHandler for each in loggers for handler in each.handlers)
+    if stale and not AIRFLOW_V_3_0_PLUS:
+        from airflow.logging_config import configure_logging
+
+        configure_logging()
 
 
 def _forget_tokens() -> None:
