@@ -37,7 +37,7 @@ test-faults: .venv/.ready  ## run the tests behind a network that breaks
 
 test-system: .matrix/3.13-3.3.2/.ready-system .matrix/3.10-2.11.2/.ready  ## run the tests on real deployments
 	@.ci/debian
-	.matrix/3.13-3.3.2/bin/python -m pytest -p no:cacheprovider tests/system
+	.matrix/3.13-3.3.2/bin/python -m pytest $(ONLY) tests/system
 
 lint: .venv/.ready  ## check style, types and security
 	.venv/bin/ruff check
