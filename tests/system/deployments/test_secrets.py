@@ -94,12 +94,15 @@ def left(deployment: Deployment, dingtalk: Sandbox) -> dict[str, bytes]:
             deployment.run("example_outcomes", conference_id=meetings[2]),
             deployment.run("example_taskflow", conference_id=meetings[3]),
             deployment.run("example_sandbox_tour"),
-            deployment.run("example_lock_all_running", title="Exam *"),
+            deployment.run("example_lock_all_running", title_pattern="^Exam "),
+            deployment.run("example_lock_when_started"),
             deployment.run("example_wait_and_lock", room_code=dingtalk.conference(meetings[4]).room_code),
         ]
-        waiting = runs[0].wait_for(
-            lambda: deployment.postgres.rows("SELECT kwargs FROM trigger"), "task in the triggerer"
+        runs[0].wait_for(
+            lambda: deployment.postgres.rows("SELECT 1 FROM trigger WHERE classpath LIKE %s", "%temporal%"),
+            "task in the triggerer",
         )
+        waiting = deployment.postgres.rows("SELECT kwargs FROM trigger")
         ends = {run.dag_id: run.end() for run in runs}
     assert {run.dag_id for run in runs} == {"every_connection"} | {
         file.stem for file in EXAMPLES.glob("*.py")
