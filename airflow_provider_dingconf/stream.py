@@ -34,7 +34,7 @@ from airflow_provider_dingconf.dingtalk.events import (
 )
 from airflow_provider_dingconf.hooks import DingTalkConferenceHook
 from airflow_provider_dingconf.token_store import seen_events_of, suite_ticket_of
-from airflow_provider_dingconf.transport import websocket
+from airflow_provider_dingconf.transport import websocket, within
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -124,7 +124,7 @@ class Subscription:
         :raises Exception: it ended for a fault of this package's.
         """
         try:
-            found = await asyncio.wait_for(self._arrived.get(), seconds)
+            found = await within(self._arrived.get(), seconds)
         except asyncio.TimeoutError:
             return None
         if isinstance(found, Exception):

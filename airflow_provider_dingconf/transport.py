@@ -17,7 +17,7 @@ import time
 from contextlib import asynccontextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import aiohttp
 import requests
@@ -41,12 +41,14 @@ from airflow_provider_dingconf.dingtalk.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Mapping
+    from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping
 
     from typing_extensions import Self
 
     from airflow_provider_dingconf.connection import Settings
     from airflow_provider_dingconf.dingtalk.events import Address
+
+T = TypeVar("T")
 
 _CHUNK = 64 * 1024
 _CLOSE_SECONDS = 0.5
@@ -163,6 +165,22 @@ class AsyncTransport:
             raise _transport_error(settings, error, request) from None
 
 
+async def within(awaitable: Awaitable[T], seconds: float | None) -> T:
+    """Return what comes in time; ``asyncio.wait_for`` can lose a cancellation before Python 3.12.
+
+    :param seconds: how long to wait; None for ever.
+    :raises asyncio.TimeoutError: nothing came.
+    """
+    task = asyncio.ensure_future(awaitable)
+    try:
+        done, _ = await asyncio.wait({task}, timeout=seconds)
+        if not done:
+            raise asyncio.TimeoutError
+        return task.result()
+    finally:
+        task.cancel()
+
+
 @asynccontextmanager
 async def websocket(
     settings: Settings, address: Address, ping_seconds: float
@@ -194,7 +212,7 @@ async def websocket(
         raise _transport_error(settings, error, where=where) from None
     async with session:
         try:
-            socket = await asyncio.wait_for(
+            socket = await within(
                 session.ws_connect(
                     address.url,
                     heartbeat=ping_seconds,
