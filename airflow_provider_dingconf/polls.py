@@ -23,6 +23,7 @@ from airflow_provider_dingconf.dingtalk.conferences import (
     started_of,
 )
 from airflow_provider_dingconf.dingtalk.errors import DingTalkError, ParameterError, TransientError
+from airflow_provider_dingconf.dingtalk.limits import CONCURRENCY
 from airflow_provider_dingconf.hooks import DingTalkConferenceHook
 
 if TYPE_CHECKING:
@@ -33,8 +34,6 @@ FIRST_ASK = 10
 
 LAST_ASK = 320
 """Rounds after which it is asked for at the latest."""
-
-CONCURRENCY = 20
 
 log = logging.getLogger(__name__)
 

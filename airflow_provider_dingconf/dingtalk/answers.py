@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
+from airflow_provider_dingconf.dingtalk.calls import text_of
 from airflow_provider_dingconf.dingtalk.errors import (
     ERRORS,
     AccessTokenError,
@@ -89,7 +90,7 @@ class _Reading:
         if _is_ban(content):
             seconds = _minutes(content.get("wait"))
             raise self._own("addressBanned", "this public address is banned", content, seconds)
-        code = _text(content, "code", "Code", "errcode")
+        code = text_of(content, "code", "Code", "errcode")
         if status >= 300 or (code not in _FINE and ("errcode" in content or code in ERRORS)):
             raise self._error(content, code)
         if self.call.confirms and content.get(self.call.confirms) is not True:
@@ -124,7 +125,7 @@ class _Reading:
         retry_after = parse_retry_after(self.answer.headers.get("retry-after"), self.now)
         if retry_after is None and row is not None:
             retry_after = row.wait
-        said = _text(content, "message", "Message", "errmsg") or (row.meaning if row else kind.meaning)
+        said = text_of(content, "message", "Message", "errmsg") or (row.meaning if row else kind.meaning)
         return self._made(kind, said, code, content, retry_after)
 
     def _own(
@@ -153,7 +154,7 @@ class _Reading:
         )
 
     def _request_id(self, content: Mapping[str, Any]) -> str | None:
-        found = _text(content, "requestid", "requestId", "RequestId", "request_id", "uuid")
+        found = text_of(content, "requestid", "requestId", "RequestId", "request_id", "uuid")
         found = found or self.answer.headers.get("x-acs-request-id")
         return self._clean(found) if found else None
 
@@ -192,17 +193,6 @@ def _minutes(wait: object) -> float | None:
     """Return the seconds in a number of minutes; None where it is no number to wait."""
     if isinstance(wait, (int, float)) and not isinstance(wait, bool) and 0 < wait <= _MOST_MINUTES:
         return float(wait) * 60
-    return None
-
-
-def _text(content: Mapping[str, Any], *names: str) -> str | None:
-    """Return the first of the named fields that holds a text or a whole number."""
-    for name in names:
-        value = content.get(name)
-        if isinstance(value, str) and value:
-            return value
-        if isinstance(value, int) and not isinstance(value, bool):
-            return str(value)
     return None
 
 

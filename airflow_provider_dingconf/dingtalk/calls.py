@@ -118,6 +118,21 @@ def _query(params: Mapping[str, Any]) -> dict[str, str]:
     return texts
 
 
+def text_of(content: Mapping[str, Any], *names: str) -> str | None:
+    """Return the first of the named fields of a JSON object that holds a text or a whole number.
+
+    :param content: what DingTalk sent.
+    :param names: the names it may have, in order of preference.
+    """
+    for name in names:
+        value = content.get(name)
+        if isinstance(value, str) and value:
+            return value
+        if isinstance(value, int) and not isinstance(value, bool):
+            return str(value)
+    return None
+
+
 def lock_call(conference_id: str, action: str) -> Call:
     """Return the call that locks or unlocks a meeting.
 

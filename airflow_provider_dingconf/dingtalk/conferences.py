@@ -12,7 +12,7 @@ from datetime import datetime, timedelta, timezone
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_dingconf.dingtalk.calls import Call, check_conference_id, check_segment
+from airflow_provider_dingconf.dingtalk.calls import Call, check_conference_id, check_segment, text_of
 from airflow_provider_dingconf.dingtalk.errors import (
     AnswerError,
     ConferenceClosedError,
@@ -29,9 +29,6 @@ BATCH = 100
 
 PAGE = 20
 """Meetings on one page of a list; DingTalk documents no limit."""
-
-NAMES = ("conference_id", "room_code", "schedule_conference_id")
-"""The parameters by which a meeting is named; of these exactly one is given."""
 
 _CONFERENCES = "/v1.0/conference/videoConferences"
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
@@ -92,16 +89,16 @@ class Conference:
             raise _unreadable("a meeting of no known status")
         return cls(
             conference_id=told["conferenceId"],
-            title=_text(told, "title") or "",
+            title=text_of(told, "title") or "",
             status=_STATUS[status],
-            room_code=_text(told, "roomCode"),
+            room_code=text_of(told, "roomCode"),
             start_time=_moment(told, "startTime"),
             end_time=_moment(told, "endTime"),
-            creator_id=_text(told, "creatorId"),
-            creator_nick=_text(told, "creatorNick"),
-            join_url=_text(told, "externalLinkUrl"),
-            schedule_conference_id=_text(told, "scheduleConferenceId"),
-            biz_type=_text(told, "bizType"),
+            creator_id=text_of(told, "creatorId"),
+            creator_nick=text_of(told, "creatorNick"),
+            join_url=text_of(told, "externalLinkUrl"),
+            schedule_conference_id=text_of(told, "scheduleConferenceId"),
+            biz_type=text_of(told, "bizType"),
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -151,7 +148,7 @@ class ConferenceFilter:
 
 @dataclass(frozen=True)
 class Reference:
-    """A meeting by the name it was given: exactly one of :data:`NAMES`, and its value."""
+    """A meeting by the name it was given: which parameter named it, and its value."""
 
     name: str
     value: str
@@ -313,7 +310,7 @@ class Page:
         """
         key = next((key for key in ("onGoingConfList", "conferenceList") if key in content), "conferenceList")
         conferences = tuple(map(Conference.read, _listed(content, key)))
-        token = _text(content, "nextToken") if content.get("hasMore") is True else None
+        token = text_of(content, "nextToken") if content.get("hasMore") is True else None
         if token is not None and token == before:
             raise _unreadable("a page that follows itself")
         return cls(conferences, token)
@@ -386,13 +383,6 @@ def _listed(content: Mapping[str, Any], key: str) -> list[object]:
     if not isinstance(listed, list):
         raise _unreadable(f"{key} that is no list")
     return listed
-
-
-def _text(told: Mapping[str, Any], key: str) -> str | None:
-    value = told.get(key)
-    return (
-        str(value) if isinstance(value, (str, int)) and not isinstance(value, bool) and value != "" else None
-    )
 
 
 def _moment(told: Mapping[str, Any], key: str) -> datetime | None:

@@ -16,7 +16,7 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
-from airflow_provider_dingconf.dingtalk.calls import USER_AGENT, Call, check_conference_id
+from airflow_provider_dingconf.dingtalk.calls import USER_AGENT, Call, check_conference_id, text_of
 from airflow_provider_dingconf.dingtalk.errors import AnswerError, InvalidInputError
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ def read_frame(text: str) -> Frame:
     """
     content = _object(text)
     headers = content.get("headers")
-    if not isinstance(headers, dict) or not _text(headers, "messageId"):
+    if not isinstance(headers, dict) or not text_of(headers, "messageId"):
         raise FrameError("the message has no headers.messageId")
     raw = content.get("data")
     raw = raw if isinstance(raw, str) else json.dumps(raw)
@@ -158,14 +158,14 @@ def read_frame(text: str) -> Frame:
     except FrameError:
         data = {}
     return Frame(
-        kind=_text(content, "type") or "",
-        topic=_text(headers, "topic") or "",
-        message_id=str(_text(headers, "messageId")),
+        kind=text_of(content, "type") or "",
+        topic=text_of(headers, "topic") or "",
+        message_id=str(text_of(headers, "messageId")),
         data=data,
         raw_data=raw,
-        event_type=_text(headers, "eventType"),
-        event_id=_text(headers, "eventId"),
-        corp_id=_text(headers, "eventCorpId"),
+        event_type=text_of(headers, "eventType"),
+        event_id=text_of(headers, "eventId"),
+        corp_id=text_of(headers, "eventCorpId"),
         born_at=_moment(headers.get("eventBornTime")),
     )
 
@@ -192,7 +192,7 @@ def suite_ticket(frame: Frame) -> str | None:
     """Return the suite ticket that an event brings; None where it brings none."""
     if not frame.is_event or frame.event_type != SUITE_TICKET:
         return None
-    ticket = _text(frame.data, "suiteTicket", "SuiteTicket")
+    ticket = text_of(frame.data, "suiteTicket", "SuiteTicket")
     return ticket if ticket and re.fullmatch(r"[\x21-\x7e]+", ticket) else None
 
 
@@ -254,7 +254,7 @@ def conference_events(frame: Frame) -> list[ConferenceEvent]:
 def _events(frame: Frame, models: Iterable[Any]) -> list[ConferenceEvent]:
     meetings: dict[str, list[dict[str, Any]]] = {}
     for model in models:
-        conference_id = _text(model, "conferenceId") if isinstance(model, dict) else None
+        conference_id = text_of(model, "conferenceId") if isinstance(model, dict) else None
         try:
             meetings.setdefault(check_conference_id(conference_id), []).append(model)
         except InvalidInputError:
@@ -268,29 +268,29 @@ def _event(frame: Frame, conference_id: str, models: list[dict[str, Any]]) -> Co
     return ConferenceEvent(
         event_id=str(frame.event_id),
         event_type=str(frame.event_type),
-        scene=_text(frame.data, "changeScene") or "",
+        scene=text_of(frame.data, "changeScene") or "",
         conference_id=conference_id,
         corp_id=frame.corp_id,
         sequence=_number(frame.data.get("statusSeqNum")),
         happened_at=frame.born_at,
-        title=_text(model, "title"),
+        title=text_of(model, "title"),
         status=_STATUS.get(_number(model.get("status"))),
         start_time=_moment(model.get("startTime")),
         end_time=_moment(model.get("endTime")),
-        creator_id=_text(model, "creatorId"),
-        creator_nick=_text(model, "creatorNick"),
-        room_code=_text(model, "roomCode"),
-        link=_text(model, "externalLinkUrl"),
-        schedule_conference_id=_text(model, "scheduleConferenceId"),
-        biz_type=_text(model, "bizType"),
+        creator_id=text_of(model, "creatorId"),
+        creator_nick=text_of(model, "creatorNick"),
+        room_code=text_of(model, "roomCode"),
+        link=text_of(model, "externalLinkUrl"),
+        schedule_conference_id=text_of(model, "scheduleConferenceId"),
+        biz_type=text_of(model, "bizType"),
         members=tuple(map(_member, models)) if about_members else (),
     )
 
 
 def _member(model: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        "user_id": _text(model, "userId"),
-        "nick": _text(model, "userNick"),
+        "user_id": text_of(model, "userId"),
+        "nick": text_of(model, "userNick"),
         "host": model.get("host") is True,
         "co_host": model.get("coHost") is True,
         "attend_status": _number(model.get("attendStatus")),
@@ -348,17 +348,6 @@ def _object(text: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise FrameError("the message is not a JSON object")
     return value
-
-
-def _text(content: Mapping[str, Any], *names: str) -> str | None:
-    """Return the first of the named fields that holds a text or a whole number."""
-    for name in names:
-        value = content.get(name)
-        if isinstance(value, bool):
-            continue
-        if isinstance(value, (str, int)) and str(value):
-            return str(value)
-    return None
 
 
 def _number(value: object) -> int | None:
