@@ -34,16 +34,17 @@ class ConferenceSensor(BaseSensorOperator):
         started = ConferenceSensor(task_id="started", room_code="123 456 789", deferrable=True)
         LockConferenceOperator(task_id="lock", conference_id=started.output)
 
-    Each poke is a call, and counts against DingTalk's monthly quota: a task that waits an hour at the default
-    interval makes 60. With ``deferrable``, the waiting tasks of one connection and interval share theirs: a
-    hundred meetings are one call. A poke that meets a fault that passes is made again an interval later; any
-    other error becomes a task state as in the operators. A start that is waited for in vain, since the
-    meeting has ended already, is ``confClosed``.
+    Each poke is a call, or up to five where DingTalk has a fault, and counts against DingTalk's monthly
+    quota: a task that waits an hour at the default interval makes 60. With ``deferrable``, the waiting tasks
+    of one connection and interval share theirs: a hundred meetings are one call. A poke that meets a fault
+    that passes is made again an interval later; any other error becomes a task state as in the operators. A
+    start that is waited for in vain, since the meeting has ended already, is ``confClosed``.
 
     The XCom is the meeting, a dict: ``conference_id``, ``title``, ``status``, ``room_code``, ``start_time``
     and ``end_time`` in ISO 8601, ``creator_id``, ``creator_nick``, ``join_url``, ``schedule_conference_id``,
-    ``biz_type``. Source: `Query a meeting
-    <https://help.dingtalk.io/open/development/api-queryconferenceinfo>`__ and the pages beside it.
+    ``biz_type``. Where the shared polls found it, all but the first three and ``start_time`` are None.
+    Source: `Query a meeting <https://help.dingtalk.io/open/development/api-queryconferenceinfo>`__ and the
+    pages beside it.
 
     :param conference_id: the meeting's conferenceId. (templated)
     :param room_code: the meeting's room code, in place of the conferenceId: until one of its meetings runs.

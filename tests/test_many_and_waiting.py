@@ -50,6 +50,8 @@ with DAG(
 
     well = LockConferenceOperator(task_id="well", conference_id=["well-1", "well-2"])
     UnlockConferenceOperator(task_id="unlock_well", conference_id=well.output)
+    part = LockConferenceOperator(task_id="part", conference_id=["part-1", "sandbox-ended"])
+    UnlockConferenceOperator(task_id="unlock_part", conference_id=part.output, trigger_rule="all_done")
     LockConferenceOperator(task_id="of_a_task", conference_id=rooms())
     LockConferenceOperator(task_id="running", running=True, title_pattern="^Exam ")
     LockConferenceOperator(task_id="running_none", running=True, title_pattern="^Nothing")
@@ -93,6 +95,7 @@ with DAG(
 MEETINGS = [
     "well-1", "well-2", "from-task-1", "from-task-2", "fail-1", "fail-2", "ended-1", "ended-2", "retried-1",
     "retried-2", "again-1", "again-2", "flaky-2", "faulty",
+    "part-1",
 ]  # fmt: skip
 
 
@@ -189,6 +192,13 @@ def test_a_list_is_locked_by_one_task_with_a_result_for_each(ran: Ran) -> None:
 def test_the_xcom_of_a_lock_says_what_to_unlock(ran: Ran, dingtalk: Sandbox) -> None:
     assert [one["conference_id"] for one in result(ran, "unlock_well")] == ["well-1", "well-2"]
     assert not dingtalk.conference("well-1").locked
+
+
+def test_an_unlock_of_all_done_unlocks_what_a_lock_of_part_has_locked(ran: Ran, dingtalk: Sandbox) -> None:
+    assert (ran.state("part"), ran.state("unlock_part")) == ("skipped", "success")
+    assert locks_of(ran, "part-1") == 1
+    assert [one["conference_id"] for one in result(ran, "unlock_part")] == ["part-1"]
+    assert not dingtalk.conference("part-1").locked
 
 
 def test_the_list_can_be_that_of_a_task(ran: Ran, dingtalk: Sandbox) -> None:
