@@ -9,11 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_dingconf.dingtalk.calls import check_conference_id
-from airflow_provider_dingconf.dingtalk.errors import (
-    DingTalkError,
-    InvalidConferenceIdError,
-    concerns_every_meeting,
-)
+from airflow_provider_dingconf.dingtalk.errors import DingTalkError, InvalidConferenceIdError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -64,7 +60,7 @@ class ConferenceResult:
 
 
 class Pace:
-    """Spreads calls out evenly.
+    """Spreads calls out evenly, and makes none while DingTalk wants none.
 
     :param per_second: at most so many calls.
     """
@@ -72,6 +68,7 @@ class Pace:
     def __init__(self, per_second: float) -> None:
         self._gap = 1 / per_second
         self._next = 0.0
+        self._held_until = 0.0
 
     def count(self) -> float:
         """Count a call, and return the seconds to wait before it is made."""
@@ -83,6 +80,13 @@ class Pace:
     async def turn(self) -> None:
         """Wait for the next call's turn."""
         await asyncio.sleep(self.count())
+        while (wait := self._held_until - time.monotonic()) > 0:
+            await asyncio.sleep(wait)
+            await asyncio.sleep(self.count())
+
+    def hold(self, seconds: float) -> None:
+        """Begin no call for some seconds: DingTalk takes none from anybody."""
+        self._held_until = max(self._held_until, time.monotonic() + seconds)
 
 
 def check_conference_ids(conference_ids: object) -> list[str]:
@@ -108,15 +112,16 @@ async def each_of(
     conference_ids: Iterable[str],
     action: str,
     act: Callable[[str], Awaitable[ConferenceResult]],
+    *,
     concurrency: int,
+    is_of_all: Callable[[ConferenceResult], bool],
     on_result: Callable[[ConferenceResult], object],
 ) -> list[ConferenceResult]:
     """Do something with each meeting, some at a time, and return what came of each, in their order.
 
-    Once an error is not about its meeting but about every one, such as an address ban, the rest get the same
-    error and are not tried.
-
     :param act: tries one meeting.
+    :param is_of_all: whether an error is not about its meeting but about every one, such as an address ban:
+        the rest then get the same error and are not tried.
     :param on_result: is told of each result as it comes.
     """
     ids = list(conference_ids)
@@ -131,20 +136,36 @@ async def each_of(
                 result = ConferenceResult(conference_id, action, 0, error=shared[0])
             else:
                 result = await act(conference_id)
-                if result.error and concerns_every_meeting(result.error):
+                if result.error and is_of_all(result):
                     shared.append(result.error)
             results[number] = result
             progress.count(result)
             on_result(result)
 
     workers = [asyncio.ensure_future(work()) for _ in range(min(concurrency, len(ids)))]
-    try:
-        await asyncio.gather(*workers)
-    finally:
+    if workers:
+        try:
+            await asyncio.wait(workers, return_when=asyncio.FIRST_EXCEPTION)
+        finally:  # once: a worker that was in the middle of a lock is busy undoing it
+            for worker in workers:
+                worker.cancel()
+            await to_the_end(asyncio.gather(*workers, return_exceptions=True))
         for worker in workers:
-            worker.cancel()
-        await asyncio.gather(*workers, return_exceptions=True)
+            if not worker.cancelled():
+                worker.result()
     return [result for result in results if result]
+
+
+async def to_the_end(work: Awaitable[Any]) -> None:
+    """Await something whose end is near, even where the task that awaits it is cancelled meanwhile."""
+    future, cancelled = asyncio.ensure_future(work), False
+    while not future.done():
+        try:
+            await asyncio.shield(future)
+        except asyncio.CancelledError:  # noqa: PERF203
+            cancelled = True
+    if cancelled:
+        raise asyncio.CancelledError
 
 
 class _Progress:

@@ -26,6 +26,7 @@ from airflow_provider_dingconf.bulk import (
     Pace,
     check_conference_ids,
     each_of,
+    to_the_end,
 )
 from airflow_provider_dingconf.compat import mask_secret
 from airflow_provider_dingconf.connection import Settings, read_connection
@@ -50,6 +51,8 @@ from airflow_provider_dingconf.dingtalk.errors import (
     CallTimeoutError,
     ConferenceClosedError,
     DingTalkError,
+    ThrottledError,
+    concerns_every_meeting,
 )
 from airflow_provider_dingconf.dingtalk.events import address_from, open_call
 from airflow_provider_dingconf.dingtalk.exchange import Attempts, TokenWanted, exchange, purchase
@@ -63,7 +66,7 @@ from airflow_provider_dingconf.dingtalk.limits import (
 )
 from airflow_provider_dingconf.dingtalk.retries import policy
 from airflow_provider_dingconf.get_provider_info import CONNECTION_TYPE
-from airflow_provider_dingconf.termination import termination
+from airflow_provider_dingconf.termination import run_in_thread, termination
 from airflow_provider_dingconf.token_store import LOCK_SECONDS, Shelf, ban_of, shelf_of, suite_ticket_of
 from airflow_provider_dingconf.transport import AsyncTransport, Transport
 
@@ -79,6 +82,7 @@ if TYPE_CHECKING:
         Sequence,
     )
 
+    from tenacity import RetryCallState
     from typing_extensions import Self, Unpack
 
     from airflow_provider_dingconf.dingtalk.answers import Good
@@ -99,7 +103,8 @@ _LOCK_POLL_SECONDS = 0.1
 class LockResult(TypedDict):
     """What came of locking or unlocking a meeting; a plain dict, fit for an XCom."""
 
-    conference_id: str
+    conference_id: str | None
+    """None where no meeting was found."""
     action: str
     """``lock`` or ``unlock``."""
     success: bool
@@ -288,7 +293,8 @@ class DingTalkConferenceHook(BaseHook):
     ) -> list[ConferenceResult]:
         """Lock many meetings, some at a time; every one is tried, whatever comes of the others.
 
-        Once DingTalk refuses the app or the address as such, the rest are not tried, and have the same error.
+        Once DingTalk refuses the app or the address as such, or asks for a wait that does not fit into the
+        hook's limits, the rest are not tried, and have the same error. A shorter wait holds up all of them.
 
         :param conference_ids: the meetings' conferenceIds; one that is given twice is locked once.
         :param concurrency: at most so many at a time.
@@ -330,10 +336,28 @@ class DingTalkConferenceHook(BaseHook):
     ) -> list[ConferenceResult]:
         """Lock or unlock many meetings, as ``action`` says; see :meth:`lock_conferences`.
 
-        Not within a running event loop, which has :meth:`aact_all`.
+        Where the caller is interrupted, a lock that was being made is undone first. Within a running event
+        loop, which this would hold up, there is :meth:`aact_all`.
         """
-        _ = self.settings  # read it here, where waiting for it holds up nobody
-        return asyncio.run(self.aact_all(action, conference_ids, **how))
+        _ = self.settings  # read it here: Airflow answers in the main thread
+        return run_in_thread(self.aact_all(action, conference_ids, **how))
+
+    def undo_locks(
+        self, conference_ids: Iterable[str], *, quickly: bool = False, **how: Unpack[Bulk]
+    ) -> list[ConferenceResult]:
+        """Unlock meetings that were locked in vain, as far as possible; SIGTERM waits until it is done.
+
+        :param conference_ids: the meetings' conferenceIds.
+        :param quickly: whether the process is about to be killed: each call then has some seconds only.
+        :param how: parameters of :meth:`lock_conferences`.
+        :returns: what came of each meeting; no error is raised.
+        """
+        ids = check_conference_ids(conference_ids)
+        another = self._another() if quickly else self._another(self.max_attempts, self.max_seconds)
+        try:
+            return run_in_thread(another.aact_all("unlock", ids, **how), to_the_end=True)
+        except DingTalkError as error:  # there is no access token to be had
+            return [ConferenceResult(one, "unlock", 0, error.request_id, error) for one in ids]
 
     async def aact_all(
         self,
@@ -359,11 +383,18 @@ class DingTalkConferenceHook(BaseHook):
                 return ConferenceResult(conference_id, action, attempts.made, error.request_id, error)
             return ConferenceResult(conference_id, action, attempts.made, done["request_id"])
 
+        def is_of_all(result: ConferenceResult) -> bool:
+            error = cast("DingTalkError", result.error)
+            too_long = isinstance(error, ThrottledError) and result.attempts < self.max_attempts
+            return too_long or concerns_every_meeting(error)
+
         async with AsyncExitStack() as stack:
             if self._async_transport is None:
                 await stack.enter_async_context(self)
             await self._awarm()
-            return await each_of(ids, action, one, concurrency, on_result)
+            return await each_of(
+                ids, action, one, concurrency=concurrency, is_of_all=is_of_all, on_result=on_result
+            )
 
     def get_conference(self, conference_id: str | None = None, **named: Unpack[Named]) -> Conference:
         """Return a meeting, as DingTalk tells of it; parameters and errors as :meth:`lock_conference`.
@@ -478,12 +509,11 @@ class DingTalkConferenceHook(BaseHook):
             unlocked.
         """
         found = self._conference_id(conference_id, **named)
-        attempts = Attempts()
         with termination() as hold_termination:
             try:
-                result = self._act("lock", found, attempts)
-            except DingTalkError:
-                if attempts.in_doubt:  # the lock may have been made, and its answer lost
+                result = self._act("lock", found, Attempts())
+            except DingTalkError as error:
+                if error.in_doubt:  # the lock may have been made, and its answer lost
                     self._undo_lock(found)
                 raise
             try:
@@ -497,20 +527,22 @@ class DingTalkConferenceHook(BaseHook):
     async def alocked(
         self, conference_id: str | None = None, **named: Unpack[Named]
     ) -> AsyncIterator[LockResult]:
-        """Lock a meeting for a block of code; see :meth:`locked`. Cancelling the task unlocks, too."""
+        """Lock a meeting for a block of code; see :meth:`locked`. Cancelling the task unlocks, too.
+
+        The unlock itself is not cancelled, but waited for.
+        """
         found = await self._aconference_id(conference_id, **named)
-        attempts = Attempts()
         try:
-            result = await self._aact("lock", found, attempts)
-        except DingTalkError:
-            if attempts.in_doubt:
+            result = await self._aact("lock", found, Attempts())
+        except DingTalkError as error:
+            if error.in_doubt:
                 await self._aundo_lock(found)
             raise
         try:
             yield result
         finally:
             with suppress(ConferenceClosedError):
-                await self.aunlock_conference(found)
+                await to_the_end(self.aunlock_conference(found))
 
     def _undo_lock(self, conference_id: str) -> None:
         """Unlock, quickly and if possible: Airflow ends a task some seconds after it has asked it to end."""
@@ -523,13 +555,15 @@ class DingTalkConferenceHook(BaseHook):
                 another.close()
 
     async def _aundo_lock(self, conference_id: str) -> None:
-        """Unlock, quickly and if possible; :meth:`_undo_lock`, awaited."""
+        """Unlock, quickly and if possible; :meth:`_undo_lock`, awaited, however often it is cancelled."""
         with suppress(DingTalkError):
-            await self._another().aunlock_conference(conference_id)
+            await to_the_end(self._another().aunlock_conference(conference_id))
 
-    def _another(self) -> DingTalkConferenceHook:
+    def _another(self, max_attempts: int = 2, max_seconds: float = UNDO_SECONDS) -> DingTalkConferenceHook:
         """Return a hook of the same connection, since this one's call was interrupted in the middle."""
-        hook = DingTalkConferenceHook(self.dingtalk_conn_id, max_attempts=2, max_seconds=UNDO_SECONDS)
+        hook = DingTalkConferenceHook(
+            self.dingtalk_conn_id, max_attempts=max_attempts, max_seconds=max_seconds
+        )
         hook.__dict__["settings"] = self.settings
         return hook
 
@@ -676,6 +710,7 @@ class DingTalkConferenceHook(BaseHook):
         try:
             return Retrying(**self._policy(call))(attempt)
         except DingTalkError as error:
+            error.in_doubt = attempts.in_doubt
             raise error.with_traceback(None) from None  # a log that prints locals would print secrets
 
     async def _arun(self, call: Call, attempts: Attempts | None = None, pace: Pace | None = None) -> Good:
@@ -699,9 +734,14 @@ class DingTalkConferenceHook(BaseHook):
                     done.append(await _adrive(exchange(call, attempts, time.time, settings.secrets), perform))
                 return done[0]
 
+            def before_wait(state: RetryCallState) -> None:
+                if pace and state.outcome and isinstance(state.outcome.exception(), ThrottledError):
+                    pace.hold(state.upcoming_sleep)
+
             try:
-                return await AsyncRetrying(**self._policy(call))(attempt)
+                return await AsyncRetrying(**self._policy(call), before_sleep=before_wait)(attempt)
             except DingTalkError as error:
+                error.in_doubt = attempts.in_doubt
                 raise error.with_traceback(None) from None
 
     def _policy(self, call: Call) -> Policy:

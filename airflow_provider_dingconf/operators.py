@@ -10,15 +10,28 @@ import logging
 from collections import ChainMap
 from collections.abc import Iterable, Mapping
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, cast
 
-from airflow.providers.common.compat.sdk import BaseOperator, TaskGroup, conf
+from airflow.providers.common.compat.sdk import (
+    AirflowFailException,
+    AirflowSkipException,
+    BaseOperator,
+    TaskDeferred,
+    TaskGroup,
+    conf,
+)
 from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_0_PLUS
 
 from airflow_provider_dingconf.dingtalk.calls import LOCK_PAGE
 from airflow_provider_dingconf.dingtalk.conferences import given_name
-from airflow_provider_dingconf.dingtalk.errors import ConferencesError, DingTalkError, InvalidInputError
+from airflow_provider_dingconf.dingtalk.errors import (
+    ConferenceClosedError,
+    ConferencesError,
+    DingTalkError,
+    InvalidInputError,
+)
 from airflow_provider_dingconf.dingtalk.limits import (
     CALLS_PER_SECOND,
     CONCURRENCY,
@@ -58,6 +71,7 @@ if TYPE_CHECKING:
     from airflow_provider_dingconf.bulk import ConferenceResult
     from airflow_provider_dingconf.dingtalk.conferences import Conference
     from airflow_provider_dingconf.hooks import DingTalkConferenceHook, LockResult
+    from airflow_provider_dingconf.progress import Progress
 
 WORKER_WAIT = 5.0
 """Seconds: a deferrable task waits no longer than this in its worker slot."""
@@ -85,6 +99,7 @@ class _ConferenceOperator(BaseOperator):
     """What locking and unlocking have in common."""
 
     action: ClassVar[str]
+    unlock_on_failure = False
 
     template_fields: Sequence[str] = (
         "conference_id",
@@ -105,8 +120,8 @@ class _ConferenceOperator(BaseOperator):
         room_code: str | None = None,
         schedule_conference_id: str | None = None,
         running: bool = False,
-        title_pattern: str | None = None,
-        creator_id: str | None = None,
+        title_pattern: str = _NOT_GIVEN,
+        creator_id: str = _NOT_GIVEN,
         dingtalk_conn_id: str = "dingtalk_default",
         on_error: Mapping[str, Outcome | str] | None = None,
         max_attempts: int = MAX_ATTEMPTS,
@@ -131,17 +146,19 @@ class _ConferenceOperator(BaseOperator):
             conference_id = None
             if not any(value is not None for value in named.values()):
                 raise InvalidInputError(f"conference_id: it is missing; give it or {', '.join(named)}")
-        if not running and (title_pattern, creator_id) != (None, None):
+        filters = {"title_pattern": title_pattern, "creator_id": creator_id}
+        self._filters = [name for name, value in filters.items() if value is not _NOT_GIVEN]
+        if self._filters and not running:
             raise InvalidInputError(
-                "title_pattern, creator_id: they choose among running meetings; set running=True"
+                f"{', '.join(self._filters)}: of use among running meetings only; set running=True"
             )
         self.named_by = given_name(named)
         self.conference_id = conference_id
         self.room_code = room_code
         self.schedule_conference_id = schedule_conference_id
         self.running = running
-        self.title_pattern = title_pattern
-        self.creator_id = creator_id
+        self.title_pattern = title_pattern if "title_pattern" in self._filters else None
+        self.creator_id = creator_id if "creator_id" in self._filters else None
         self.dingtalk_conn_id = dingtalk_conn_id
         self.on_error = check_on_error(on_error)
         self.max_attempts = max_attempts
@@ -151,13 +168,18 @@ class _ConferenceOperator(BaseOperator):
         self.deferrable = deferrable
         self._acting = False
 
+    @property
+    def shown_as(self) -> str:
+        """What the UI calls a mapped task of this kind: 250 characters go into Airflow's database."""
+        meetings = _ids_in(getattr(self, self.named_by))
+        if _is_collection(meetings):
+            return f"{len(meetings)} meetings"
+        return str(self.title_pattern or self.creator_id or "" if self.running else meetings)[:250]
+
     @classmethod
     def partial(cls, **kwargs: Any) -> Any:
         """Return the operator with all but the mapped parameters: checked now, and named in the UI."""
-        kwargs.setdefault(
-            "map_index_template",
-            "{{ task.conference_id or task.room_code or task.schedule_conference_id or '' }}",
-        )
+        kwargs.setdefault("map_index_template", "{{ task.shown_as }}")
         own = kwargs.get("default_args") or {}
         for name in _PARAMETERS & own.keys():  # Airflow takes nothing from there but what every operator has
             kwargs.setdefault(name, own[name])
@@ -175,7 +197,7 @@ class _ConferenceOperator(BaseOperator):
 
     def execute(self, context: Context) -> LockResult | list[dict[str, Any]]:
         """Make the calls, and give the task the state that belongs to how they ended."""
-        return self._act(context, attempts=0)
+        return self._act(context)
 
     def resume(
         self, context: Context, event: Any = None, attempts: int = 0, done: Sequence[dict[str, Any]] = ()
@@ -197,79 +219,103 @@ class _ConferenceOperator(BaseOperator):
             raise SystemExit(f"{self.action} was interrupted")
 
     def _act(
-        self, context: Context, attempts: int, done: Sequence[dict[str, Any]] = ()
+        self, context: Context, attempts: int = 0, done: Sequence[dict[str, Any]] | None = None
     ) -> LockResult | list[dict[str, Any]]:
         from airflow_provider_dingconf.hooks import DingTalkConferenceHook
 
+        if self.action == "unlock" and _names_nothing(self.conference_id):
+            self.log.info("Nothing was locked, so that there is nothing to unlock")
+            return {
+                "conference_id": None,
+                "action": self.action,
+                "success": True,
+                "attempts": 0,
+                "request_id": None,
+            }
         hook = DingTalkConferenceHook(
             self.dingtalk_conn_id,
             max_attempts=self.max_attempts - attempts,
             max_seconds=self.max_seconds,
             max_wait=WORKER_WAIT if self.deferrable else None,
         )
+        made = _Made()
         self._acting = True
         try:
             self.conference_id = _ids_in(self.conference_id)
             if self.running or _is_collection(self.conference_id):
-                return self._act_on_many(context, hook, attempts, done)
-            return self._act_on_one(context, hook, attempts)
-        except ConferencesError:
+                return self._act_on_many(context, hook, made, attempts, done)
+            return self._act_on_one(context, hook, made, attempts)
+        except TaskDeferred:
             raise
+        except InvalidInputError as error:
+            self._end_in(context, hook, error)
+            raise
+        except BaseException as error:
+            self._leave_nothing(context, hook, made, error)
+            raise
+        finally:
+            self._acting = False
+            hook.close()
+
+    def _act_on_one(
+        self, context: Context, hook: DingTalkConferenceHook, made: _Made, attempts: int
+    ) -> LockResult:
+        conference, conference_id = None, cast("str | None", self.conference_id)
+        try:
+            if self.named_by != "conference_id":
+                conference = hook.get_conference(**{self.named_by: getattr(self, self.named_by) or ""})
+                self.log.info("%s %s is %s", self.named_by, getattr(self, self.named_by), conference)
+                conference_id = conference.conference_id
+            result = hook.act(self.action, conference_id)
         except DingTalkError as error:
             error.attempts += attempts
-            self._push_links(context, hook, error)
-            self._defer_the_wait(error)
-            self.log.warning("%s", error)
-            apply_outcome(error, self.on_error)
+            if error.in_doubt and conference_id:
+                made.in_doubt.append(conference_id)
+            error.outcome = outcome_of(error, self.on_error)
+            self._end_in(context, hook, error, conference)
             return {
-                "conference_id": cast("str", self.conference_id),
+                "conference_id": conference_id,
                 "action": self.action,
                 "success": False,
                 "attempts": error.attempts,
                 "request_id": error.request_id,
             }
-        finally:
-            self._acting = False
-            hook.close()
-
-    def _act_on_one(self, context: Context, hook: DingTalkConferenceHook, attempts: int) -> LockResult:
-        conference = None
-        if self.named_by == "conference_id":
-            conference_id = cast("str", self.conference_id)
-        else:
-            conference = hook.get_conference(**{self.named_by: getattr(self, self.named_by) or ""})
-            self.log.info("%s %s is %s", self.named_by, getattr(self, self.named_by), conference)
-            conference_id = conference.conference_id
-        result = hook.act(self.action, conference_id)
+        made.for_sure.append(cast("str", result["conference_id"]))
         self._push_links(context, hook, None, conference)
         result["attempts"] += attempts
         return result
 
     def _act_on_many(
-        self, context: Context, hook: DingTalkConferenceHook, attempts: int, done: Sequence[dict[str, Any]]
+        self,
+        context: Context,
+        hook: DingTalkConferenceHook,
+        made: _Made,
+        attempts: int,
+        done: Sequence[dict[str, Any]] | None,
     ) -> list[dict[str, Any]]:
         """Act on every meeting that an earlier try of the task has not settled."""
-        from airflow_provider_dingconf.bulk import ConferenceResult, check_conference_ids
+        from airflow_provider_dingconf.bulk import ConferenceResult
         from airflow_provider_dingconf.progress import progress_of
 
-        progress = progress_of(context, hook.settings)
-        settled = {one["conference_id"]: ConferenceResult.from_dict(one) for one in (*progress.load(), *done)}
-        if self.running:
-            running = hook.running_conferences(title_pattern=self.title_pattern, creator_id=self.creator_id)
-            ids = [one.conference_id for one in running]
-        else:
-            ids = check_conference_ids(self.conference_id)
-        todo = [conference_id for conference_id in ids if conference_id not in settled]
-        self.log.info("%s: %d meetings, %d of them to be called", self.action, len(ids), len(todo))
+        progress = made.progress = progress_of(context, hook.settings, resumed=done is not None)
+        settled = {
+            one["conference_id"]: ConferenceResult.from_dict(one) for one in (*progress.load(), *(done or ()))
+        }
+        for result in settled.values():
+            made.add(result)
 
         def is_settled(result: ConferenceResult) -> bool:
             return result.error is None or outcome_of(result.error, self.on_error) is not Outcome.RETRY
 
         def keep(result: ConferenceResult) -> None:
+            made.add(result)
             if is_settled(result):
                 progress.add(result.as_dict())
 
+        cause, todo, new = None, [], []
         try:
+            todo = [conference_id for conference_id in self._ids(hook) if conference_id not in settled]
+            self.log.info("%s: %d meetings, %d of them done before", self.action, len(todo), len(settled))
             new = hook.act_all(
                 self.action,
                 todo,
@@ -277,29 +323,82 @@ class _ConferenceOperator(BaseOperator):
                 calls_per_second=self.calls_per_second,
                 on_result=keep,
             )
+        except InvalidInputError:
+            raise
+        except DingTalkError as error:  # no list of the running meetings, or no access token
+            cause = error
+            new = [ConferenceResult(one, self.action, 0, error.request_id, error) for one in todo]
         finally:
             progress.save()
         results = [*settled.values(), *new]
-        if not results:
-            return []
-        ti = context.get("ti")
-        tries_left = ti is not None and ti.try_number <= (ti.max_tries or 0)
-        error = outcome_of_all(results, self.on_error, may_retry=tries_left or self.deferrable)
-        self.log.log(logging.WARNING if error else logging.INFO, "%s", table(results, self.on_error))
         told = [one.as_dict() for one in results]
+        may_retry = self.deferrable or _tries_are_left(context)
+        error = outcome_of_all(results, self.on_error, cause, may_retry=may_retry)
+        if results:
+            self.log.log(logging.WARNING if error else logging.INFO, "%s", table(results, self.on_error))
         if error is None:
-            progress.clear()
             self._push_links(context, hook, None)
-            return told
-        self._push_links(context, hook, error)
-        error.attempts = attempts + max((one.attempts for one in new), default=0)
-        self._defer_the_wait(error, done=[one.as_dict() for one in results if is_settled(one)])
-        if not (error.outcome is Outcome.RETRY and tries_left):
-            progress.clear()
-        if ti is not None:
-            ti.xcom_push(key="return_value", value=told)
-        apply_outcome(error, {})
+        else:
+            error.attempts = attempts + max([1, *(one.attempts for one in new)])
+            if self.do_xcom_push and "ti" in context:  # Airflow takes none from a task that fails
+                context["ti"].xcom_push(key="return_value", value=told)
+            self._end_in(context, hook, error, done=[one.as_dict() for one in results if is_settled(one)])
+        progress.clear()
         return told
+
+    def _leave_nothing(
+        self, context: Context, hook: DingTalkConferenceHook, made: _Made, error: BaseException
+    ) -> None:
+        """Unlock what the task has locked in vain, and forget what no retry will ask for."""
+        if not (self.unlock_on_failure or made.progress):
+            return
+        for_good = isinstance(error, (AirflowFailException, AirflowSkipException))
+        ended = for_good or not _tries_are_left(context)
+        killed = isinstance(error, (SystemExit, KeyboardInterrupt))
+        in_vain = [*made.in_doubt, *(made.for_sure if ended or killed else ())]
+        if self.unlock_on_failure and in_vain:
+            self.log.warning("Unlocking again what this task has locked, or may have: %d", len(in_vain))
+            results = hook.undo_locks(
+                in_vain,
+                quickly=not isinstance(error, Exception),
+                concurrency=self.concurrency,
+                calls_per_second=self.calls_per_second,
+            )
+            left = [one for one in results if one.error and not isinstance(one.error, ConferenceClosedError)]
+            if left:
+                self.log.error("May be locked still, and is to be unlocked by hand:\n%s", table(left, {}))
+        if made.progress and (ended or (killed and self.unlock_on_failure)):
+            made.progress.clear()
+
+    def _ids(self, hook: DingTalkConferenceHook) -> list[str]:
+        """Return the meetings' ids: those given, or those of the running ones that are wanted."""
+        from airflow_provider_dingconf.bulk import check_conference_ids
+
+        if not self.running:
+            return check_conference_ids(self.conference_id)
+        wanted = {name: getattr(self, name) for name in self._filters}
+        for name, value in wanted.items():
+            if not value:
+                raise InvalidInputError(
+                    f"{name}: it has come to be {value!r}, which would take every running meeting; see to it "
+                    "that its template or XCom has a value, or leave it out"
+                )
+        return [one.conference_id for one in hook.running_conferences(**wanted)]
+
+    def _end_in(
+        self,
+        context: Context,
+        hook: DingTalkConferenceHook,
+        error: DingTalkError,
+        conference: Conference | None = None,
+        **more: Any,
+    ) -> None:
+        """Give the task the state that belongs to an error, now or after a wait in the triggerer."""
+        self._push_links(context, hook, error, conference)
+        self._defer_the_wait(error, **more)
+        if not isinstance(error, ConferencesError):  # the table has said it
+            self.log.warning("%s", error)
+        apply_outcome(error, {})
 
     def _push_links(
         self,
@@ -322,7 +421,7 @@ class _ConferenceOperator(BaseOperator):
             self.deferrable
             and WORKER_WAIT < wait <= TRIGGERER_WAIT
             and error.attempts < self.max_attempts
-            and outcome_of(error, self.on_error) is Outcome.RETRY
+            and error.outcome is Outcome.RETRY
         ):
             from airflow.providers.common.compat.standard.triggers import TimeDeltaTrigger
 
@@ -332,6 +431,21 @@ class _ConferenceOperator(BaseOperator):
                 method_name="resume",
                 kwargs={"attempts": error.attempts, **more},
             )
+
+
+@dataclass
+class _Made:
+    """What a task has locked, and may have locked; and where it keeps what is settled of many meetings."""
+
+    for_sure: list[str] = field(default_factory=list)
+    in_doubt: list[str] = field(default_factory=list)
+    progress: Progress | None = None
+
+    def add(self, result: ConferenceResult) -> None:
+        if result.error is None:
+            self.for_sure.append(result.conference_id)
+        elif result.error.in_doubt:
+            self.in_doubt.append(result.conference_id)
 
 
 class LockConferenceOperator(_ConferenceOperator):
@@ -367,6 +481,8 @@ class LockConferenceOperator(_ConferenceOperator):
     :param max_attempts: attempts of the call in all; not Airflow's own ``retries``.
     :param max_seconds: seconds of the call in all, the waits between attempts included; for a deferrable
         task, those in a worker slot.
+    :param unlock_on_failure: whether a task that fails, is skipped or is ended unlocks what it has locked:
+        as in :func:`conference_lock`, whose unlock does not run then.
     :param deferrable: whether a long wait is left to the triggerer; the call is made in the worker.
         Airflow's ``[operators] default_deferrable`` by default.
     :param retry_policy: Airflow 3.3's; :class:`~airflow_provider_dingconf.retry_policies.DingTalkRetryPolicy`
@@ -378,6 +494,10 @@ class LockConferenceOperator(_ConferenceOperator):
     """
 
     action = "lock"
+
+    def __init__(self, *, unlock_on_failure: bool = False, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.unlock_on_failure = unlock_on_failure
 
 
 class UnlockConferenceOperator(_ConferenceOperator):
@@ -411,7 +531,9 @@ def conference_lock(
     the work succeeds or fails, and clearing the work clears both. The DAG run fails when the work fails, and
     when the unlock does; for the latter there is an empty task ``<unlock>_done``, which needs no worker.
 
-    The unlock takes the meetings that the lock has locked: a room code may stand for another one by then.
+    Where the lock fails or is skipped, Airflow runs neither the work nor the unlock: it unlocks what it has
+    locked itself. The unlock takes the meetings that the lock has locked: a room code may stand for another
+    one by then.
 
     :param conference_id: the meeting's conferenceId, or a list of them. (templated)
     :param name: makes the tasks' ids, ``lock_<name>`` and ``unlock_<name>``.
@@ -421,7 +543,7 @@ def conference_lock(
     with TaskGroup(group_id) if group_id else nullcontext():
         if conference_id is not None:
             kwargs["conference_id"] = conference_id
-        lock = LockConferenceOperator(task_id=f"lock_{name}", **kwargs)
+        lock = LockConferenceOperator(task_id=f"lock_{name}", unlock_on_failure=True, **kwargs)
         if lock.named_by != "conference_id":
             for named in ("room_code", "schedule_conference_id", "running", "title_pattern", "creator_id"):
                 kwargs.pop(named, None)
@@ -443,8 +565,22 @@ def _is_collection(value: object) -> bool:
 def _ids_in(value: Any) -> Any:
     """Return the ids in the XCom of a task that locked, whose meetings are to be unlocked; else the value."""
     if _is_collection(value):
-        return [_ids_in(one) for one in value if not isinstance(one, Mapping) or one.get("success", True)]
+        return [_ids_in(one) for one in value if not isinstance(one, Mapping) or _may_be_locked(one)]
     return value.get("conference_id") if isinstance(value, Mapping) else value
+
+
+def _may_be_locked(result: Mapping[str, Any]) -> bool:
+    return bool(result.get("success", True) or (result.get("error") or {}).get("in_doubt"))
+
+
+def _names_nothing(value: Any) -> bool:
+    """Return whether it is the XCom of a task that succeeded without having found a meeting."""
+    return isinstance(value, Mapping) and not (value.get("success", True) or value.get("conference_id"))
+
+
+def _tries_are_left(context: Context) -> bool:
+    ti = context.get("ti")
+    return ti is not None and ti.try_number <= (ti.max_tries or 0)
 
 
 def _empty_operator() -> type[BaseOperator]:

@@ -120,28 +120,32 @@ def task_outcome(on_error: Mapping[str, Outcome | str] | None = None) -> Iterato
 
 
 def outcome_of_all(
-    results: Iterable[ConferenceResult], on_error: Mapping[str, Outcome], *, may_retry: bool
-) -> ConferencesError | None:
+    results: Iterable[ConferenceResult],
+    on_error: Mapping[str, Outcome],
+    cause: DingTalkError | None = None,
+    *,
+    may_retry: bool,
+) -> DingTalkError | None:
     """Return the error that gives a task the worst of its meetings' states; None where all did well.
 
     While the task can be retried, a meeting for which that can help counts for more than one that fails for
     good: the retry leaves the latter alone, and the task then fails.
 
     :param on_error: the overrides, as :func:`check_on_error` returns them.
+    :param cause: why none of them was tried: it is then the error that is returned.
     :param may_retry: whether those for which that can help will be tried again.
     """
     results = list(results)
-    errors = {one.conference_id: one.error for one in results if one.error}
-    outcomes = {key: outcome_of(error, on_error) for key, error in errors.items()}
+    by_id = {one.conference_id: one.error for one in results if one.error}
+    errors = [*by_id.values(), *([cause] if cause else ())]
     if not errors:
         return None
-    worst = max(outcomes.values(), key=_WORST_LAST.index)
-    if may_retry and Outcome.RETRY in outcomes.values():
-        worst = Outcome.RETRY
-    error = ConferencesError.of(results[0].action, errors, len(results))
-    error.outcome = worst
-    waits = [one.retry_after for key, one in errors.items() if outcomes[key] is Outcome.RETRY]
-    error.retry_after = max((wait for wait in waits if wait is not None), default=None)
+    outcomes = [outcome_of(error, on_error) for error in errors]
+    again = [error for error, outcome in zip(errors, outcomes, strict=True) if outcome is Outcome.RETRY]
+    error = cause or ConferencesError.of(results[0].action, by_id, len(results))
+    error.outcome = Outcome.RETRY if may_retry and again else max(outcomes, key=_WORST_LAST.index)
+    waits = [one.retry_after for one in again if one.retry_after is not None]
+    error.retry_after = max(waits, default=None)
     return error
 
 

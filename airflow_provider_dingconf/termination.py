@@ -1,20 +1,25 @@
-"""SIGTERM as an exception, so that what must be undone is undone before the process ends.
+"""Interruptions as exceptions, so that what must be undone is undone before the process ends.
 
 Airflow ends a task by SIGTERM, and some seconds later by SIGKILL. Airflow 2 turns the first into an
 exception; Airflow 3 calls the operator's ``on_kill`` and lets the task's code run on, so that no ``finally``
-of it is reached.
+of it is reached. An execution timeout is an exception out of the handler of SIGALRM.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import threading
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager, suppress
+from contextvars import copy_context
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Coroutine, Iterator
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -54,3 +59,35 @@ def termination() -> Iterator[Callable[[], None]]:
         signal.signal(signal.SIGTERM, before)
         if missed:
             signal.raise_signal(signal.SIGTERM)
+
+
+def run_in_thread(work: Coroutine[Any, Any, T], *, to_the_end: bool = False) -> T:
+    """Run a coroutine in an event loop of a thread of its own, and return what it returns.
+
+    Where the caller is interrupted, the coroutine is cancelled, and the interruption goes on once it has
+    ended. An event loop in the main thread would swallow an execution timeout that comes while a callback
+    runs.
+
+    :param work: the coroutine.
+    :param to_the_end: whether it is not cancelled, but waited for.
+    """
+    begun: Future[tuple[asyncio.AbstractEventLoop, asyncio.Task[T]]] = Future()
+
+    async def begin() -> T:
+        task = cast("asyncio.Task[T]", asyncio.current_task())
+        begun.set_result((asyncio.get_running_loop(), task))
+        return await work
+
+    with ThreadPoolExecutor(1) as executor:
+        result = executor.submit(copy_context().run, asyncio.run, begin())
+        try:
+            return result.result()
+        except BaseException:
+            with termination() as hold_termination:
+                hold_termination()
+                if not (to_the_end or result.done()):
+                    loop, task = begun.result()
+                    with suppress(RuntimeError):  # it has just ended
+                        loop.call_soon_threadsafe(task.cancel)
+                wait([result])
+            raise

@@ -31,6 +31,9 @@ with DAG(
         on_error={"confClosed": "succeed"},  # one that ends meanwhile is no reason to skip what follows
     )
     unlock = UnlockConferenceOperator(
-        task_id="unlock", conference_id=lock.output, on_error={"confClosed": "succeed"}
+        task_id="unlock",
+        conference_id=lock.output,
+        on_error={"confClosed": "succeed"},
+        trigger_rule="all_done",  # the lock of one may be refused: the others are unlocked all the same
     )
     report(lock.output) >> unlock

@@ -5,13 +5,12 @@ from __future__ import annotations
 import shutil
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_0_PLUS
 
-if TYPE_CHECKING:
-    from airflow_provider_dingconf.sandbox import Sandbox
+from airflow_provider_dingconf.sandbox import Fault, Sandbox
 
 EXAMPLES = Path(__file__).parent.parent / "example_dags"
 FOR_AIRFLOW_3 = set() if AIRFLOW_V_3_0_PLUS else {"example_lock_when_started"}
@@ -124,6 +123,16 @@ def test_the_example_of_all_running_locks_and_unlocks_the_exams(
     assert {meeting for _, meeting in calls[:2]} == {meeting for _, meeting in calls[2:]} == exams
     said = "".join(capfd.readouterr())
     assert all(f"{exam} is locked" in said for exam in exams)
+
+
+def test_the_example_of_all_running_unlocks_the_others_where_one_is_refused(
+    dag_bag: Any, sandbox: Sandbox, conn: Any
+) -> None:
+    fine, refused = (sandbox.create_conference(f"Exam {number}") for number in (1, 2))
+    sandbox.fail(Fault(call="lock", path=refused, code="noPermission"))
+    states = run(dag_bag, "example_lock_all_running")
+    assert states == {"lock": "failed", "report": "upstream_failed", "unlock": "success"}
+    assert [call.conference_id for call in sandbox.calls_of("unlock")] == [fine]
 
 
 def test_the_example_that_waits_locks_the_meeting_of_the_room_code(

@@ -104,6 +104,29 @@ def test_a_cancelled_lock_is_undone(sandbox: Sandbox, conn: Any) -> None:
     assert not sandbox.conference(meeting).locked
 
 
+def test_cancelling_again_does_not_stop_the_unlocking(sandbox: Sandbox, conn: Any) -> None:
+    meetings = [sandbox.create_conference() for _ in range(2)]
+    sandbox.fail(Fault(call="lock", path=meetings[1], after=True, delay=5))
+    sandbox.fail(Fault(call="unlock", delay=0.5))
+
+    async def inside(hook: DingTalkConferenceHook) -> None:
+        async with hook.alocked(meetings[0]):
+            await hook.alock_conference(meetings[1])
+
+    async def cancelled() -> None:
+        task = asyncio.create_task(inside(DingTalkConferenceHook()))
+        await _until(lambda: sandbox.conference(meetings[1]).locked)
+        task.cancel()
+        for unlocks in (1, 2):
+            await _until(lambda unlocks=unlocks: len(sandbox.calls_of("unlock")) == unlocks)
+            task.cancel()
+        await task
+
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(cancelled())
+    assert not any(sandbox.conference(meeting).locked for meeting in meetings)
+
+
 def test_a_cancelled_unlock_is_left_as_it_is(sandbox: Sandbox, conn: Any) -> None:
     sandbox.fail(Fault(call="unlock", delay=5))
 

@@ -90,6 +90,8 @@ class DingTalkError(Exception):
         self.retry_after = retry_after
         self.attempts = 0
         """How often the call was tried before this error was raised."""
+        self.in_doubt = False
+        """Whether the call may have taken effect all the same: it was sent, and DingTalk did not say no."""
 
     def __reduce__(self) -> tuple[type[DingTalkError], tuple[object, ...], dict[str, object]]:
         """Keep the keyword-only fields when a worker pickles the exception."""
@@ -97,15 +99,17 @@ class DingTalkError(Exception):
 
     def as_dict(self) -> dict[str, object]:
         """Return it as plain values: fit for an XCom or a trigger's event."""
-        names = ("message", "code", "http_status", "request_id", "retry_after")
+        names = ("message", "code", "http_status", "request_id", "retry_after", "in_doubt")
         return {"type": type(self).__name__, **{name: getattr(self, name) for name in names}}
 
     @staticmethod
     def from_dict(told: Mapping[str, Any]) -> DingTalkError:
         """Return the error that :meth:`as_dict` told of."""
         facts = {**told}
-        kind = _classes(DingTalkError)[facts.pop("type")]
-        return kind(facts.pop("message"), **facts)
+        kind, in_doubt = _classes(DingTalkError)[facts.pop("type")], facts.pop("in_doubt")
+        error = kind(facts.pop("message"), **facts)
+        error.in_doubt = in_doubt
+        return error
 
     @property
     def summary(self) -> str:

@@ -293,6 +293,9 @@ class Sandbox:
         await web.SockSite(runner, self._socket, ssl_context=self._ssl_context).start()
         await self._stop.wait()
         await runner.cleanup()
+        for answering in asyncio.all_tasks() - {asyncio.current_task()}:
+            answering.cancel()
+            await asyncio.wait([answering])
 
     async def _control(self, route: control.Route, request: web.Request) -> web.Response:
         names = [request.headers.get("Host", ""), request.headers.get("Origin", "http://localhost")]

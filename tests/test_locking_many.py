@@ -1,0 +1,453 @@
+"""Tasks that lock many meetings, or a section, and do not get through: what is left behind, kept and said."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException, TaskDeferred
+from test_operators import Ran, rendered_of, run_dag, xcoms_of
+
+from airflow_provider_dingconf import token_store
+from airflow_provider_dingconf.dingtalk.errors import CredentialsError, DingTalkError, InvalidInputError
+from airflow_provider_dingconf.hooks import DingTalkConferenceHook
+from airflow_provider_dingconf.operators import LockConferenceOperator, UnlockConferenceOperator
+from airflow_provider_dingconf.sandbox import Fault, Sandbox
+
+DAG_FILE = """
+from airflow.providers.common.compat.sdk import DAG, task
+
+from airflow_provider_dingconf.operators import (
+    LockConferenceOperator,
+    UnlockConferenceOperator,
+    conference_lock,
+)
+
+with DAG("ending_badly", schedule=None, default_args={"retries": 0, "max_attempts": 1}) as dag:
+
+    @task
+    def work() -> None: ...
+
+    @task
+    def nothing() -> None: ...
+
+    with conference_lock(["skipped-1", "sandbox-ended", "skipped-2"], name="skipped"):
+        work()
+    with conference_lock(["failed-1", "sandbox-noPermission", "lost-1"], name="failed"):
+        work()
+    with conference_lock("lost-2", name="in_doubt"):
+        work()
+
+    doubted = LockConferenceOperator(
+        task_id="doubted",
+        conference_id=["sure", "lost-3", "sandbox-systemError"],
+        on_error={"connectionLost": "succeed", "systemError": "succeed"},
+    )
+    UnlockConferenceOperator(
+        task_id="unlock_doubted", conference_id=doubted.output, on_error={"systemError": "succeed"}
+    )
+
+    LockConferenceOperator(task_id="of_nobody", running=True, creator_id=nothing())
+    LockConferenceOperator(task_id="of_no_title", running=True, title_pattern="{{ params.get('title') or '' }}")
+
+    none = LockConferenceOperator(
+        task_id="no_meeting", room_code="999", on_error={"confNotRunning": "succeed"}
+    )
+    UnlockConferenceOperator(task_id="unlock_no_meeting", conference_id=none.output)
+    LockConferenceOperator(task_id="found", room_code="1234567890", on_error={"noPermission": "succeed"})
+
+    LockConferenceOperator.partial(task_id="lists").expand(
+        conference_id=[[f"a-meeting-with-a-long-id-{number}" for number in range(20)], ["sure"]]
+    )
+    LockConferenceOperator.partial(task_id="long").expand(room_code=["9" * 300])
+    LockConferenceOperator(
+        task_id="unseen", conference_id=["sure", "sandbox-noPermission"], do_xcom_push=False
+    )
+"""
+
+MEETINGS = ["skipped-1", "skipped-2", "failed-1", "lost-1", "lost-2", "lost-3", "sure"]
+
+
+@pytest.fixture(scope="module")
+def world(airflow_db: None) -> Iterator[tuple[Ran, Sandbox]]:
+    token_store.forget()
+    with pytest.MonkeyPatch.context() as patch, Sandbox() as sandbox:
+        for meeting in [*MEETINGS, *(f"a-meeting-with-a-long-id-{number}" for number in range(20))]:
+            sandbox.create_conference(meeting, conference_id=meeting)
+        sandbox.create_conference(conference_id="sandbox-room", room_code="1234567890")
+        sandbox.fail(Fault(call="lock", path="/sandbox-room/", code="noPermission"))
+        sandbox.fail(Fault(call="lock", path="/lost-", drop=True, after=True))
+        patch.setenv("AIRFLOW_CONN_DINGTALK_DEFAULT", sandbox.connection_json())
+        run = run_dag("ending_badly", DAG_FILE)
+        ran = Ran(
+            {(ti.task_id, ti.map_index): ti for ti in run.get_task_instances()},
+            xcoms_of(run),
+            rendered_of(run),
+            sandbox.calls,
+        )
+        yield ran, sandbox
+
+
+@pytest.fixture(scope="module")
+def ran(world: tuple[Ran, Sandbox]) -> Ran:
+    return world[0]
+
+
+@pytest.fixture(scope="module")
+def dingtalk(world: tuple[Ran, Sandbox]) -> Sandbox:
+    return world[1]
+
+
+def history(ran: Ran, meeting: str) -> list[str]:
+    return [call.name for call in ran.calls if call.conference_id == meeting and call.name != "info"]
+
+
+@pytest.mark.parametrize(
+    ("section", "state", "meetings"),
+    [
+        ("skipped", "skipped", ["skipped-1", "skipped-2"]),
+        ("failed", "failed", ["failed-1", "lost-1"]),
+        ("in_doubt", "failed", ["lost-2"]),
+    ],
+)
+def test_a_section_whose_lock_does_not_succeed_leaves_no_meeting_locked(
+    ran: Ran, dingtalk: Sandbox, section: str, state: str, meetings: list[str]
+) -> None:
+    assert ran.state(f"lock_{section}") == state
+    for meeting in meetings:
+        assert history(ran, meeting) == ["lock", "unlock"]
+        assert not dingtalk.conference(meeting).locked
+
+
+def test_the_xcom_of_a_lock_says_what_may_be_locked_too(ran: Ran, dingtalk: Sandbox) -> None:
+    assert ran.state("unlock_doubted") == "success"
+    assert history(ran, "lost-3") == ["lock", "unlock"]
+    assert not dingtalk.conference("lost-3").locked
+
+
+@pytest.mark.parametrize("task", ["of_nobody", "of_no_title"])
+def test_a_filter_that_comes_to_be_nothing_locks_nothing(ran: Ran, task: str) -> None:
+    assert ran.state(task) == "failed"
+    assert [call for call in ran.calls if call.name == "list"] == []
+
+
+def test_where_no_meeting_was_found_there_is_nothing_to_unlock(ran: Ran) -> None:
+    assert (ran.state("no_meeting"), ran.state("unlock_no_meeting")) == ("success", "success")
+    assert ran.xcoms["no_meeting", -1, "return_value"]["conference_id"] is None
+    unlocked = ran.xcoms["unlock_no_meeting", -1, "return_value"]
+    assert unlocked == {
+        "conference_id": None,
+        "action": "unlock",
+        "success": True,
+        "attempts": 0,
+        "request_id": None,
+    }
+
+
+def test_a_meeting_that_was_found_and_refused_is_named(ran: Ran) -> None:
+    result = ran.xcoms["found", -1, "return_value"]
+    assert (result["conference_id"], result["success"]) == ("sandbox-room", False)
+    assert ran.xcoms["found", -1, "dingtalk_links"]["join"]
+
+
+def test_a_mapped_task_of_a_list_is_named_by_its_length(ran: Ran) -> None:
+    assert [str(ran.instances["lists", index].state) for index in range(2)] == ["success"] * 2
+    names = [ran.instances["lists", index].rendered_map_index for index in range(2)]
+    assert names == ["20 meetings", "1 meetings"]
+    # SQLite takes any length; PostgreSQL takes 250.
+    assert ran.instances["long", 0].rendered_map_index == "9" * 250
+
+
+def test_a_task_that_pushes_no_xcom_pushes_none_when_it_fails(ran: Ran) -> None:
+    assert ran.state("unseen") == "failed"
+    assert ("unseen", -1, "return_value") not in ran.xcoms
+
+
+# Tasks whose ``execute`` is called directly, as one try of several.
+
+
+class Instance(SimpleNamespace):
+    """A task instance of one try, which keeps what is pushed."""
+
+    dag_id, run_id, task_id, map_index = "dag", "run", "task", -1
+
+    def xcom_push(self, key: str, value: Any) -> None:
+        self.__dict__.setdefault("xcoms", {})[key] = value
+
+
+def a_try(number: int = 1, of: int = 3) -> Any:
+    return {"ti": Instance(try_number=number, max_tries=of - 1, xcoms={})}
+
+
+def lock(conference_id: Any, **arguments: Any) -> LockConferenceOperator:
+    return LockConferenceOperator(task_id="task", conference_id=conference_id, **arguments)
+
+
+def locks_of(sandbox: Sandbox, meeting: str) -> int:
+    return [call.conference_id for call in sandbox.calls_of("lock")].count(meeting)
+
+
+def unlocked(sandbox: Sandbox) -> list[str]:
+    return sorted(call.conference_id or "" for call in sandbox.calls_of("unlock"))
+
+
+def test_a_retry_goes_on_where_the_try_before_it_ended(sandbox: Sandbox, conn: Any) -> None:
+    fine, flaky = sandbox.create_conference(), sandbox.create_conference()
+    sandbox.fail(Fault(call="lock", path=flaky, code="systemError", times=1))
+    with pytest.raises(DingTalkError):
+        lock([fine, flaky], max_attempts=1).execute(a_try(1))
+    assert [one["success"] for one in lock([fine, flaky]).execute(a_try(2))] == [True, True]
+    assert (locks_of(sandbox, fine), locks_of(sandbox, flaky)) == (1, 2)
+
+
+def test_the_first_try_of_a_run_believes_nothing_that_a_killed_run_left(sandbox: Sandbox, conn: Any) -> None:
+    fine, flaky = sandbox.create_conference(), sandbox.create_conference()
+    sandbox.fail(Fault(call="lock", path=flaky, code="systemError", times=1))
+    with pytest.raises(DingTalkError):
+        lock([fine, flaky], max_attempts=1).execute(a_try(1))
+    # The process is killed here, the run deleted, and made anew with the same id.
+    lock([fine, flaky]).execute(a_try(1))
+    assert locks_of(sandbox, fine) == 2
+
+
+def test_a_task_that_is_cleared_asks_for_all_again(sandbox: Sandbox, conn: Any) -> None:
+    fine, flaky = sandbox.create_conference(), sandbox.create_conference()
+    sandbox.fail(Fault(call="lock", path=flaky, code="systemError", times=1))
+    with pytest.raises(DingTalkError):
+        lock([fine, flaky], max_attempts=1).execute(a_try(1, of=3))
+    lock([fine, flaky]).execute(a_try(2, of=4))  # Airflow leaves as many tries as there were at first
+    assert locks_of(sandbox, fine) == 2
+
+
+def test_what_is_settled_of_one_dingtalk_is_not_settled_of_another(
+    sandbox: Sandbox, conn: Callable[..., None]
+) -> None:
+    with Sandbox() as other:
+        for each in (sandbox, other):
+            each.create_conference(conference_id="same")
+        sandbox.fail(Fault(call="lock", path="nobody", code="systemError"))
+        with pytest.raises(DingTalkError):
+            lock(["same", "nobody"], max_attempts=1, on_error={"roomNotFound": "retry"}).execute(a_try(1))
+        conn(host=other.url)
+        lock(["same"]).execute(a_try(2))
+        assert locks_of(other, "same") == 1
+
+
+def test_what_is_settled_is_kept_however_much_it_is(sandbox: Sandbox, conn: Any) -> None:
+    refused = "y" * 400
+    meetings = [sandbox.create_conference() for _ in range(150)]
+    flaky = sandbox.create_conference()
+    sandbox.fail(Fault(call="lock", path=flaky, code="systemError", times=1))
+    for meeting in meetings:
+        sandbox.fail(
+            Fault(call="lock", path=meeting, status=400, body={"code": "noPermission", "message": refused})
+        )
+    with pytest.raises(DingTalkError):
+        lock([*meetings, flaky], max_attempts=1).execute(a_try(1))
+    with pytest.raises(AirflowFailException):
+        lock([*meetings, flaky]).execute(a_try(2))
+    assert [locks_of(sandbox, meeting) for meeting in meetings] == [1] * 150
+
+
+class _OutOfOrder:
+    """A store for the state of a task, as Airflow 3.3 has one, whose server is down."""
+
+    def get(self, key: str) -> Any:
+        raise RuntimeError("503 from the API server")
+
+    set = delete = get
+
+
+def test_a_store_that_is_out_of_order_costs_one_warning_and_no_lock(
+    sandbox: Sandbox, conn: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    meetings = [sandbox.create_conference() for _ in range(3)]
+    with caplog.at_level(logging.WARNING):
+        results = lock(meetings).execute({**a_try(), "task_state_store": _OutOfOrder()})
+    assert all(one["success"] for one in results)
+    said = [line for line in caplog.messages if "503 from the API server" in line]
+    assert len(said) == 1
+
+
+@pytest.mark.parametrize("outcome", ["fail", "succeed"])
+def test_a_retry_that_gets_no_token_keeps_what_is_settled(
+    sandbox: Sandbox, conn: Callable[..., None], outcome: str
+) -> None:
+    fine, flaky = sandbox.create_conference(), sandbox.create_conference()
+    sandbox.fail(Fault(call="lock", path=flaky, code="systemError", times=1))
+    with pytest.raises(DingTalkError):
+        lock([fine, flaky], max_attempts=1).execute(a_try(1))
+    sandbox.fail(Fault(call="token", code="invalidClientIdOrSecret"))
+    token_store.forget()
+    for file in token_store.default_directory().glob("*.token"):
+        file.unlink()
+    context = a_try(2)
+    task = lock([fine, flaky], on_error={"invalidClientIdOrSecret": outcome})
+    if outcome == "fail":
+        with pytest.raises(AirflowFailException, match="Client ID") as raised:
+            task.execute(context)
+        assert isinstance(raised.value.__cause__, CredentialsError)
+        results = context["ti"].xcoms["return_value"]
+    else:
+        results = task.execute(context)
+    assert [(one["conference_id"], one["success"]) for one in results] == [(fine, True), (flaky, False)]
+    assert results[1]["error"]["code"] == "invalidClientIdOrSecret"
+
+
+def test_a_wait_for_the_list_of_meetings_keeps_what_is_settled(sandbox: Sandbox, conn: Any) -> None:
+    done = {
+        "conference_id": "before", "action": "lock", "success": True,
+        "attempts": 1, "request_id": None, "error": None,
+    }  # fmt: skip
+    sandbox.fail(Fault(call="list", code="systemBusy", headers={"Retry-After": "30"}, times=1))
+    task = LockConferenceOperator(task_id="task", running=True, deferrable=True)
+    with pytest.raises(TaskDeferred) as raised:
+        task.resume({}, attempts=1, done=[done])
+    assert raised.value.kwargs == {"attempts": 2, "done": [done]}
+    assert done in getattr(task, raised.value.method_name)({}, **raised.value.kwargs)
+
+
+# A section whose lock ends at some try
+
+
+def test_a_section_keeps_its_locks_for_a_retry_and_gives_up_what_is_in_doubt(
+    sandbox: Sandbox, conn: Any
+) -> None:
+    sure, lost = sandbox.create_conference(), sandbox.create_conference()
+    sandbox.fail(Fault(call="lock", path=lost, drop=True, after=True))
+    arguments: Any = {"max_attempts": 1, "unlock_on_failure": True}
+    with pytest.raises(DingTalkError):
+        lock([sure, lost], **arguments).execute(a_try(1, of=2))
+    assert unlocked(sandbox) == [lost]
+    assert sandbox.conference(sure).locked
+    with pytest.raises(DingTalkError):
+        lock([sure, lost], **arguments).execute(a_try(2, of=2))
+    assert unlocked(sandbox) == sorted([lost, lost, sure])
+    assert not sandbox.conference(sure).locked
+    assert locks_of(sandbox, sure) == 1
+
+
+def test_a_lock_of_its_own_leaves_locked_what_it_has_locked(sandbox: Sandbox, conn: Any) -> None:
+    fine = sandbox.create_conference()
+    with pytest.raises(AirflowSkipException):
+        lock([fine, "sandbox-ended"]).execute(a_try())
+    assert sandbox.conference(fine).locked
+
+
+def test_what_cannot_be_unlocked_again_is_named_in_the_log(
+    sandbox: Sandbox, conn: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    stuck = sandbox.create_conference()
+    sandbox.fail(Fault(call="unlock", path=stuck, code="noPermission"))
+    with pytest.raises(AirflowSkipException):
+        lock([stuck, "sandbox-ended"], unlock_on_failure=True).execute(a_try())
+    said = "".join(capfd.readouterr())
+    assert stuck in said[said.index("is to be unlocked by hand") :]
+
+
+class Interrupted(BaseException):
+    """What the handler of a signal raises: so does Airflow's execution timeout."""
+
+
+def _interrupt_when_locked(sandbox: Sandbox, meetings: list[str], signum: int) -> None:
+    """Send this process a signal once meetings are locked."""
+
+    def watch() -> None:
+        while not all(sandbox.conference(meeting).locked for meeting in meetings):
+            time.sleep(0.01)
+        os.kill(os.getpid(), signum)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@pytest.fixture
+def interrupting() -> Iterator[None]:
+    """Raise an exception where SIGALRM comes, as Airflow's timeout does."""
+
+    def handle(number: int, frame: Any) -> None:
+        raise Interrupted
+
+    before = signal.signal(signal.SIGALRM, handle)
+    yield
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.parametrize("section", [False, True])
+def test_an_interrupted_task_undoes_what_was_being_locked_and_a_section_all_of_it(
+    sandbox: Sandbox, conn: Any, interrupting: None, section: bool
+) -> None:
+    meetings = [sandbox.create_conference() for _ in range(8)]
+    for slow in meetings[-4:]:  # locked, and the answer is long in coming
+        sandbox.fail(Fault(call="lock", path=slow, delay=20.0, after=True))
+    task = lock(meetings, concurrency=4, unlock_on_failure=section)
+    _interrupt_when_locked(sandbox, meetings, signal.SIGALRM)
+    began = time.monotonic()
+    with pytest.raises(Interrupted):
+        task.execute(a_try(of=1))
+    assert time.monotonic() - began < 15
+    still = [meeting for meeting in meetings if sandbox.conference(meeting).locked]
+    assert still == ([] if section else meetings[:4])
+
+
+def test_a_task_that_airflow_ends_in_a_section_unlocks_what_it_has_locked(
+    sandbox: Sandbox, conn: Any
+) -> None:
+    meetings = [sandbox.create_conference() for _ in range(8)]
+    for slow in meetings[-4:]:
+        sandbox.fail(Fault(call="lock", path=slow, delay=20.0, after=True))
+    task = lock(meetings, concurrency=4, unlock_on_failure=True)
+    before = signal.signal(signal.SIGTERM, lambda *_: task.on_kill())  # as Airflow 3 does
+    _interrupt_when_locked(sandbox, meetings, signal.SIGTERM)
+    try:
+        with pytest.raises(SystemExit):
+            task.execute(a_try())
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert [meeting for meeting in meetings if sandbox.conference(meeting).locked] == []
+    assert all(locks_of(sandbox, one) == 1 for one in meetings[:4])
+    lock(meetings[:4]).execute(a_try(2))
+    assert all(locks_of(sandbox, one) == 2 for one in meetings[:4]), "a retry locks them again"
+
+
+# Throttling
+
+
+def test_while_dingtalk_asks_to_wait_no_other_meeting_is_tried(sandbox: Sandbox, conn: Any) -> None:
+    meetings = [sandbox.create_conference() for _ in range(30)]
+    sandbox.fail(Fault(call="lock", code="systemBusy", headers={"Retry-After": "2"}, times=1))
+    results = DingTalkConferenceHook().lock_conferences(meetings, concurrency=3)
+    assert all(one.success for one in results)
+    times = sorted(call.time for call in sandbox.calls_of("lock"))
+    gaps = [later - earlier for earlier, later in pairwise(times)]
+    assert max(gaps) > 1.5
+    # The first is refused; two more may be under way.
+    assert gaps.index(max(gaps)) <= 2
+
+
+def test_a_wait_that_is_too_long_ends_it_for_all_that_are_left(sandbox: Sandbox, conn: Any) -> None:
+    meetings = [sandbox.create_conference() for _ in range(30)]
+    sandbox.fail(Fault(call="lock", code="systemBusy", headers={"Retry-After": "300"}, times=1))
+    results = DingTalkConferenceHook().lock_conferences(meetings, concurrency=1)
+    assert [one.success for one in results] == [False] * 30
+    assert {one.error and one.error.retry_after for one in results} == {300.0}
+    assert len(sandbox.calls_of("lock")) == 1
+
+
+# Parameters
+
+
+@pytest.mark.parametrize("name", ["title_pattern", "creator_id"])
+def test_a_filter_of_nothing_cannot_be_meant(conn: Any, sandbox: Sandbox, name: str) -> None:
+    task = LockConferenceOperator(task_id="x", running=True, **{name: None})  # type: ignore[arg-type]
+    with pytest.raises(AirflowFailException, match=f"{name}: it has come to be None"):
+        task.execute({})
+    with pytest.raises(InvalidInputError, match=f"{name}: of use among running meetings only"):
+        UnlockConferenceOperator(task_id="x", conference_id="1", **{name: "x"})  # type: ignore[arg-type]
