@@ -30,11 +30,15 @@ INTERVAL = 15.0
 
 MEMORY = """
 import logging, re, sys
+from types import SimpleNamespace
 logging.disable(logging.CRITICAL)
-from airflow_provider_dingconf.hooks import DingTalkConferenceHook
+from airflow_provider_dingconf.operators import LockConferenceOperator
 ids = [f"m-{number}" for number in range(int(sys.argv[1]))]
-results = DingTalkConferenceHook().lock_conferences(ids, concurrency=50, calls_per_second=1e6)
-assert len(results) == len(ids) and all(one.success for one in results)
+lock = LockConferenceOperator(task_id="lock", conference_id=ids, concurrency=50, calls_per_second=1e6)
+names = {"dag_id": "dag", "run_id": "run", "task_id": "lock", "map_index": -1}
+ti = SimpleNamespace(**names, try_number=1, max_tries=3, xcom_push=lambda **_: None)
+results = lock.execute({"ti": ti})
+assert len(results) == len(ids) and all(one["success"] for one in results)
 print(int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1024)
 """
 
