@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
 
@@ -118,6 +119,9 @@ def _query(params: Mapping[str, Any]) -> dict[str, str]:
     return texts
 
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+
+
 def text_of(content: Mapping[str, Any], *names: str) -> str | None:
     """Return the first of the named fields of a JSON object that holds a text or a whole number.
 
@@ -131,6 +135,17 @@ def text_of(content: Mapping[str, Any], *names: str) -> str | None:
         if isinstance(value, int) and not isinstance(value, bool):
             return str(value)
     return None
+
+
+def moment_of(content: Mapping[str, Any], name: str) -> datetime | None:
+    """Return the moment of a field of milliseconds since the epoch; None where it holds none, or 0."""
+    milliseconds = text_of(content, name) or ""
+    if not re.fullmatch("0*[1-9][0-9]{0,14}", milliseconds):
+        return None
+    try:
+        return _EPOCH + timedelta(milliseconds=int(milliseconds))
+    except OverflowError:
+        return None
 
 
 def lock_call(conference_id: str, action: str) -> Call:

@@ -8,11 +8,17 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
+from datetime import datetime
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_dingconf.dingtalk.calls import Call, check_conference_id, check_segment, text_of
+from airflow_provider_dingconf.dingtalk.calls import (
+    Call,
+    check_conference_id,
+    check_segment,
+    moment_of,
+    text_of,
+)
 from airflow_provider_dingconf.dingtalk.errors import (
     AnswerError,
     ConferenceClosedError,
@@ -31,7 +37,6 @@ PAGE = 20
 """Meetings on one page of a list; DingTalk documents no limit."""
 
 _CONFERENCES = "/v1.0/conference/videoConferences"
-_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _SEPARATORS = re.compile(r"[\s\-\u2010-\u2015]+")
 _MOST_LISTED = 5
 
@@ -92,8 +97,8 @@ class Conference:
             title=text_of(told, "title") or "",
             status=_STATUS[status],
             room_code=text_of(told, "roomCode"),
-            start_time=_moment(told, "startTime"),
-            end_time=_moment(told, "endTime"),
+            start_time=moment_of(told, "startTime"),
+            end_time=moment_of(told, "endTime"),
             creator_id=text_of(told, "creatorId"),
             creator_nick=text_of(told, "creatorNick"),
             join_url=text_of(told, "externalLinkUrl"),
@@ -383,17 +388,6 @@ def _listed(content: Mapping[str, Any], key: str) -> list[object]:
     if not isinstance(listed, list):
         raise _unreadable(f"{key} that is no list")
     return listed
-
-
-def _moment(told: Mapping[str, Any], key: str) -> datetime | None:
-    """Return the moment of a number of milliseconds since the epoch; 0 stands for none."""
-    value = told.get(key)
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or value <= 0:
-        return None
-    try:
-        return _EPOCH + timedelta(milliseconds=value)
-    except OverflowError:
-        return None
 
 
 def _unreadable(what: str) -> AnswerError:

@@ -12,11 +12,11 @@ import difflib
 import json
 import re
 from dataclasses import asdict, dataclass, field
-from datetime import datetime, timezone
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
-from airflow_provider_dingconf.dingtalk.calls import USER_AGENT, Call, check_conference_id, text_of
+from airflow_provider_dingconf.dingtalk.calls import USER_AGENT, Call, check_conference_id, moment_of, text_of
 from airflow_provider_dingconf.dingtalk.errors import AnswerError, InvalidInputError
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ def read_frame(text: str) -> Frame:
         event_type=text_of(headers, "eventType"),
         event_id=text_of(headers, "eventId"),
         corp_id=text_of(headers, "eventCorpId"),
-        born_at=_moment(headers.get("eventBornTime")),
+        born_at=moment_of(headers, "eventBornTime"),
     )
 
 
@@ -225,7 +225,7 @@ class ConferenceEvent:
     creator_id: str | None = None
     creator_nick: str | None = None
     room_code: str | None = None
-    link: str | None = None
+    join_url: str | None = None
     schedule_conference_id: str | None = None
     biz_type: str | None = None
     members: tuple[Mapping[str, Any], ...] = ()
@@ -275,12 +275,12 @@ def _event(frame: Frame, conference_id: str, models: list[dict[str, Any]]) -> Co
         happened_at=frame.born_at,
         title=text_of(model, "title"),
         status=_STATUS.get(_number(model.get("status"))),
-        start_time=_moment(model.get("startTime")),
-        end_time=_moment(model.get("endTime")),
+        start_time=moment_of(model, "startTime"),
+        end_time=moment_of(model, "endTime"),
         creator_id=text_of(model, "creatorId"),
         creator_nick=text_of(model, "creatorNick"),
         room_code=text_of(model, "roomCode"),
-        link=text_of(model, "externalLinkUrl"),
+        join_url=text_of(model, "externalLinkUrl"),
         schedule_conference_id=text_of(model, "scheduleConferenceId"),
         biz_type=text_of(model, "bizType"),
         members=tuple(map(_member, models)) if about_members else (),
@@ -294,7 +294,7 @@ def _member(model: Mapping[str, Any]) -> dict[str, Any]:
         "host": model.get("host") is True,
         "co_host": model.get("coHost") is True,
         "attend_status": _number(model.get("attendStatus")),
-        "join_time": _plain(_moment(model.get("joinTime"))),
+        "join_time": _plain(moment_of(model, "joinTime")),
     }
 
 
@@ -355,15 +355,6 @@ def _number(value: object) -> int | None:
     if isinstance(value, str) and re.fullmatch(r"[0-9]{1,18}", value):
         return int(value)
     return value if isinstance(value, int) and not isinstance(value, bool) else None
-
-
-def _moment(value: object) -> datetime | None:
-    """Return the time that a number of milliseconds since the epoch stands for; 0 is none."""
-    milliseconds = _number(value)
-    try:
-        return datetime.fromtimestamp(milliseconds / 1000, timezone.utc) if milliseconds else None
-    except (ValueError, OverflowError, OSError):
-        return None
 
 
 def _plain(value: Any) -> Any:

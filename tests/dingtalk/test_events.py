@@ -227,7 +227,7 @@ def test_a_meeting_that_started_says_which_and_when() -> None:
         "creator_id": "user1",
         "creator_nick": "一",
         "room_code": "1234567890",
-        "link": "https://meeting.example/1",
+        "join_url": "https://meeting.example/1",
         "schedule_conference_id": "s1",
         "biz_type": "0",
         "members": [],
