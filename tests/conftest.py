@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import atexit
 import datetime
+import functools
 import inspect
 import ipaddress
 import logging
@@ -393,3 +394,12 @@ def airflow_db() -> None:
     from airflow.utils.db import initdb
 
     initdb()
+    _keep_the_execution_api()
+
+
+def _keep_the_execution_api() -> None:
+    """Let ``DAG.test()`` make its server once and not for each task, as Airflow does itself since 3.3."""
+    with suppress(ImportError):  # Airflow 2
+        from airflow.sdk.execution_time import supervisor
+
+        supervisor.in_process_api_server = functools.cache(supervisor.in_process_api_server)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +13,6 @@ from airflow_provider_dingconf.sandbox import Fault, Sandbox
 
 EXAMPLES = Path(__file__).parent.parent / "example_dags"
 FOR_AIRFLOW_3 = set() if AIRFLOW_V_3_0_PLUS else {"example_lock_when_started"}
-
-many_tasks = pytest.mark.skipif(
-    (3, 0) <= tuple(map(int, version("apache-airflow").split(".")[:2])) < (3, 3),
-    reason="DAG.test() of Airflow 3.0 to 3.2 makes an API server for each task: seconds of the processor",
-)
 
 
 @pytest.fixture
@@ -76,7 +70,6 @@ def test_the_mapped_example_locks_each_room_by_itself(
     assert [f"{room} is locked" in said for room in (*rooms, "sandbox-ended")] == [True, True, False]
 
 
-@many_tasks
 @pytest.mark.parametrize(
     ("conference_id", "states"),
     [
@@ -104,7 +97,6 @@ def test_the_taskflow_example_counts_locks_and_unlocks(
     assert [call.json()["action"] for call in sandbox.calls_of("lock", "unlock")] == ["lock", "unlock"]
 
 
-@many_tasks
 def test_the_tour_shows_each_outcome(dag_bag: Any, sandbox: Sandbox, conn: Any) -> None:
     states = run(dag_bag, "example_sandbox_tour")
     others = {"lock_ended": "skipped", "lock_forbidden": "failed"}
