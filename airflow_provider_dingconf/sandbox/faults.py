@@ -110,6 +110,7 @@ class Fault:
 
     :param call: one of :data:`CALLS`, or ``any``.
     :param path: a regular expression to be found in the raw path; None: any path.
+    :param sent: a regular expression to be found in the body that was sent; None: any body.
     :param times: how many calls it hits; None: all until :meth:`Sandbox.heal`.
     :param duration: seconds for which it is in force; None: until :meth:`Sandbox.heal`.
     :param code: an answer by name, one of :data:`ANSWERS`.
@@ -123,6 +124,7 @@ class Fault:
 
     call: str = ANY
     path: str | None = None
+    sent: str | None = None
     times: int | None = None
     duration: float | None = None
     code: str | None = None
@@ -150,9 +152,13 @@ class Fault:
             raise ValueError(f"A fault has no {', '.join(sorted(unknown))}.")
         return cls(**values)
 
-    def hits(self, call: str, path: str) -> bool:
+    def hits(self, call: str, path: str, sent: bytes = b"") -> bool:
         """Whether the fault is for this call."""
-        return self.call in (ANY, call) and (self.path is None or re.search(self.path, path) is not None)
+        return (
+            self.call in (ANY, call)
+            and (self.path is None or re.search(self.path, path) is not None)
+            and (self.sent is None or re.search(self.sent, sent.decode(errors="replace")) is not None)
+        )
 
     @property
     def answers(self) -> bool:
@@ -181,6 +187,7 @@ def _checks(fault: Fault) -> list[tuple[bool, str]]:
     return [
         (fault.call in (ANY, *CALLS), f"call is one of {', '.join((ANY, *CALLS))}, not {fault.call!r}."),
         (_is_pattern(fault.path), f"path is a regular expression, not {fault.path!r}."),
+        (_is_pattern(fault.sent), f"sent is a regular expression, not {fault.sent!r}."),
         (_is_number(fault.times, 1, whole=True), f"times is a number from 1, not {fault.times!r}."),
         (_is_number(fault.duration, 0), f"duration is a number of seconds, not {fault.duration!r}."),
         (

@@ -288,7 +288,7 @@ class State:
         now = time.monotonic()
         self._faults = [armed for armed in self._faults if armed.left and armed.until > now]
         for armed in self._faults:
-            if armed.fault.hits(call.name, call.path):
+            if armed.fault.hits(call.name, call.path, call.body):
                 armed.left -= 1
                 return armed.fault
         return None

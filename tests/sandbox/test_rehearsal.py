@@ -134,6 +134,12 @@ def test_a_fault_hits_only_the_calls_it_names(sandbox: Sandbox, caller: Caller) 
     assert caller.call("GET", f"{CONFERENCES}/sandbox-open").status_code == 500
 
 
+def test_a_fault_hits_only_the_calls_that_send_what_it_names(sandbox: Sandbox, caller: Caller) -> None:
+    sandbox.fail(Fault(sent='"unlock"', code="commandError"))
+    assert caller.lock("sandbox-open").status_code == 200
+    assert code(caller.lock("sandbox-open", "unlock")) == (400, "commandError")
+
+
 def test_faults_apply_one_after_the_other(sandbox: Sandbox, caller: Caller) -> None:
     sandbox.fail(Fault(code="systemError", times=1))
     sandbox.fail(Fault(code="confClosed", times=1))
