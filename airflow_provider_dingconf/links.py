@@ -1,7 +1,7 @@
 """Links on a task: the documentation of the call it made and of the error it met, and the meeting it found.
 
-The operator pushes both addresses as one XCom while the task runs: Airflow 2 asks for a link in the web
-server, where the operator's own values are not known.
+Airflow 3 asks the operator for its links when the task has run, and keeps them. Airflow 2 asks in the web
+server, where the operator's own values are not known: there the task pushes all of them as one XCom.
 """
 
 from __future__ import annotations
@@ -9,11 +9,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 from airflow.providers.common.compat.sdk import BaseOperatorLink
+from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_0_PLUS
 
 from airflow_provider_dingconf.dingtalk.calls import ERROR_CODES_PAGE, documentation_url
 
 if TYPE_CHECKING:
-    from airflow.providers.common.compat.sdk import BaseOperator, TaskInstanceKey
+    from airflow.providers.common.compat.sdk import BaseOperator, Context, TaskInstanceKey
 
     from airflow_provider_dingconf.dingtalk.errors import DingTalkError
 
@@ -21,7 +22,7 @@ LINKS_KEY = "dingtalk_links"
 
 
 def links_for(base_url: str, page: str, error: DingTalkError | None) -> dict[str, str]:
-    """Return what a task pushes: the addresses on the documentation site that goes with the host.
+    """Return what a task keeps: the addresses on the documentation site that goes with the host.
 
     :param base_url: the host that was called.
     :param page: the name of the call's page.
@@ -33,35 +34,51 @@ def links_for(base_url: str, page: str, error: DingTalkError | None) -> dict[str
     return links
 
 
-class _PushedLink(BaseOperatorLink):
-    """A link whose address the task has pushed."""
+def keep_links(operator: BaseOperator, context: Context, links: dict[str, str]) -> None:
+    """Keep the links of a task that runs, for when Airflow asks for them.
 
-    pushed_as: ClassVar[str]
+    :param operator: the task's.
+    :param context: the task's.
+    :param links: addresses by what the classes below call them.
+    """
+    if AIRFLOW_V_3_0_PLUS:
+        setattr(operator, LINKS_KEY, links)
+    elif "ti" in context:
+        context["ti"].xcom_push(key=LINKS_KEY, value=links)
+
+
+class _KeptLink(BaseOperatorLink):
+    """A link whose address the task has kept."""
+
+    kept_as: ClassVar[str]
 
     def get_link(self, operator: BaseOperator, *, ti_key: TaskInstanceKey) -> str:
         """Return the address, or an empty string while there is none."""
-        from airflow.providers.common.compat.sdk import XCom
+        if AIRFLOW_V_3_0_PLUS:
+            links = getattr(operator, LINKS_KEY, {})
+        else:
+            from airflow.providers.common.compat.sdk import XCom
 
-        links = XCom.get_value(ti_key=ti_key, key=LINKS_KEY) or {}
-        return links.get(self.pushed_as) or ""
+            links = XCom.get_value(ti_key=ti_key, key=LINKS_KEY) or {}
+        return links.get(self.kept_as) or ""
 
 
-class CallDocumentationLink(_PushedLink):
+class CallDocumentationLink(_KeptLink):
     """The page of DingTalk's documentation on the call that the task made."""
 
     name = "DingTalk documentation"
-    pushed_as = "documentation"
+    kept_as = "documentation"
 
 
-class JoinConferenceLink(_PushedLink):
+class JoinConferenceLink(_KeptLink):
     """The address to join the meeting that the task found by its room code or schedule."""
 
     name = "Join the meeting"
-    pushed_as = "join"
+    kept_as = "join"
 
 
-class ErrorDocumentationLink(_PushedLink):
+class ErrorDocumentationLink(_KeptLink):
     """The page of DingTalk's documentation on error codes, when the task met a DingTalk error."""
 
     name = "DingTalk error codes"
-    pushed_as = "error"
+    kept_as = "error"

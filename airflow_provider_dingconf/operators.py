@@ -41,10 +41,10 @@ from airflow_provider_dingconf.dingtalk.limits import (
     check_limits,
 )
 from airflow_provider_dingconf.links import (
-    LINKS_KEY,
     CallDocumentationLink,
     ErrorDocumentationLink,
     JoinConferenceLink,
+    keep_links,
     links_for,
 )
 from airflow_provider_dingconf.outcomes import (
@@ -281,7 +281,7 @@ class _ConferenceOperator(BaseOperator):
                 "request_id": error.request_id,
             }
         made.for_sure.append(cast("str", result["conference_id"]))
-        self._push_links(context, hook, None, conference)
+        self._keep_links(context, hook, None, conference)
         result["attempts"] += attempts
         return result
 
@@ -337,7 +337,7 @@ class _ConferenceOperator(BaseOperator):
         if results:
             self.log.log(logging.WARNING if error else logging.INFO, "%s", table(results, self.on_error))
         if error is None:
-            self._push_links(context, hook, None)
+            self._keep_links(context, hook, None)
         else:
             error.attempts = attempts + max([1, *(one.attempts for one in new)])
             if self.do_xcom_push and "ti" in context:  # Airflow takes none from a task that fails
@@ -394,25 +394,25 @@ class _ConferenceOperator(BaseOperator):
         **more: Any,
     ) -> None:
         """Give the task the state that belongs to an error, now or after a wait in the triggerer."""
-        self._push_links(context, hook, error, conference)
+        self._keep_links(context, hook, error, conference)
         self._defer_the_wait(error, **more)
         if not isinstance(error, ConferencesError):  # the table has said it
             self.log.warning("%s", error)
         apply_outcome(error, {})
 
-    def _push_links(
+    def _keep_links(
         self,
         context: Context,
         hook: DingTalkConferenceHook,
         error: DingTalkError | None,
         conference: Conference | None = None,
     ) -> None:
-        if isinstance(error, InvalidInputError) or "ti" not in context:
-            return  # no call was made, or nobody will look
+        if isinstance(error, InvalidInputError):
+            return  # no call was made
         links = links_for(hook.settings.base_url, LOCK_PAGE, error)
         if conference and conference.join_url:
             links["join"] = conference.join_url
-        context["ti"].xcom_push(key=LINKS_KEY, value=links)
+        keep_links(self, context, links)
 
     def _defer_the_wait(self, error: DingTalkError, **more: Any) -> None:
         """Leave the worker for a long wait, if the call is to be tried again after it."""

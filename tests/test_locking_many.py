@@ -19,6 +19,7 @@ from test_operators import Ran, rendered_of, run_dag, xcoms_of
 from airflow_provider_dingconf import token_store
 from airflow_provider_dingconf.dingtalk.errors import CredentialsError, DingTalkError, InvalidInputError
 from airflow_provider_dingconf.hooks import DingTalkConferenceHook
+from airflow_provider_dingconf.links import JoinConferenceLink
 from airflow_provider_dingconf.operators import LockConferenceOperator, UnlockConferenceOperator
 from airflow_provider_dingconf.sandbox import Fault, Sandbox
 
@@ -155,7 +156,7 @@ def test_where_no_meeting_was_found_there_is_nothing_to_unlock(ran: Ran) -> None
 def test_a_meeting_that_was_found_and_refused_is_named(ran: Ran) -> None:
     result = ran.xcoms["found", -1, "return_value"]
     assert (result["conference_id"], result["success"]) == ("sandbox-room", False)
-    assert ran.xcoms["found", -1, "dingtalk_links"]["join"]
+    assert ran.link("found", JoinConferenceLink()).endswith("/1234567890")
 
 
 def test_a_mapped_task_of_a_list_is_named_by_its_length(ran: Ran) -> None:

@@ -10,6 +10,7 @@ import pytest
 from test_operators import Ran, rendered_of, run_dag, xcoms_of
 
 from airflow_provider_dingconf.dingtalk.errors import InvalidInputError
+from airflow_provider_dingconf.links import JoinConferenceLink
 from airflow_provider_dingconf.operators import LockConferenceOperator, UnlockConferenceOperator
 from airflow_provider_dingconf.sandbox import Fault, Sandbox
 from airflow_provider_dingconf.sensors import ConferenceSensor
@@ -154,7 +155,7 @@ def test_a_room_code_is_a_template_and_its_running_meeting_is_locked(ran: Ran, d
     assert ran.state("by_room_code") == "success"
     assert ran.rendered["by_room_code"]["room_code"] == "123 456-7890"
     assert result(ran, "by_room_code")["conference_id"] == "room-now"
-    assert ran.xcoms["by_room_code", -1, "dingtalk_links"]["join"].endswith("/1234567890")
+    assert ran.link("by_room_code", JoinConferenceLink()).endswith("/1234567890")
 
 
 def test_a_schedule_stands_for_its_running_meeting(ran: Ran) -> None:
