@@ -114,7 +114,7 @@ async def each_of(
     act: Callable[[str], Awaitable[ConferenceResult]],
     *,
     concurrency: int,
-    is_of_all: Callable[[ConferenceResult], bool],
+    is_of_all: Callable[[DingTalkError], bool],
     on_result: Callable[[ConferenceResult], object],
 ) -> list[ConferenceResult]:
     """Do something with each meeting, some at a time, and return what came of each, in their order.
@@ -136,7 +136,7 @@ async def each_of(
                 result = ConferenceResult(conference_id, action, 0, error=shared[0])
             else:
                 result = await act(conference_id)
-                if result.error and is_of_all(result):
+                if result.error and is_of_all(result.error):
                     shared.append(result.error)
             results[number] = result
             progress.count(result)
@@ -157,15 +157,19 @@ async def each_of(
 
 
 async def to_the_end(work: Awaitable[Any]) -> None:
-    """Await something whose end is near, even where the task that awaits it is cancelled meanwhile."""
+    """Await something whose end is near, even where the task that awaits it is cancelled meanwhile.
+
+    It is cancelled then, whatever the work ended in.
+    """
     future, cancelled = asyncio.ensure_future(work), False
     while not future.done():
         try:
-            await asyncio.shield(future)
+            await asyncio.wait([future])
         except asyncio.CancelledError:  # noqa: PERF203
             cancelled = True
     if cancelled:
-        raise asyncio.CancelledError
+        raise asyncio.CancelledError from future.exception()
+    future.result()
 
 
 class _Progress:

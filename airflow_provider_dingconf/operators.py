@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, cast
 from airflow.providers.common.compat.sdk import (
     AirflowFailException,
     AirflowSkipException,
+    AirflowTaskTimeout,
     BaseOperator,
     TaskDeferred,
     TaskGroup,
@@ -166,12 +167,12 @@ class _ConferenceOperator(BaseOperator):
         self.concurrency = concurrency
         self.calls_per_second = calls_per_second
         self.deferrable = deferrable
-        self._acting = False
+        self._calling = self._killed = False
 
     @property
     def shown_as(self) -> str:
         """What the UI calls a mapped task of this kind: 250 characters go into Airflow's database."""
-        meetings = _ids_in(getattr(self, self.named_by))
+        meetings = _ids_in(getattr(self, self.named_by), self.action)
         if _is_collection(meetings):
             return f"{len(meetings)} meetings"
         return str(self.title_pattern or self.creator_id or "" if self.running else meetings)[:250]
@@ -210,19 +211,27 @@ class _ConferenceOperator(BaseOperator):
         """
         return self._act(context, attempts, done)
 
+    def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
+        """Go on after a wait in the triggerer, or end in what went wrong there."""
+        if next_method != "__fail__" or not self.unlock_on_failure:
+            return super().resume_execution(next_method, next_kwargs, context)
+        with self._running(context) as (hook, made):
+            if self._is_of_many:
+                self._settled(context, hook, made, ())
+            return super().resume_execution(next_method, next_kwargs, context)
+
     def on_kill(self) -> None:
         """End the call that is being made; the hook undoes a lock that it may have made.
 
-        :raises SystemExit: a call is being made. Airflow 3 would let it run on.
+        :raises SystemExit: a call is being made, and Airflow 3 would let it run on.
         """
-        if self._acting:
+        self._killed = True
+        if self._calling and AIRFLOW_V_3_0_PLUS:  # Airflow 2 raises what it knows again
             raise SystemExit(f"{self.action} was interrupted")
 
     def _act(
         self, context: Context, attempts: int = 0, done: Sequence[dict[str, Any]] | None = None
     ) -> LockResult | list[dict[str, Any]]:
-        from airflow_provider_dingconf.hooks import DingTalkConferenceHook
-
         if self.action == "unlock" and _names_nothing(self.conference_id):
             self.log.info("Nothing was locked, so that there is nothing to unlock")
             return {
@@ -232,6 +241,25 @@ class _ConferenceOperator(BaseOperator):
                 "attempts": 0,
                 "request_id": None,
             }
+        with self._running(context, attempts) as (hook, made):
+            try:
+                self.conference_id = _ids_in(self.conference_id, self.action)
+                if self._is_of_many:
+                    return self._act_on_many(context, hook, made, attempts, done)
+                return self._act_on_one(context, hook, made, attempts)
+            except InvalidInputError as error:
+                self._end_in(context, hook, error)
+                raise
+
+    @property
+    def _is_of_many(self) -> bool:
+        return self.running or _is_collection(self.conference_id)
+
+    @contextmanager
+    def _running(self, context: Context, attempts: int = 0) -> Iterator[tuple[DingTalkConferenceHook, _Made]]:
+        """Give what the task works with, and leave nothing behind that it has locked in vain."""
+        from airflow_provider_dingconf.hooks import DingTalkConferenceHook
+
         hook = DingTalkConferenceHook(
             self.dingtalk_conn_id,
             max_attempts=self.max_attempts - attempts,
@@ -239,39 +267,43 @@ class _ConferenceOperator(BaseOperator):
             max_wait=WORKER_WAIT if self.deferrable else None,
         )
         made = _Made()
-        self._acting = True
+        self._killed = False
         try:
-            self.conference_id = _ids_in(self.conference_id)
-            if self.running or _is_collection(self.conference_id):
-                return self._act_on_many(context, hook, made, attempts, done)
-            return self._act_on_one(context, hook, made, attempts)
-        except TaskDeferred:
-            raise
-        except InvalidInputError as error:
-            self._end_in(context, hook, error)
-            raise
+            yield hook, made
+            if self._killed:  # between two calls
+                raise SystemExit(f"{self.action} was interrupted")
         except BaseException as error:
             self._leave_nothing(context, hook, made, error)
             raise
         finally:
-            self._acting = False
             hook.close()
+
+    @contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        """Let the end of the task end the block, but not what it tells Airflow before and after."""
+        self._calling = True
+        try:
+            yield
+        finally:
+            self._calling = False
 
     def _act_on_one(
         self, context: Context, hook: DingTalkConferenceHook, made: _Made, attempts: int
     ) -> LockResult:
         conference, conference_id = None, cast("str | None", self.conference_id)
         try:
-            if self.named_by != "conference_id":
-                conference = hook.get_conference(**{self.named_by: getattr(self, self.named_by) or ""})
-                self.log.info("%s %s is %s", self.named_by, getattr(self, self.named_by), conference)
-                conference_id = conference.conference_id
-            result = hook.act(self.action, conference_id)
+            with self._interruptible():
+                if self.named_by != "conference_id":
+                    conference = hook.get_conference(**{self.named_by: getattr(self, self.named_by) or ""})
+                    self.log.info("%s %s is %s", self.named_by, getattr(self, self.named_by), conference)
+                    conference_id = conference.conference_id
+                result = hook.act(self.action, conference_id)
+                made.for_sure.append(cast("str", conference_id))
         except DingTalkError as error:
             error.attempts += attempts
+            error.outcome = outcome_of(error, self.on_error)
             if error.in_doubt and conference_id:
                 made.in_doubt.append(conference_id)
-            error.outcome = outcome_of(error, self.on_error)
             self._end_in(context, hook, error, conference)
             return {
                 "conference_id": conference_id,
@@ -280,7 +312,6 @@ class _ConferenceOperator(BaseOperator):
                 "attempts": error.attempts,
                 "request_id": error.request_id,
             }
-        made.for_sure.append(cast("str", result["conference_id"]))
         self._keep_links(context, hook, None, conference)
         result["attempts"] += attempts
         return result
@@ -295,34 +326,30 @@ class _ConferenceOperator(BaseOperator):
     ) -> list[dict[str, Any]]:
         """Act on every meeting that an earlier try of the task has not settled."""
         from airflow_provider_dingconf.bulk import ConferenceResult
-        from airflow_provider_dingconf.progress import progress_of
 
-        progress = made.progress = progress_of(context, hook.settings, resumed=done is not None)
-        settled = {
-            one["conference_id"]: ConferenceResult.from_dict(one) for one in (*progress.load(), *(done or ()))
-        }
-        for result in settled.values():
-            made.add(result)
+        settled = self._settled(context, hook, made, done)
+        progress = cast("Progress", made.progress)
 
         def is_settled(result: ConferenceResult) -> bool:
             return result.error is None or outcome_of(result.error, self.on_error) is not Outcome.RETRY
 
         def keep(result: ConferenceResult) -> None:
-            made.add(result)
+            made.add(result, settled=is_settled(result))
             if is_settled(result):
                 progress.add(result.as_dict())
 
         cause, todo, new = None, [], []
         try:
-            todo = [conference_id for conference_id in self._ids(hook) if conference_id not in settled]
-            self.log.info("%s: %d meetings, %d of them done before", self.action, len(todo), len(settled))
-            new = hook.act_all(
-                self.action,
-                todo,
-                concurrency=self.concurrency,
-                calls_per_second=self.calls_per_second,
-                on_result=keep,
-            )
+            with self._interruptible():
+                todo = [conference_id for conference_id in self._ids(hook) if conference_id not in settled]
+                self.log.info("%s: %d meetings; done before: %d", self.action, len(todo), len(settled))
+                new = hook.act_all(
+                    self.action,
+                    todo,
+                    concurrency=self.concurrency,
+                    calls_per_second=self.calls_per_second,
+                    on_result=keep,
+                )
         except InvalidInputError:
             raise
         except DingTalkError as error:  # no list of the running meetings, or no access token
@@ -346,29 +373,52 @@ class _ConferenceOperator(BaseOperator):
         progress.clear()
         return told
 
+    def _settled(
+        self,
+        context: Context,
+        hook: DingTalkConferenceHook,
+        made: _Made,
+        done: Sequence[dict[str, Any]] | None = None,
+    ) -> dict[str, ConferenceResult]:
+        """Return what came of the meetings that need no further call, by id."""
+        from airflow_provider_dingconf.bulk import ConferenceResult
+        from airflow_provider_dingconf.progress import progress_of
+
+        made.progress = progress_of(context, hook.settings, resumed=done is not None)
+        told = (*made.progress.load(), *(done or ()))
+        settled = {one["conference_id"]: ConferenceResult.from_dict(one) for one in told}
+        for result in settled.values():
+            made.add(result, settled=True)
+        return settled
+
     def _leave_nothing(
         self, context: Context, hook: DingTalkConferenceHook, made: _Made, error: BaseException
     ) -> None:
         """Unlock what the task has locked in vain, and forget what no retry will ask for."""
+        from airflow_provider_dingconf.termination import termination
+
         if not (self.unlock_on_failure or made.progress):
             return
-        for_good = isinstance(error, (AirflowFailException, AirflowSkipException))
-        ended = for_good or not _tries_are_left(context)
-        killed = isinstance(error, (SystemExit, KeyboardInterrupt))
+        goes_on = isinstance(error, TaskDeferred) or _tries_are_left(context)
+        ended = isinstance(error, (AirflowFailException, AirflowSkipException)) or not goes_on
+        killed = not isinstance(error, (Exception, TaskDeferred, AirflowTaskTimeout))
         in_vain = [*made.in_doubt, *(made.for_sure if ended or killed else ())]
-        if self.unlock_on_failure and in_vain:
-            self.log.warning("Unlocking again what this task has locked, or may have: %d", len(in_vain))
-            results = hook.undo_locks(
-                in_vain,
-                quickly=not isinstance(error, Exception),
-                concurrency=self.concurrency,
-                calls_per_second=self.calls_per_second,
-            )
-            left = [one for one in results if one.error and not isinstance(one.error, ConferenceClosedError)]
-            if left:
-                self.log.error("May be locked still, and is to be unlocked by hand:\n%s", table(left, {}))
-        if made.progress and (ended or (killed and self.unlock_on_failure)):
-            made.progress.clear()
+        with termination() as hold_termination:
+            hold_termination()
+            if made.progress and (ended or (killed and self.unlock_on_failure)):
+                made.progress.clear()  # first: what is to be unlocked is not settled, however far that gets
+            if self.unlock_on_failure and in_vain:
+                self.log.warning("Unlocking again what this task has locked, or may have: %d", len(in_vain))
+                results = hook.undo_locks(
+                    in_vain,
+                    quickly=killed,
+                    concurrency=self.concurrency,
+                    calls_per_second=self.calls_per_second,
+                )
+                gone = ConferenceClosedError
+                left = [one for one in results if one.error and not isinstance(one.error, gone)]
+                if left:
+                    self.log.error("May be locked still, and is to be unlocked by hand:\n%s", table(left, {}))
 
     def _ids(self, hook: DingTalkConferenceHook) -> list[str]:
         """Return the meetings' ids: those given, or those of the running ones that are wanted."""
@@ -435,17 +485,18 @@ class _ConferenceOperator(BaseOperator):
 
 @dataclass
 class _Made:
-    """What a task has locked, and may have locked; and where it keeps what is settled of many meetings."""
+    """What a task has locked, and may have locked; and where it keeps what is settled of many meetings.
+
+    What may have been locked and is to be tried again is in doubt; what may have been and is settled, is not.
+    """
 
     for_sure: list[str] = field(default_factory=list)
     in_doubt: list[str] = field(default_factory=list)
     progress: Progress | None = None
 
-    def add(self, result: ConferenceResult) -> None:
-        if result.error is None:
-            self.for_sure.append(result.conference_id)
-        elif result.error.in_doubt:
-            self.in_doubt.append(result.conference_id)
+    def add(self, result: ConferenceResult, *, settled: bool) -> None:
+        if result.error is None or result.error.in_doubt:
+            (self.for_sure if settled else self.in_doubt).append(result.conference_id)
 
 
 class LockConferenceOperator(_ConferenceOperator):
@@ -562,15 +613,25 @@ def _is_collection(value: object) -> bool:
     return isinstance(value, Iterable) and not isinstance(value, (str, bytes, Mapping))
 
 
-def _ids_in(value: Any) -> Any:
-    """Return the ids in the XCom of a task that locked, whose meetings are to be unlocked; else the value."""
+def _ids_in(value: Any, action: str) -> Any:
+    """Return the ids in the XCom of such tasks, or the value where it is none.
+
+    What a lock has not locked is not unlocked.
+    """
     if _is_collection(value):
-        return [_ids_in(one) for one in value if not isinstance(one, Mapping) or _may_be_locked(one)]
+        ids: list[Any] = []
+        for one in value:
+            if _is_collection(one):  # a mapped task of lists
+                ids += _ids_in(one, action)
+            elif not isinstance(one, Mapping) or action == "lock" or _may_be_locked(one):
+                ids.append(_ids_in(one, action))
+        return ids
     return value.get("conference_id") if isinstance(value, Mapping) else value
 
 
 def _may_be_locked(result: Mapping[str, Any]) -> bool:
-    return bool(result.get("success", True) or (result.get("error") or {}).get("in_doubt"))
+    done, error = result.get("success", True), result.get("error") or {}
+    return bool(done or error.get("in_doubt") or result.get("action") != "lock")
 
 
 def _names_nothing(value: Any) -> bool:

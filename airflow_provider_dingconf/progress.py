@@ -46,7 +46,7 @@ class Progress:
     """
 
     def __init__(self, store: _Store | None, life: str) -> None:
-        self._store, self._life = store, life
+        self._store, self._life, self._failed = store, life, False
         self._new: list[dict[str, Any]] = []
         self._characters = self._entries = 0
         self._saved = time.monotonic()
@@ -76,20 +76,23 @@ class Progress:
 
     def clear(self) -> None:
         """Forget all of it."""
-        while self._entries:
-            self._entries -= 1
-            self._asked(lambda store: store.delete(self._key(self._entries)))
-        self._new, self._characters = [], 0
+        for key in map(self._key, range(self._entries)):  # the first first: without it, no other is read
+            self._asked(lambda store, key=key: store.delete(key), always=True)
+        self._new, self._characters, self._entries = [], 0, 0
 
-    def _asked(self, do: Callable[[_Store], Any]) -> Any:
-        """Return what the store answers; None once it has failed: the meetings come first."""
-        if self._store is None:
+    def _asked(self, do: Callable[..., Any], *, always: bool = False) -> Any:
+        """Return what the store answers; None where it fails: the meetings come first.
+
+        :param always: whether to ask it even where it has failed before.
+        """
+        if self._store is None or (self._failed and not always):
             return None
         try:
             return do(self._store)
         except Exception as error:  # whatever Airflow's raises
-            log.warning("What is settled is kept no more; a retry may ask for it again: %s", error)
-            self._store = None
+            if not self._failed:
+                log.warning("What is settled is kept no more; a retry may ask for it again: %s", error)
+            self._failed = True
             return None
 
     def _key(self, number: int) -> str:

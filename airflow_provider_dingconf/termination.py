@@ -11,7 +11,7 @@ import asyncio
 import os
 import signal
 import threading
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -71,23 +71,35 @@ def run_in_thread(work: Coroutine[Any, Any, T], *, to_the_end: bool = False) -> 
     :param work: the coroutine.
     :param to_the_end: whether it is not cancelled, but waited for.
     """
-    begun: Future[tuple[asyncio.AbstractEventLoop, asyncio.Task[T]]] = Future()
+    result: Future[T] = Future()
+    running: list[tuple[asyncio.AbstractEventLoop, asyncio.Task[T]]] = []
+    stopped = False
 
     async def begin() -> T:
-        task = cast("asyncio.Task[T]", asyncio.current_task())
-        begun.set_result((asyncio.get_running_loop(), task))
+        running.append((asyncio.get_running_loop(), cast("asyncio.Task[T]", asyncio.current_task())))
+        if stopped:
+            work.close()
+            raise asyncio.CancelledError
         return await work
 
-    with ThreadPoolExecutor(1) as executor:
-        result = executor.submit(copy_context().run, asyncio.run, begin())
+    def run() -> None:
         try:
-            return result.result()
-        except BaseException:
-            with termination() as hold_termination:
-                hold_termination()
-                if not (to_the_end or result.done()):
-                    loop, task = begun.result()
-                    with suppress(RuntimeError):  # it has just ended
-                        loop.call_soon_threadsafe(task.cancel)
-                wait([result])
-            raise
+            result.set_result(asyncio.run(begin()))
+        except BaseException as error:
+            result.set_exception(error)
+
+    thread = threading.Thread(target=copy_context().run, args=(run,), name="dingtalk")
+    try:
+        thread.start()
+        return result.result()
+    except BaseException:
+        with termination() as hold_termination:
+            hold_termination()
+            stopped = not to_the_end
+            if stopped and running:
+                loop, task = running[0]
+                with suppress(RuntimeError):  # it has just ended
+                    loop.call_soon_threadsafe(task.cancel)
+            if thread.ident is not None:
+                thread.join()
+        raise

@@ -127,6 +127,27 @@ def test_cancelling_again_does_not_stop_the_unlocking(sandbox: Sandbox, conn: An
     assert not any(sandbox.conference(meeting).locked for meeting in meetings)
 
 
+def test_a_block_that_is_cancelled_while_it_unlocks_an_ended_meeting_is_cancelled(
+    sandbox: Sandbox, conn: Any
+) -> None:
+    meeting = sandbox.create_conference()
+    sandbox.fail(Fault(call="unlock", code="confClosed", delay=0.5))
+
+    async def block() -> None:
+        async with DingTalkConferenceHook().alocked(meeting):
+            pass
+        pytest.fail("it goes on")
+
+    async def cancelled() -> None:
+        task = asyncio.create_task(block())
+        await _until(lambda: sandbox.calls_of("unlock"))
+        task.cancel()
+        await task
+
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(cancelled())
+
+
 def test_a_cancelled_unlock_is_left_as_it_is(sandbox: Sandbox, conn: Any) -> None:
     sandbox.fail(Fault(call="unlock", delay=5))
 

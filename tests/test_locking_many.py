@@ -8,12 +8,14 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException, TaskDeferred
+from faults.scenarios import killer_of
 from test_operators import Ran, rendered_of, run_dag, xcoms_of
 
 from airflow_provider_dingconf import token_store
@@ -398,6 +400,18 @@ def test_an_interrupted_task_undoes_what_was_being_locked_and_a_section_all_of_i
     assert still == ([] if section else meetings[:4])
 
 
+@contextmanager
+def ended_by_airflow(task: Any) -> Iterator[None]:
+    """Handle SIGTERM as Airflow does, and expect that the task is ended by it."""
+    before = signal.signal(signal.SIGTERM, killer_of(task))
+    try:
+        with pytest.raises(BaseException) as raised:  # noqa: PT011
+            yield
+        assert type(raised.value).__name__ in {"SystemExit", "AirflowTaskTerminated"}
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def test_a_task_that_airflow_ends_in_a_section_unlocks_what_it_has_locked(
     sandbox: Sandbox, conn: Any
 ) -> None:
@@ -405,17 +419,151 @@ def test_a_task_that_airflow_ends_in_a_section_unlocks_what_it_has_locked(
     for slow in meetings[-4:]:
         sandbox.fail(Fault(call="lock", path=slow, delay=20.0, after=True))
     task = lock(meetings, concurrency=4, unlock_on_failure=True)
-    before = signal.signal(signal.SIGTERM, lambda *_: task.on_kill())  # as Airflow 3 does
     _interrupt_when_locked(sandbox, meetings, signal.SIGTERM)
-    try:
-        with pytest.raises(SystemExit):
-            task.execute(a_try())
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    with ended_by_airflow(task):
+        task.execute(a_try())
     assert [meeting for meeting in meetings if sandbox.conference(meeting).locked] == []
     assert all(locks_of(sandbox, one) == 1 for one in meetings[:4])
     lock(meetings[:4]).execute(a_try(2))
     assert all(locks_of(sandbox, one) == 2 for one in meetings[:4]), "a retry locks them again"
+
+
+def test_a_second_signal_does_not_stop_the_unlocking_nor_what_the_retry_must_know(
+    sandbox: Sandbox, conn: Any
+) -> None:
+    meetings = [sandbox.create_conference() for _ in range(4)]
+    sandbox.fail(Fault(call="lock", path=meetings[-1], delay=20.0, after=True))
+    sandbox.fail(Fault(call="unlock", delay=0.5))
+    task = lock(meetings, unlock_on_failure=True)
+    _interrupt_when_locked(sandbox, meetings, signal.SIGTERM)
+
+    def again() -> None:
+        while len(sandbox.calls_of("unlock")) < 2:  # the first undoes the lock in flight
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=again, daemon=True).start()
+    with ended_by_airflow(task):
+        task.execute(a_try())
+    assert [meeting for meeting in meetings if sandbox.conference(meeting).locked] == []
+    sandbox.heal()
+    lock(meetings).execute(a_try(2))
+    assert all(sandbox.conference(meeting).locked for meeting in meetings)
+
+
+def test_what_was_unlocked_again_is_locked_by_the_retry_though_the_store_failed_meanwhile(
+    sandbox: Sandbox, conn: Any
+) -> None:
+    meetings = [sandbox.create_conference() for _ in range(400)]
+    slow = sandbox.create_conference()
+    sandbox.fail(Fault(call="lock", path=slow, delay=20.0, after=True))
+
+    class Failing(dict[str, Any]):
+        """A store that takes one entry and no more."""
+
+        def set(self, key: str, value: Any) -> None:
+            if self:
+                raise RuntimeError("503 from the API server")
+            self[key] = value
+
+        def delete(self, key: str) -> None:
+            self.pop(key, None)
+
+    store = Failing()
+    task = lock([*meetings, slow], unlock_on_failure=True)
+    _interrupt_when_locked(sandbox, [*meetings, slow], signal.SIGTERM)
+    with ended_by_airflow(task):
+        task.execute({**a_try(), "task_state_store": store})
+    assert not store
+    assert not any(sandbox.conference(meeting).locked for meeting in meetings)
+
+
+def test_what_is_in_doubt_and_counts_as_a_success_stays_for_the_retry(sandbox: Sandbox, conn: Any) -> None:
+    lost, flaky = sandbox.create_conference(), sandbox.create_conference()
+    sandbox.fail(Fault(call="lock", path=lost, drop=True, after=True))
+    sandbox.fail(Fault(call="lock", path=flaky, code="systemError", times=1))
+    arguments: Any = {"unlock_on_failure": True, "on_error": {"connectionLost": "succeed"}, "max_attempts": 1}
+    with pytest.raises(DingTalkError):
+        lock([lost, flaky], **arguments).execute(a_try(1))
+    lock([lost, flaky], **arguments).execute(a_try(2))
+    assert sandbox.conference(lost).locked
+
+
+def test_a_section_that_is_deferred_gives_up_what_is_in_doubt(sandbox: Sandbox, conn: Any) -> None:
+    lost = sandbox.create_conference()
+    sandbox.fail(Fault(call="lock", path=lost, drop=True, after=True, times=1))
+    sandbox.fail(Fault(call="lock", path=lost, code="systemBusy", headers={"Retry-After": "30"}, times=1))
+    for named in (lost, [lost]):
+        task = lock(named, unlock_on_failure=True, deferrable=True)
+        if isinstance(named, list):
+            sandbox.fail(Fault(call="lock", path=lost, drop=True, after=True, times=1))
+            sandbox.fail(
+                Fault(call="lock", path=lost, code="systemBusy", headers={"Retry-After": "30"}, times=1)
+            )
+        with pytest.raises(TaskDeferred):
+            task.execute(a_try())
+        assert not sandbox.conference(lost).locked
+
+
+def test_a_section_whose_wait_in_the_triggerer_fails_unlocks_what_it_has_locked(
+    sandbox: Sandbox, conn: Any
+) -> None:
+    fine, slow = sandbox.create_conference(), sandbox.create_conference()
+    sandbox.fail(Fault(call="lock", path=slow, code="systemBusy", headers={"Retry-After": "30"}, times=1))
+    task = lock([fine, slow], unlock_on_failure=True, deferrable=True)
+    with pytest.raises(TaskDeferred):
+        task.execute(a_try(of=1))
+    assert sandbox.conference(fine).locked
+    with pytest.raises(Exception, match="Trigger failure"):
+        task.resume_execution("__fail__", {"error": "Trigger failure"}, a_try(of=1))
+    assert not sandbox.conference(fine).locked
+
+
+def test_a_section_whose_retry_is_given_what_is_not_sound_unlocks_what_it_has_locked(
+    sandbox: Sandbox, conn: Any
+) -> None:
+    fine, flaky = sandbox.create_conference(), sandbox.create_conference()
+    sandbox.fail(Fault(call="lock", path=flaky, code="systemError", times=1))
+    with pytest.raises(DingTalkError):
+        lock([fine, flaky], unlock_on_failure=True, max_attempts=1).execute(a_try(1))
+    with pytest.raises(AirflowFailException, match="a conference id"):
+        lock([fine, "a/b"], unlock_on_failure=True).execute(a_try(2))
+    assert not sandbox.conference(fine).locked
+
+
+def test_unlocking_again_is_tried_as_often_as_any_call_whatever_the_task_allows_its_own(
+    sandbox: Sandbox, conn: Any
+) -> None:
+    fine = sandbox.create_conference()
+    sandbox.fail(Fault(call="unlock", code="systemError", times=3))
+    with pytest.raises(AirflowSkipException):
+        lock([fine, "sandbox-ended"], unlock_on_failure=True, max_attempts=1).execute(a_try())
+    assert not sandbox.conference(fine).locked
+
+
+# What is unlocked
+
+
+def unlock(conference_id: Any) -> Any:
+    return UnlockConferenceOperator(task_id="task", conference_id=conference_id)
+
+
+def test_the_xcom_of_an_unlock_names_those_that_it_did_not_unlock_too(sandbox: Sandbox, conn: Any) -> None:
+    meetings = [sandbox.create_conference() for _ in range(2)]
+    lock(meetings).execute(a_try())
+    sandbox.fail(Fault(call="unlock", path=meetings[1], code="noPermission", times=1))
+    context = a_try()
+    with pytest.raises(AirflowFailException):
+        unlock(meetings).execute(context)
+    unlock(context["ti"].xcoms["return_value"]).execute(a_try())
+    assert not any(sandbox.conference(meeting).locked for meeting in meetings)
+
+
+def test_the_xcoms_of_mapped_locks_of_lists_say_what_to_unlock(sandbox: Sandbox, conn: Any) -> None:
+    first, second, third = (sandbox.create_conference() for _ in range(3))
+    xcoms = [lock([first, second]).execute(a_try()), lock([third]).execute(a_try())]
+    results = unlock(xcoms).execute(a_try())
+    assert [one["conference_id"] for one in results] == [first, second, third]
 
 
 # Throttling
@@ -433,10 +581,14 @@ def test_while_dingtalk_asks_to_wait_no_other_meeting_is_tried(sandbox: Sandbox,
     assert gaps.index(max(gaps)) <= 2
 
 
-def test_a_wait_that_is_too_long_ends_it_for_all_that_are_left(sandbox: Sandbox, conn: Any) -> None:
+@pytest.mark.parametrize("max_attempts", [1, 5])
+def test_a_wait_that_is_too_long_ends_it_for_all_that_are_left(
+    sandbox: Sandbox, conn: Any, max_attempts: int
+) -> None:
     meetings = [sandbox.create_conference() for _ in range(30)]
     sandbox.fail(Fault(call="lock", code="systemBusy", headers={"Retry-After": "300"}, times=1))
-    results = DingTalkConferenceHook().lock_conferences(meetings, concurrency=1)
+    hook = DingTalkConferenceHook(max_attempts=max_attempts)
+    results = hook.lock_conferences(meetings, concurrency=1)
     assert [one.success for one in results] == [False] * 30
     assert {one.error and one.error.retry_after for one in results} == {300.0}
     assert len(sandbox.calls_of("lock")) == 1

@@ -536,15 +536,19 @@ def test_a_killed_task_ends_its_call_and_one_that_makes_none_goes_on(
     def kill() -> None:
         while not sandbox.calls_of("lock"):
             time.sleep(0.01)
-        with pytest.raises(SystemExit) as raised:
+        try:
             task.on_kill()
-        said.append(str(raised.value))
+            said.append("Airflow 2 raises an exception of its own")
+        except SystemExit as error:
+            said.append(str(error))
 
     killer = threading.Thread(target=kill, daemon=True)
     killer.start()
-    task.execute({"ti": Instance()})
+    with pytest.raises(SystemExit):
+        task.execute({"ti": Instance()})
     killer.join(10)
-    assert said == ["lock was interrupted"]
+    expected = "lock was interrupted" if AIRFLOW_V_3_0_PLUS else "Airflow 2 raises an exception of its own"
+    assert said == [expected]
 
 
 def test_a_dag_file_imports_neither_the_hook_nor_an_http_library() -> None:

@@ -13,6 +13,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import timeout
+from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_0_PLUS
 
 from airflow_provider_dingconf.dingtalk.errors import DingTalkError
 from airflow_provider_dingconf.hooks import DingTalkConferenceHook
@@ -123,15 +124,28 @@ def cancelled(pipe: Connection, meeting: str) -> None:
     asyncio.run(main())
 
 
+def killer_of(task: Any) -> Any:
+    """Return what handles SIGTERM for a task."""
+
+    def handle(signum: int, frame: Any) -> None:
+        task.on_kill()
+        if not AIRFLOW_V_3_0_PLUS:
+            from airflow.exceptions import AirflowTaskTerminated
+
+            raise AirflowTaskTerminated("Task received SIGTERM signal")
+
+    return handle
+
+
 def operator(pipe: Connection, meeting: str) -> None:
-    """Run an operator as Airflow 3 does: SIGTERM calls ``on_kill``, and nothing else."""
+    """Run an operator as Airflow does: SIGTERM calls ``on_kill``, and Airflow 2 raises an exception then."""
     task = LockConferenceOperator(task_id="lock", conference_id=meeting)
 
     class Instance:
         def xcom_push(self, key: str, value: Any) -> None:
             pass
 
-    signal.signal(signal.SIGTERM, lambda signum, frame: task.on_kill())
+    signal.signal(signal.SIGTERM, killer_of(task))
     task.execute({"ti": Instance()})
     pipe.send("done")
     time.sleep(FOREVER)
