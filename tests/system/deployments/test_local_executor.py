@@ -27,7 +27,7 @@ def deployment(tmp_path_factory: pytest.TempPathFactory, dingtalk: Sandbox) -> I
     settings = {"AIRFLOW__CORE__EXECUTOR": "LocalExecutor", "AIRFLOW__CORE__PARALLELISM": "4"}
     with deployed(home, dingtalk, **settings) as running:
         running.start("triggerer", "triggerer", "--skip-serve-logs")
-        running.wait_for_dags("locked_section", "patient_lock", "retried_lock")
+        running.wait_for_dags("locked_section", "locked_block", "lock", "patient_lock", "retried_lock")
         yield running
 
 
@@ -39,11 +39,13 @@ def meeting(dingtalk: Sandbox) -> str:
 
 
 class Section:
-    """A run of ``locked_section``, whose work ends when it is told to."""
+    """A run of ``locked_section``, or of another DAG whose work ends when it is told to."""
 
-    def __init__(self, deployment: Deployment, meeting: str, desk: Path) -> None:
+    def __init__(
+        self, deployment: Deployment, meeting: str, desk: Path, dag_id: str = "locked_section"
+    ) -> None:
         self.desk = desk
-        self.run: Run = deployment.run("locked_section", conference_id=meeting, desk=str(desk))
+        self.run: Run = deployment.run(dag_id, conference_id=meeting, desk=str(desk))
 
     def working(self) -> int:
         """Wait until the work is being done, and return the process that does it."""
@@ -97,6 +99,22 @@ def test_a_meeting_is_locked_while_the_work_is_done(
     assert section.run.end() == "success"
     assert dingtalk.join(meeting, "latecomer")
     assert calls_about(dingtalk, meeting) == [("lock", 200), ("unlock", 200)]
+
+
+def test_a_task_that_is_marked_as_failed_while_it_locks_leaves_no_lock(
+    deployment: Deployment, dingtalk: Sandbox, meeting: str
+) -> None:
+    """The lock has been made, and the answer is on its way, for longer than Airflow takes to end the task."""
+    dingtalk.fail(Fault(call="lock", path=meeting, delay=60, after=True))
+    run = deployment.run("lock", conference_id=meeting)
+    run.wait_for(lambda: dingtalk.conference(meeting).locked, "lock whose answer is delayed")
+
+    run.mark("lock", "failed")
+    wait_for(lambda: not dingtalk.conference(meeting).locked, "unlocked meeting")
+    assert run.end() == "failed"
+    assert run.states() == {"lock": "failed"}
+    *locks, unlock = [name for name, _ in calls_about(dingtalk, meeting)]
+    assert ({*locks}, unlock) == ({"lock"}, "unlock")
 
 
 def test_a_throttled_task_waits_in_the_triggerer_and_takes_no_slot(
@@ -153,6 +171,39 @@ def test_a_meeting_is_unlocked_when_the_work_is_killed(
     assert dingtalk.join(meeting, "latecomer")
     assert calls_about(dingtalk, meeting) == [("lock", 200), ("unlock", 200)]
     assert end == "failed", "the work was not done"
+
+
+def end_of(pid: int) -> None:
+    """Wait until a process has ended."""
+    wait_for(lambda: not psutil.pid_exists(pid), f"end of process {pid}")
+
+
+@pytest.mark.parametrize(
+    ("dag_id", "others"),
+    [
+        ("locked_section", {"lock_conference": "success", "unlock_conference": "success"}),
+        ("locked_block", {}),
+    ],
+)
+def test_a_meeting_is_unlocked_when_the_work_is_marked_as_failed(
+    deployment: Deployment,
+    dingtalk: Sandbox,
+    meeting: str,
+    tmp_path: Path,
+    dag_id: str,
+    others: dict[str, str],
+) -> None:
+    section = Section(deployment, meeting, tmp_path, dag_id)
+    pid = section.working()
+    assert not dingtalk.join(meeting, "latecomer")
+
+    section.run.mark("work", "failed")
+    end_of(pid)
+    assert section.run.end() == "failed"
+    states = section.run.states()
+    assert (others | {"work": "failed"}).items() <= states.items()
+    wait_for(lambda: not dingtalk.conference(meeting).locked, "unlocked meeting")
+    assert calls_about(dingtalk, meeting) == [("lock", 200), ("unlock", 200)]
 
 
 def test_airflow_retries_a_throttled_task_when_dingtalk_said(

@@ -9,27 +9,47 @@ from pathlib import Path
 
 from airflow.providers.common.compat.sdk import DAG, Param, task
 
+from airflow_provider_dingconf.hooks import DingTalkConferenceHook
 from airflow_provider_dingconf.operators import LockConferenceOperator, conference_lock
 
 CONFERENCE = {"conference_id": Param(type="string")}
 LONGEST = 300
 """Seconds for which work waits to be told that it may end."""
 
-with DAG("locked_section", schedule=None, params=CONFERENCE | {"desk": Param(type="string")}):
+
+def work_until_told(desk: str) -> None:
+    """Say which process works, then work until told to end."""
+    (Path(desk) / "pid.new").write_text(str(os.getpid()))
+    (Path(desk) / "pid.new").rename(Path(desk) / "pid")
+    until = time.monotonic() + LONGEST
+    while not (Path(desk) / "done").exists():
+        if time.monotonic() > until:
+            raise TimeoutError("nobody said that the work is done")
+        time.sleep(0.1)
+
+
+WORK = CONFERENCE | {"desk": Param(type="string")}
+
+with DAG("locked_section", schedule=None, params=WORK):
 
     @task
     def work(desk: str) -> None:
-        """Say which process works, then work until told to end."""
-        (Path(desk) / "pid.new").write_text(str(os.getpid()))
-        (Path(desk) / "pid.new").rename(Path(desk) / "pid")
-        until = time.monotonic() + LONGEST
-        while not (Path(desk) / "done").exists():
-            if time.monotonic() > until:
-                raise TimeoutError("nobody said that the work is done")
-            time.sleep(0.1)
+        work_until_told(desk)
 
     with conference_lock("{{ params.conference_id }}"):
         work("{{ params.desk }}")
+
+with DAG("locked_block", schedule=None, params=WORK):
+
+    @task(task_id="work")
+    def work_in_block(conference_id: str, desk: str) -> None:
+        with DingTalkConferenceHook().locked(conference_id):
+            work_until_told(desk)
+
+    work_in_block("{{ params.conference_id }}", "{{ params.desk }}")
+
+with DAG("lock", schedule=None, params=CONFERENCE):
+    LockConferenceOperator(task_id="lock", conference_id="{{ params.conference_id }}")
 
 with DAG("patient_lock", schedule=None, params=CONFERENCE):
     LockConferenceOperator(task_id="lock", conference_id="{{ params.conference_id }}", deferrable=True)
