@@ -40,8 +40,6 @@ _WIDTH = 300
 _PACE = {
     "AIRFLOW__SCHEDULER__SCHEDULER_HEARTBEAT_SEC": "1",
     "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.3",
-    "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "15",
-    "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "1",
     "AIRFLOW__TRIGGERER__JOB_HEARTBEAT_SEC": "1",
     "AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "6",
     "AIRFLOW__WORKERS__EXECUTION_API_TIMEOUT": "60",
@@ -232,7 +230,7 @@ def deployed(home: Path, sandbox: Sandbox, **settings: str) -> Iterator[Deployme
         try:
             deployment.migrate()
             api_server = deployment.start("api-server", "api-server")
-            deployment.start("scheduler", "scheduler")
+            deployment.start("scheduler", "scheduler", "--skip-serve-logs")
             deployment.start("dag-processor", "dag-processor")
             api_server.wait_for_address(f"{deployment.url}/api/v2/version")
             deployment.connect()

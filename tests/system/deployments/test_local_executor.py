@@ -24,7 +24,13 @@ THROTTLED = "Forbidden.AccessDenied.QpmLimitForAppkeyAndApi"
 @pytest.fixture(scope="module")
 def deployment(tmp_path_factory: pytest.TempPathFactory, dingtalk: Sandbox) -> Iterator[Deployment]:
     home = tmp_path_factory.mktemp("local-executor")
-    settings = {"AIRFLOW__CORE__EXECUTOR": "LocalExecutor", "AIRFLOW__CORE__PARALLELISM": "4"}
+    settings = {
+        "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
+        "AIRFLOW__CORE__PARALLELISM": "4",
+        # Seconds of silence after which a worker counts as dead: many of its heartbeats.
+        "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "30",
+        "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "1",
+    }
     with deployed(home, dingtalk, **settings) as running:
         running.start("triggerer", "triggerer", "--skip-serve-logs")
         running.wait_for_dags("locked_section", "locked_block", "lock", "patient_lock", "retried_lock")
