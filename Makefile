@@ -10,6 +10,9 @@ MATRIX := $(shell awk '/^[0-9]/ { print $$1 "-" $$2 }' .ci/environments)
 AIRFLOW := $(shell awk '/^[0-9]/ { version = $$2 } END { print version }' .ci/environments)
 WHAT_ENVIRONMENTS_DEPEND_ON := pyproject.toml .ci/environments .ci/env
 
+# Airflow is thousands of modules: compiled once, and not by every process.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help demo ui test test-faults test-matrix test-system lint bench wheel clean
 .SECONDARY:
 
@@ -26,18 +29,18 @@ test: .venv/.ready  ## run the tests, with coverage
 	.venv/bin/python -m pytest $(IN_PARALLEL) --cov --cov-report=term-missing:skip-covered --cov-fail-under=$(COVERAGE)
 
 test-matrix: .venv/bin/uv  ## run the tests with every supported Airflow
-	@$(MAKE) --no-print-directory --keep-going $(MATRIX:%=test-with-%)
+	@$(MAKE) --no-print-directory --keep-going --jobs --output-sync=target $(MATRIX:%=test-with-%)
 
 test-with-%: .matrix/%/.ready
 	@echo "Python $(subst -, with Airflow ,$*)"
-	@.matrix/$*/bin/python -m pytest $(IN_PARALLEL) --quiet -p no:cacheprovider
+	@.matrix/$*/bin/python -m pytest --quiet -p no:cacheprovider
 
 test-faults: .venv/.ready  ## run the tests behind a network that breaks
 	.venv/bin/python -m pytest $(IN_PARALLEL) --quiet tests/faults
 
 test-system: .matrix/3.13-3.3.2/.ready-system .matrix/3.10-2.11.2/.ready  ## run the tests on real deployments
 	@.ci/debian
-	.matrix/3.13-3.3.2/bin/python -m pytest $(ONLY) tests/system
+	.matrix/3.13-3.3.2/bin/python -m pytest --numprocesses=3 --dist=loadscope --no-loadscope-reorder $(ONLY) tests/system
 
 lint: .venv/.ready  ## check style, types and security
 	.venv/bin/ruff check

@@ -1,11 +1,12 @@
 // DingTalk's SDK for Node, against a sandbox: prints each event it gets, and takes all but the first delivery
 // of an event of the type "later".
 //
-//   node node_sdk.mjs SANDBOX_URL CLIENT_ID CLIENT_SECRET
+//   CLIENT_SECRET=... node node_sdk.mjs SANDBOX_URL CLIENT_ID
 import axios from "axios";
 import { DWClient, EventAck } from "dingtalk-stream";
 
-const [url, clientId, clientSecret] = process.argv.slice(2);
+const [url, clientId] = process.argv.slice(2);
+const clientSecret = process.env.CLIENT_SECRET;
 
 // The SDK knows one host only.
 axios.interceptors.request.use((request) => {

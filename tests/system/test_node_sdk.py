@@ -37,8 +37,9 @@ def sandbox() -> Iterator[Sandbox]:
 @pytest.fixture
 def listening(program: Path, sandbox: Sandbox, tmp_path: Path) -> Iterator[Component]:
     """Return the SDK at work, connected to the sandbox."""
-    command = ["node", str(program), sandbox.url, sandbox.client_id, sandbox.client_secret]
-    with running("node", command, dict(os.environ), tmp_path) as component:
+    command = ["node", str(program), sandbox.url, sandbox.client_id]
+    secret = {"CLIENT_SECRET": sandbox.client_secret}
+    with running("node", command, os.environ | secret, tmp_path) as component:
         component.wait_for(lambda: sandbox.streams == 1, "connection")
         yield component
 

@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterator
 
 import pytest
 
 from airflow_provider_dingconf.sandbox import Sandbox
-
-
-@pytest.fixture(scope="session", autouse=True)
-def terminated_as_interrupted() -> Iterator[None]:
-    """Let a SIGTERM end the tests as Ctrl+C does: with all that they have started."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGTERM, before)
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,27 @@
+"""What all real deployments have in common: they end when the tests do, in whichever way those end."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+_PR_SET_PDEATHSIG = 1
+
+
+def pytest_configure() -> None:
+    """Let the end of a run, even by SIGKILL, end its processes by SIGTERM: xdist would leave theirs behind."""
+    if "PYTEST_XDIST_WORKER" in os.environ and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def terminated_as_interrupted() -> Iterator[None]:
+    """Let a SIGTERM end the tests as Ctrl+C does: with all that they have started."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGTERM, before)
