@@ -3,16 +3,25 @@
 The waiting tasks of one connection share their polls: one batch query tells which of a hundred meetings are
 running. It knows running meetings only, so what it does not list is asked for singly, where that can tell
 something new: when a meeting that ran is not listed any more, and now and then in between, since a meeting
-can be shorter than the interval.
+can be shorter than the interval. A meeting that is waited for and has started is asked for singly, too: the
+batch query does not tell all of it.
+
+A call is made once. A round ends at the first answer by which DingTalk takes no calls for now; the next one
+begins with those that were not asked for.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING, ClassVar
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakValueDictionary
+
+from airflow.providers.common.compat.sdk import AirflowNotFoundException
 
 from airflow_provider_dingconf.dingtalk.conferences import (
     BATCH,
@@ -22,18 +31,28 @@ from airflow_provider_dingconf.dingtalk.conferences import (
     reached,
     started_of,
 )
-from airflow_provider_dingconf.dingtalk.errors import DingTalkError, ParameterError, TransientError
+from airflow_provider_dingconf.dingtalk.errors import (
+    AnswerError,
+    DingTalkError,
+    ServerError,
+    TransientError,
+    concerns_every_meeting,
+)
 from airflow_provider_dingconf.dingtalk.limits import CONCURRENCY
 from airflow_provider_dingconf.hooks import DingTalkConferenceHook
+from airflow_provider_dingconf.outcomes import Outcome, outcome_of
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Sequence
+    from collections.abc import Awaitable, Iterable, Iterator, Mapping, Sequence
 
 FIRST_ASK = 10
 """Rounds after which a meeting that has not started is asked for singly; each time twice as many."""
 
 LAST_ASK = 320
-"""Rounds after which it is asked for at the latest."""
+"""Rounds after which it is asked for at the latest, and for which what was learned of batches is believed."""
+
+PATIENCE = 4
+"""Rounds in which a batch is not answered before it is taken apart; then after each time twice as many."""
 
 log = logging.getLogger(__name__)
 
@@ -42,40 +61,143 @@ log = logging.getLogger(__name__)
 class _Waiter:
     """One waiting task."""
 
-    reference: Reference
     wanted: ConferenceStatus
-    seen: ConferenceStatus | None
+    on_error: Mapping[str, Outcome]
     answer: asyncio.Future[Conference]
-    unlisted: int = 0
-    ask_after: int = FIRST_ASK
 
     def told(self, conference: Conference) -> None:
         """Take note of how the meeting is."""
-        self.seen = conference.status
-        self.unlisted = 0
         try:
             if reached(conference, self.wanted):
                 self.end(conference)
         except DingTalkError as error:
-            self.fail(error)
+            self.refused(error)
 
-    def must_ask(self) -> bool:
-        """Return whether the meeting, which is not listed, is to be asked for singly."""
-        self.unlisted += 1
-        if self.seen is not ConferenceStatus.NOT_STARTED:
-            return True
-        if self.unlisted < self.ask_after:
-            return False
-        self.ask_after = min(2 * self.ask_after, LAST_ASK)
-        return True
+    def ends_with(self, error: DingTalkError) -> bool:
+        """Return whether the wait is over with an error, and not to be gone on with."""
+        return outcome_of(error, self.on_error) is not Outcome.RETRY
+
+    def refused(self, error: DingTalkError) -> None:
+        if self.ends_with(error):
+            self.fail(error)
 
     def end(self, conference: Conference) -> None:
         if not self.answer.done():
             self.answer.set_result(conference)
 
-    def fail(self, error: BaseException) -> None:
+    def fail(self, error: Exception) -> None:
         if not self.answer.done():
             self.answer.set_exception(error)
+
+
+@dataclass(eq=False)
+class _Meeting:
+    """What some tasks wait for: a meeting, or that one of a room code or schedule runs.
+
+    :param seen: how it was last; None where that is not known.
+    :param asked: the round in which it was last asked for.
+    :param failed: how often in a row that failed for a reason that passes.
+    :param due: whether it is to be asked for singly, since the batch query does not tell enough.
+    :param alone_until: the round up to which it is in no batch, having broken one.
+    :param found: what the batch query told, while the rest is asked for.
+    """
+
+    reference: Reference
+    waiters: list[_Waiter] = field(default_factory=list)
+    seen: ConferenceStatus | None = None
+    asked: int = 0
+    failed: int = 0
+    due: bool = False
+    alone_until: int = 0
+    found: Conference | None = None
+    unlisted: int = 0
+    ask_after: int = 0
+
+    def join(self, waiter: _Waiter, seen: ConferenceStatus | None) -> None:
+        """Let one more task wait, which has seen the meeting so."""
+        if not self.waiters or seen is not ConferenceStatus.NOT_STARTED:
+            self.seen = seen
+        self.unlisted, self.ask_after = 0, FIRST_ASK
+        self.waiters.append(waiter)
+
+    def listed(self, conference: Conference) -> None:
+        """Take note that the batch query lists it: it is running."""
+        self.seen = conference.status
+        self.unlisted, self.ask_after = 0, FIRST_ASK
+        if any(waiter.wanted is conference.status for waiter in self.waiters):
+            self.found, self.due = conference, True
+
+    def not_listed(self) -> None:
+        """Take note that the batch query does not list it."""
+        self.unlisted += 1
+        self.due = self.seen is not ConferenceStatus.NOT_STARTED or self.unlisted >= self.ask_after
+
+    def told(self, conference: Conference | None) -> None:
+        """Take note of what the single query says; None: none of its meetings is running."""
+        found, self.found = self.found, None
+        if self.unlisted >= self.ask_after:
+            self.ask_after = min(2 * self.ask_after, LAST_ASK)
+            self.unlisted = 0
+        self.failed, self.due = 0, False
+        if conference is None:
+            return
+        self.seen = conference.status
+        for waiter in list(self.waiters):
+            if found and waiter.wanted is found.status is not conference.status:
+                waiter.end(found)  # it has started, as was waited for, and ended since
+            else:
+                waiter.told(conference)
+
+    def make_do(self) -> None:
+        """Where the batch query has told enough for the task, give what it told."""
+        if self.found:
+            self.told(self.found)
+
+    def refused(self, error: DingTalkError) -> None:
+        for waiter in self.waiters:
+            waiter.refused(error)
+
+    def fail(self, error: Exception) -> None:
+        for waiter in self.waiters:
+            waiter.fail(error)
+
+
+@dataclass
+class _Learned:
+    """What the rounds before have taught.
+
+    :param round: the number of the round.
+    :param size: how many meetings one batch query takes.
+    :param size_until: the round up to which that is believed.
+    :param singly_until: the round up to which there are no batch queries, since none was answered.
+    """
+
+    round: int = 0
+    size: int = BATCH
+    size_until: int = 0
+    singly_until: int = 0
+    _size_for: int = 0
+    _singly_for: int = 0
+
+    def next_round(self) -> int:
+        self.round += 1
+        if self.round > self.size_until:
+            self.size = BATCH
+        return self.round
+
+    def works(self) -> None:
+        """Take note that a batch query was answered."""
+        self._singly_for = 0
+
+    def is_too_long(self, works: int) -> None:
+        """Take note of how long a batch query may be: for some rounds, and each time for twice as many."""
+        self._size_for = min(2 * self._size_for or FIRST_ASK, LAST_ASK)
+        self.size, self.size_until = min(self.size, works), self.round + self._size_for
+
+    def does_not_work(self) -> None:
+        """Take note that no batch query is answered: for some rounds, and each time for twice as many."""
+        self._singly_for = min(2 * self._singly_for or FIRST_ASK, LAST_ASK)
+        self.singly_until = self.round + self._singly_for
 
 
 @dataclass
@@ -88,138 +210,264 @@ class Poll:
 
     dingtalk_conn_id: str
     interval: float
-    _waiters: set[_Waiter] = field(default_factory=set)
+    _meetings: dict[Reference, _Meeting] = field(default_factory=dict)
     _rounds: asyncio.Task[None] | None = None
+    _learned: _Learned = field(default_factory=_Learned)
 
-    shared: ClassVar[WeakKeyDictionary[asyncio.AbstractEventLoop, dict[tuple[str, float], Poll]]] = (
-        WeakKeyDictionary()
-    )
+    shared: ClassVar[
+        WeakKeyDictionary[asyncio.AbstractEventLoop, WeakValueDictionary[tuple[str, float], Poll]]
+    ] = WeakKeyDictionary()
 
     @classmethod
     def of(cls, dingtalk_conn_id: str, interval: float) -> Poll:
         """Return the poll that all share who wait in this event loop for the same."""
-        polls = cls.shared.setdefault(asyncio.get_running_loop(), {})
+        polls = cls.shared.setdefault(asyncio.get_running_loop(), WeakValueDictionary())
         return polls.setdefault((dingtalk_conn_id, interval), cls(dingtalk_conn_id, interval))
 
     async def wait(
-        self, reference: Reference, wanted: ConferenceStatus, seen: ConferenceStatus | None = None
+        self,
+        reference: Reference,
+        wanted: ConferenceStatus,
+        seen: ConferenceStatus | None = None,
+        on_error: Mapping[str, Outcome] | None = None,
     ) -> Conference:
         """Return the meeting once it has started or ended.
 
         :param reference: the meeting, or what stands for it.
         :param wanted: what is waited for.
         :param seen: how the meeting was just now; None where that is not known.
+        :param on_error: outcomes by error code, in place of the defaults: the wait goes on where it is RETRY.
         :raises ConferenceClosedError: a start is waited for, and the meeting has ended.
         :raises DingTalkError: DingTalk refuses the calls.
         """
-        waiter = _Waiter(reference, wanted, seen, asyncio.get_running_loop().create_future())
-        self._waiters.add(waiter)
-        self._rounds = self._rounds or asyncio.create_task(self._run())
+        waiter = _Waiter(wanted, on_error or {}, asyncio.get_running_loop().create_future())
+        meeting = self._meetings.setdefault(reference, _Meeting(reference))
+        meeting.join(waiter, seen)
+        if self._rounds is None:
+            self._rounds = asyncio.create_task(self._run())
+            self._rounds.add_done_callback(self._ended)
         try:
             return await waiter.answer
         finally:
-            self._waiters.discard(waiter)
-            if not self._waiters and self._rounds:
+            meeting.waiters.remove(waiter)
+            if not meeting.waiters:
+                del self._meetings[reference]
+            if not self._meetings and self._rounds:
                 self._rounds.cancel()
                 self._rounds = None
 
+    def _ended(self, rounds: asyncio.Task[None]) -> None:
+        """Leave nobody waiting for rounds that were ended from outside."""
+        if rounds is self._rounds:
+            self._rounds = None
+            for meeting in self._meetings.values():
+                for waiter in meeting.waiters:
+                    waiter.answer.cancel()
+
     async def _run(self) -> None:
-        delay = self.interval
-        while True:
-            await asyncio.sleep(delay)
-            delay = self.interval
-            waiters = list(self._waiters)
+        delay = 0.0
+        while self._rounds is asyncio.current_task():
+            await asyncio.sleep(max(delay, self.interval))
+            meetings = list(self._meetings.values())
             try:
-                async with DingTalkConferenceHook(self.dingtalk_conn_id) as hook:
-                    delay = max(delay, await self._round(hook, waiters))
+                delay = await self._round(meetings)
             except Exception as error:
-                for waiter in waiters:
-                    waiter.fail(error)
+                delay = 0.0
+                for meeting in meetings:
+                    meeting.fail(error)
 
-    async def _round(self, hook: DingTalkConferenceHook, waiters: Iterable[_Waiter]) -> float:
+    async def _round(self, meetings: Sequence[_Meeting]) -> float:
         """Ask once for all, and return the seconds that DingTalk asks to wait."""
-        by_reference: dict[Reference, list[_Waiter]] = {}
-        for waiter in waiters:
-            by_reference.setdefault(waiter.reference, []).append(waiter)
-        ids = [reference.value for reference in by_reference if reference.name == "conference_id"]
-        asks: list[Reference] = [one for one in by_reference if one.name != "conference_id"]
-        waits = [0.0]
-        for first in range(0, len(ids), BATCH):
-            batch = ids[first : first + BATCH]
-            of_batch = {one: by_reference[Reference("conference_id", one)] for one in batch}
-            wait, unlisted = await self._query(hook, of_batch)
-            waits.append(wait)
-            asks += [Reference("conference_id", one) for one in unlisted]
-        gate = asyncio.Semaphore(CONCURRENCY)
+        hook = DingTalkConferenceHook(self.dingtalk_conn_id, max_attempts=1)
+        async with AsyncExitStack() as stack:
+            try:
+                await stack.enter_async_context(hook)
+            except (DingTalkError, AirflowNotFoundException):
+                raise
+            except Exception as error:  # of Airflow's; what it says may quote the connection
+                log.warning(
+                    "the connection %s could not be looked up (%s); tried again in the next round",
+                    self.dingtalk_conn_id,
+                    type(error).__name__,
+                )
+                return 0.0
+            return await _Round(hook, self._learned, meetings).run()
 
-        async def ask(reference: Reference) -> None:
-            async with gate:
-                waits.append(await self._ask(hook, reference, by_reference[reference]))
 
-        await asyncio.gather(*map(ask, asks))
-        return max(waits)
+class _Round:
+    """One round of polls: each meeting is asked for at most once, or until DingTalk takes no more calls."""
 
-    async def _query(
-        self, hook: DingTalkConferenceHook, waiters: dict[str, list[_Waiter]]
-    ) -> tuple[float, Sequence[str]]:
-        """Tell who waits for a running meeting, and return which others are to be asked for singly."""
-        running: dict[str, Conference] = {}
+    def __init__(self, hook: DingTalkConferenceHook, learned: _Learned, meetings: Sequence[_Meeting]) -> None:
+        self._hook = hook
+        self._learned = learned
+        self._meetings = meetings
+        self._number = learned.next_round()
+        self._over = False
+        self._wait = 0.0
+        self._answered = False
+        by_turn = sorted(meetings, key=_turn)
+        self._singles = deque(one for one in by_turn if self._is_single(one))
+        self._others = deque(one for one in by_turn if not self._is_single(one))
 
-        async def query() -> None:
-            running.update(await hook.arunning_of(list(waiters)))
+    def _is_single(self, meeting: _Meeting) -> bool:
+        return (
+            meeting.reference.name != "conference_id"
+            or meeting.due
+            or meeting.alone_until >= self._number
+            or self._learned.singly_until >= self._number
+        )
 
+    async def run(self) -> float:
+        """Make the calls, and return the seconds that DingTalk asks to wait."""
+        at_a_time = 1  # the first call finds out alone whether DingTalk takes any
+        while not self._over and (self._singles or self._others):
+            await asyncio.gather(*islice(self._turns(), at_a_time))
+            at_a_time = CONCURRENCY
+        for meeting in self._meetings:
+            meeting.make_do()
+        return self._wait
+
+    def _turns(self) -> Iterator[Awaitable[None]]:
+        """Yield the calls whose turn it is: for one meeting, or for as many as one batch query takes."""
+        while self._singles or self._others:
+            heads = [queue[0] for queue in (self._singles, self._others) if queue]
+            if self._singles and min(heads, key=_turn) is self._singles[0]:
+                one = self._singles.popleft()
+                yield self._guarded(self._ask_singly(one), [one])
+            else:
+                some = [self._others.popleft() for _ in range(min(self._learned.size, len(self._others)))]
+                yield self._guarded(self._ask_together(some), some)
+
+    @staticmethod
+    async def _guarded(ask: Awaitable[None], meetings: Sequence[_Meeting]) -> None:
         try:
-            wait = await _patiently(query)
-        except ParameterError:  # of one of them; which one is not said
-            return 0.0, list(waiters)
-        except DingTalkError as error:
-            for one in _flat(waiters.values()):
-                one.fail(error)
-            return 0.0, []
-        if wait is not None:
-            return wait, []
-        for conference_id, conference in running.items():
-            for one in waiters.get(conference_id, []):
-                one.told(conference)
-        unlisted = [key for key in waiters if key not in running]
-        asks = dict.fromkeys(key for key in unlisted for one in waiters[key] if one.must_ask())
-        return 0.0, list(asks)
+            await ask
+        except Exception as error:  # nobody expects one; it is for those to whom it happens
+            for meeting in meetings:
+                meeting.fail(error)
 
-    async def _ask(
-        self, hook: DingTalkConferenceHook, reference: Reference, waiters: Iterable[_Waiter]
-    ) -> float:
+    async def _ask_singly(self, meeting: _Meeting) -> None:
         """Ask for one meeting, or for those of a room code or schedule, and tell who waits for it."""
-        found: list[Conference] = []
-
-        async def ask() -> None:
-            if reference.name == "conference_id":
-                found.append(await hook.aget_conference(reference.value))
-                return
-            named = await hook.afind_conferences(**{reference.name: reference.value})
-            started = started_of(named, reference)
-            found.extend([started] if started else [])
-
+        meeting.asked = self._number
         try:
-            wait = await _patiently(ask)
+            conference = await self._look_for(meeting.reference)
         except DingTalkError as error:
-            for waiter in waiters:
-                waiter.fail(error)
-            return 0.0
-        for waiter in waiters:
-            for conference in found:
-                waiter.told(conference)
-        return wait or 0.0
+            meeting.make_do()
+            self._failed(error, [meeting])
+        else:
+            meeting.told(conference)
+
+    async def _look_for(self, reference: Reference) -> Conference | None:
+        if reference.name == "conference_id":
+            return await self._hook.aget_conference(reference.value)
+        return started_of(await self._hook.afind_conferences(**{reference.name: reference.value}), reference)
+
+    def _failed(self, error: DingTalkError, meetings: Iterable[_Meeting]) -> None:
+        """Tell whom the error concerns, and end the round where no call would succeed."""
+        passes = isinstance(error, TransientError)
+        if passes:
+            log.warning("%s; asked again in the next round", error.summary)
+        elif concerns_every_meeting(error):
+            meetings = self._meetings
+        if passes or concerns_every_meeting(error):
+            self._over = True
+            self._wait = max(self._wait, error.retry_after or 0.0)
+        for meeting in meetings:
+            meeting.failed += passes
+            meeting.refused(error)
+
+    # Batches
+
+    async def _ask_together(self, meetings: Sequence[_Meeting]) -> None:
+        """Ask for some meetings with one call, and tell who waits for one that is as it should be."""
+        error = await self._query(meetings)
+        if error is None:
+            return
+        if not _may_concern_one(error):
+            self._failed(error, meetings)
+        elif not isinstance(error, TransientError):
+            await self._take_apart(meetings, error)
+        else:
+            self._over = True
+            log.warning("%s; asked again in the next round", error.summary)
+            for meeting in meetings:
+                meeting.failed += 1
+                meeting.due = any(waiter.ends_with(error) for waiter in meeting.waiters)
+            failed = max(meeting.failed for meeting in meetings)
+            if failed >= PATIENCE and failed & (failed - 1) == 0:
+                self._over = False
+                await self._take_apart(meetings, error)
+
+    async def _query(self, meetings: Sequence[_Meeting]) -> DingTalkError | None:
+        """Make one batch query, and take note of what it says; return the error where it failed."""
+        for meeting in meetings:
+            meeting.asked = self._number
+        try:
+            running = await self._hook.arunning_of([one.reference.value for one in meetings])
+        except DingTalkError as error:
+            return error
+        self._answered = True
+        self._learned.works()
+        for meeting in meetings:
+            meeting.failed = 0
+            conference = running.get(meeting.reference.value)
+            if conference is None:
+                meeting.not_listed()
+            else:
+                meeting.listed(conference)
+        self._singles.extendleft(meeting for meeting in meetings if meeting.due)
+        return None
+
+    async def _take_apart(self, meetings: Sequence[_Meeting], why: DingTalkError) -> None:
+        """Find out which meetings break a batch query, by halving it; or that it was too long.
+
+        That costs a call or two for each halving. A search that does not come to an end, since there are many
+        such meetings, is given up, and those that are left are asked for singly. Where the batch was not
+        answered, DingTalk may have a fault, and it is given up sooner, for good.
+        """
+        passes = isinstance(why, TransientError)
+        turn = self._number % len(meetings)  # it does not begin with the same one each time
+        parts: deque[tuple[Sequence[_Meeting], DingTalkError | None]] = deque()
+        parts.append(([*meetings[turn:], *meetings[:turn]], why))
+        left = 4 * len(meetings).bit_length()
+        culprits, longest = 0, 0
+        while parts and left and not self._over:
+            part, error = parts.popleft()
+            error = error or await self._query(part)
+            left -= error is not None
+            if error is None:
+                longest = max(longest, len(part))
+            elif not _may_concern_one(error) or (isinstance(error, TransientError) and not passes):
+                self._failed(error, part)
+            elif len(part) > 1:
+                middle = (len(part) + 1) // 2
+                parts.extendleft([(part[middle:], None), (part[:middle], None)])
+            elif passes and len(meetings) > 1 and not self._answered:
+                self._over = True
+            else:
+                culprits += 1
+                part[0].alone_until = self._number + LAST_ASK
+                self._singles.appendleft(part[0])
+        if self._over:
+            return
+        if not culprits and not parts:
+            self._learned.is_too_long(longest)
+        elif not self._answered and len(meetings) > 1:
+            self._learned.does_not_work()
+            self._singles.extend(self._others)
+            self._others.clear()
+        log.info("%s; of the batch %d meetings are asked for singly from now on", why.summary, culprits)
+        for part, _ in parts:
+            self._singles.extend(part)
 
 
-async def _patiently(call: Callable[[], Awaitable[None]]) -> float | None:
-    """Make a call, and return how long to wait where it failed for a reason that will pass; else None."""
-    try:
-        await call()
-    except TransientError as error:
-        log.warning("%s; asked again in the next round", error.summary)
-        return error.retry_after or 0.0
-    return None
+def _turn(meeting: _Meeting) -> tuple[int, int]:
+    """Return what is the less, the longer the meeting was not asked for."""
+    return meeting.asked, meeting.failed
 
 
-def _flat(lists: Iterable[list[_Waiter]]) -> list[_Waiter]:
-    return [one for each in lists for one in each]
+def _may_concern_one(error: DingTalkError) -> bool:
+    """Return whether a batch query may have failed because of one of its meetings."""
+    if isinstance(error, TransientError):
+        return isinstance(error, (ServerError, AnswerError))
+    return not concerns_every_meeting(error)

@@ -42,6 +42,7 @@ class ConferenceTrigger(BaseTrigger):
     :param dingtalk_conn_id: the Airflow connection, of type ``dingtalk``.
     :param poke_interval: seconds between two polls.
     :param seen: the meeting's status when the wait began, if known.
+    :param on_error: outcomes by error code, in place of the defaults: the wait goes on where it is ``retry``.
     """
 
     def __init__(
@@ -51,6 +52,8 @@ class ConferenceTrigger(BaseTrigger):
         dingtalk_conn_id: str = "dingtalk_default",
         poke_interval: float = 60.0,
         seen: str | None = None,
+        *,
+        on_error: dict[str, str] | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.status = status
@@ -58,6 +61,7 @@ class ConferenceTrigger(BaseTrigger):
         self.dingtalk_conn_id = dingtalk_conn_id
         self.poke_interval = poke_interval
         self.seen = seen
+        self.on_error = on_error
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return what the trigger is made of; no secret is among it."""
@@ -67,11 +71,13 @@ class ConferenceTrigger(BaseTrigger):
             "dingtalk_conn_id": self.dingtalk_conn_id,
             "poke_interval": self.poke_interval,
             "seen": self.seen,
+            "on_error": self.on_error,
         }
         return f"{__name__}.ConferenceTrigger", arguments
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Wait, and yield one event."""
+        from airflow_provider_dingconf.outcomes import check_on_error
         from airflow_provider_dingconf.polls import Poll
 
         poll = Poll.of(self.dingtalk_conn_id, self.poke_interval)
@@ -80,6 +86,7 @@ class ConferenceTrigger(BaseTrigger):
                 check_reference(**self.named),
                 ConferenceStatus(self.status),
                 ConferenceStatus(self.seen) if self.seen else None,
+                check_on_error(self.on_error),
             )
         except DingTalkError as error:
             yield _event({"error": error.as_dict()})

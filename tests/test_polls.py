@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import TaskDeferred
 
-from airflow_provider_dingconf import polls
+from airflow_provider_dingconf import hooks, polls
 from airflow_provider_dingconf.dingtalk.conferences import ConferenceStatus, check_reference
 from airflow_provider_dingconf.dingtalk.errors import ConferenceClosedError
+from airflow_provider_dingconf.dingtalk.limits import CONCURRENCY
 from airflow_provider_dingconf.polls import Poll
 from airflow_provider_dingconf.sandbox import Fault, Sandbox
 from airflow_provider_dingconf.sensors import ConferenceSensor
@@ -41,8 +43,8 @@ async def waited(triggers: list[ConferenceTrigger], then: Any) -> list[dict[str,
     """Let all wait, do something meanwhile, and return what they say."""
     tasks = [asyncio.ensure_future(event_of(one)) for one in triggers]
     try:
-        await then()
-        return await asyncio.wait_for(asyncio.gather(*tasks), 60)
+        await asyncio.wait_for(then(), 20)
+        return await asyncio.wait_for(asyncio.gather(*tasks), 20)
     finally:
         for task in tasks:
             task.cancel()
@@ -76,14 +78,13 @@ def test_a_meeting_that_has_not_started_is_not_asked_for_singly_in_each_round(sa
 
     events = asyncio.run(waited([trigger(meeting, seen="not_started") for meeting in made], then))
     assert [event["conference"]["status"] for event in events] == ["started"] * 5
-    assert sandbox.calls_of("info") == []
+    assert len(sandbox.calls_of("info")) == 5  # once each, when it was listed: for the rest of what is known
 
 
 def test_a_meeting_shorter_than_the_interval_is_noticed_all_the_same(
     sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(polls, "FIRST_ASK", 2)
-    monkeypatch.setattr(polls._Waiter, "ask_after", 2)
     meeting = sandbox.create_conference(status="not_started")
 
     async def then() -> None:
@@ -104,7 +105,7 @@ def test_a_meeting_of_which_nothing_is_known_is_asked_for_once(sandbox: Sandbox)
 
     (event,) = asyncio.run(waited([trigger(meeting)], then))
     assert event["conference"]["conference_id"] == meeting
-    assert len(sandbox.calls_of("info")) == 1
+    assert len(sandbox.calls_of("info")) == 2  # and once when it was listed
 
 
 def test_a_start_waited_for_in_vain_ends_the_wait(sandbox: Sandbox) -> None:
@@ -191,6 +192,415 @@ def test_a_connection_that_is_wrong_is_told_to_all(sandbox: Sandbox, conn: Any) 
     assert "login (Client ID)" in event["error"]["message"]
 
 
+# A batch query that fails
+
+
+def batches(sandbox: Sandbox) -> list[int]:
+    """Return how many meetings were in each batch query."""
+    return [len(call.json()["conferenceIdList"]) for call in sandbox.calls_of("query")]
+
+
+async def next_round(sandbox: Sandbox) -> None:
+    """Forget the calls so far, and wait until a round that began afterwards is over."""
+    await asyncio.sleep(INTERVAL / 2)
+    sandbox.clear()
+    await rounds(sandbox, 1)
+    await asyncio.sleep(INTERVAL / 2)
+
+
+@pytest.mark.parametrize("code", ["paramsError", "resourceClose", "noPermission", "unknownUserError"])
+@pytest.mark.parametrize("known", [True, False])
+def test_an_error_that_one_meeting_causes_is_told_to_its_tasks_alone(
+    sandbox: Sandbox, code: str, known: bool
+) -> None:
+    made = [sandbox.create_conference(conference_id=f"m-{number:03}") for number in range(100)]
+    culprit = made[70]
+    sandbox.fail(Fault(call="query", sent=f'"{culprit}"', code=code))
+    if not known:
+        sandbox.fail(Fault(call="info", path=f"/{culprit}$", code="noPermission"))
+
+    async def then() -> None:
+        while not sandbox.calls_of("info"):
+            await asyncio.sleep(0.02)
+        await asyncio.sleep(INTERVAL / 3)
+        assert len(sandbox.calls_of("query")) <= 2 * 7 + 1
+        assert [call.conference_id for call in sandbox.calls_of("info")] == [culprit]
+        await next_round(sandbox)
+        assert batches(sandbox) == [99]
+        assert [call.conference_id for call in sandbox.calls_of("info")] == [culprit] * known
+        for meeting in made:
+            sandbox.end(meeting)
+
+    events = asyncio.run(waited([trigger(one, "ended", seen="started") for one in made], then))
+    ended = [event["conference"]["conference_id"] for event in events if "conference" in event]
+    assert ended == [one for one in made if known or one != culprit]
+    assert [event["error"]["code"] for event in events if "error" in event] == ["noPermission"] * (not known)
+
+
+def test_a_batch_that_is_too_long_is_made_shorter_and_stays_so(sandbox: Sandbox) -> None:
+    made = [sandbox.create_conference(conference_id=f"m-{number:03}") for number in range(150)]
+    sandbox.fail(Fault(call="query", sent="(m-[^m]*){41}", code="paramsError"))
+
+    async def then() -> None:
+        while sum(size <= 40 for size in batches(sandbox)) < 6:
+            await asyncio.sleep(0.02)
+        await next_round(sandbox)
+        assert batches(sandbox) == [25] * 6
+        assert sandbox.calls_of("info") == []
+        for meeting in made:
+            sandbox.end(meeting)
+
+    events = asyncio.run(waited([trigger(one, "ended", seen="started") for one in made], then))
+    assert {event["conference"]["status"] for event in events} == {"ended"}
+
+
+def test_where_no_batch_query_works_the_meetings_are_asked_for_singly(sandbox: Sandbox) -> None:
+    made = [sandbox.create_conference(conference_id=f"m-{number:03}") for number in range(100)]
+    sandbox.fail(Fault(call="query", code="noPermission"))
+
+    async def then() -> None:
+        while len(sandbox.calls_of("info")) < 100:
+            await asyncio.sleep(0.02)
+        assert len(sandbox.calls_of("query")) <= 30
+        sandbox.clear()
+        while len(sandbox.calls_of("info")) < 100:
+            await asyncio.sleep(0.02)
+        assert sandbox.calls_of("query") == []
+        for meeting in made:
+            sandbox.end(meeting)
+
+    events = asyncio.run(waited([trigger(one, "ended", seen="started") for one in made], then))
+    assert {event["conference"]["status"] for event in events} == {"ended"}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        Fault(call="query", code="systemError"),
+        Fault(call="query", body={"infos": [{"conferenceId": "m-03"}]}),
+    ],
+    ids=["systemError", "unreadable"],
+)
+def test_a_meeting_that_keeps_a_batch_from_being_answered_holds_up_no_other(
+    sandbox: Sandbox, wrong: Fault
+) -> None:
+    made = [sandbox.create_conference(conference_id=f"m-{number:02}") for number in range(10)]
+    culprit = made[3]
+    sandbox.fail(replace(wrong, sent=f'"{culprit}"'))
+
+    async def then() -> None:
+        for meeting in made:
+            sandbox.end(meeting)
+
+    events = asyncio.run(waited([trigger(one, "ended", seen="started") for one in made], then))
+    assert {event["conference"]["status"] for event in events} == {"ended"}
+    assert len(sandbox.calls_of("query")) <= 4 + 2 * 4
+
+
+REFUSE_ALL = {
+    "systemError": Fault(code="systemError"),
+    "systemBusy": Fault(code="systemBusy"),
+    "throttled": Fault(code="Forbidden.AccessDenied.QpsLimitForApi", headers={"Retry-After": "0"}),
+    "bad gateway": Fault(status=502, body="<html>"),
+    "not JSON": Fault(code="unreadableAnswer"),
+}
+
+
+@pytest.mark.parametrize(
+    ("call", "fault"),
+    [
+        *(("query", fault) for fault in REFUSE_ALL.values()),
+        ("query", Fault(drop=True)),
+        ("info", REFUSE_ALL["systemError"]),
+        ("info", REFUSE_ALL["systemBusy"]),
+    ],
+    ids=[*REFUSE_ALL, "hung up", "singly: systemError", "singly: systemBusy"],
+)
+def test_a_round_ends_at_the_first_sign_that_dingtalk_takes_no_calls(
+    sandbox: Sandbox, call: str, fault: Fault
+) -> None:
+    made = [sandbox.create_conference(status="not_started") for _ in range(250)]
+    seen = "not_started" if call == "query" else None
+    sandbox.fail(replace(fault, call=call))
+
+    async def then() -> None:
+        while not sandbox.calls_of(call):
+            await asyncio.sleep(0.02)
+        await asyncio.sleep(INTERVAL / 3)
+        first = len(sandbox.calls_of(call))
+        assert first == 1 if call == "query" else first <= CONCURRENCY  # those that were on their way
+        for number in (first + 1, first + 2):
+            while len(sandbox.calls_of(call)) < number:
+                await asyncio.sleep(0.02)
+            await asyncio.sleep(INTERVAL / 3)
+            assert len(sandbox.calls_of(call)) == number
+        if call == "query":  # each round has begun with those that were not asked for
+            asked = [set(one.json()["conferenceIdList"]) for one in sandbox.calls_of(call)]
+            assert set.union(*asked) == set(made)
+        else:
+            assert len({one.conference_id for one in sandbox.calls_of(call)}) == first + 2
+        sandbox.heal()
+        for meeting in made:
+            sandbox.start(meeting)
+
+    events = asyncio.run(waited([trigger(one, seen=seen) for one in made], then))
+    assert {event["conference"]["status"] for event in events} == {"started"}
+
+
+def test_a_round_that_dingtalk_ends_goes_on_where_it_ended(sandbox: Sandbox) -> None:
+    """Of three batches and what follows them each round gets through one call."""
+    made = [sandbox.create_conference() for _ in range(250)]
+    for meeting in made[:120]:
+        sandbox.end(meeting)
+    for _ in range(130):  # the calls of the rounds are good, bad, good, bad, and so on
+        sandbox.fail(Fault(call="query", delay=0.001, times=1))
+        sandbox.fail(Fault(call="query", code="systemBusy", times=1))
+
+    async def then() -> None: ...
+
+    events = asyncio.run(waited([trigger(one, "ended", seen="started") for one in made[:120]], then))
+    assert {event["conference"]["status"] for event in events} == {"ended"}
+
+
+def test_a_wait_that_dingtalk_asks_for_is_kept_to_by_all(sandbox: Sandbox) -> None:
+    meeting = sandbox.create_conference()
+    room = sandbox.create_conference(room_code="1234567890", status="not_started")
+    sandbox.fail(Fault(call="query", code="systemBusy", headers={"Retry-After": "2"}, times=1))
+    named = ConferenceTrigger("started", {"room_code": "1234567890"}, poke_interval=INTERVAL)
+
+    async def then() -> None:
+        await rounds(sandbox, 1)
+        sandbox.start(room)
+        made = len(sandbox.calls)
+        await asyncio.sleep(1.2)
+        assert len(sandbox.calls) == made
+        sandbox.end(meeting)
+
+    events = asyncio.run(waited([trigger(meeting, "ended"), named], then))
+    assert [event["conference"]["status"] for event in events] == ["ended", "started"]
+
+
+def test_a_token_that_is_refused_is_renewed_within_the_call(sandbox: Sandbox) -> None:
+    meeting = sandbox.create_conference()
+
+    async def then() -> None:
+        await rounds(sandbox, 1)
+        sandbox.revoke_tokens()
+        await rounds(sandbox, 3)  # refused, and again with another token
+        statuses = [call.status for call in sandbox.calls_of("query")][:3]
+        assert statuses == [200, 400, 200]
+        first, second, third = (call.time for call in sandbox.calls_of("query")[:3])
+        assert third - second < second - first
+        sandbox.end(meeting)
+
+    (event,) = asyncio.run(waited([trigger(meeting, "ended", seen="started")], then))
+    assert event["conference"]["status"] == "ended"
+
+
+def test_a_wait_goes_on_after_an_error_that_on_error_retries(sandbox: Sandbox) -> None:
+    meeting = sandbox.create_conference(conference_id="later", status="not_started")
+    sandbox.fail(Fault(call="info", code="roomNotFound"))
+    patient = trigger(meeting, on_error={"roomNotFound": "retry"})
+    hasty = trigger(meeting)
+
+    async def then() -> None:
+        while len(sandbox.calls_of("info")) < 2:
+            await asyncio.sleep(0.02)
+        sandbox.heal()
+        sandbox.start(meeting)
+
+    events = asyncio.run(waited([patient, hasty], then))
+    assert events[0]["conference"]["status"] == "started"
+    assert events[1]["error"]["code"] == "roomNotFound"
+
+
+@pytest.mark.parametrize("call", ["query", "info"])
+@pytest.mark.parametrize("code", ["systemError", "systemBusy"])
+def test_an_error_that_passes_ends_the_wait_where_on_error_says_so(
+    sandbox: Sandbox, call: str, code: str
+) -> None:
+    meeting = sandbox.create_conference(status="not_started")
+    seen = "not_started" if call == "query" else None
+    sandbox.fail(Fault(call="any", path="/videoConferences/", code=code))
+
+    async def nothing() -> None: ...
+
+    (event,) = asyncio.run(waited([trigger(meeting, seen=seen, on_error={code: "fail"})], nothing))
+    assert event["error"]["code"] == code
+
+
+def test_an_error_that_concerns_every_meeting_costs_one_call(sandbox: Sandbox) -> None:
+    sandbox.fail(Fault(code="orgAccessForbidden", path="/videoConferences/"))
+
+    async def nothing() -> None: ...
+
+    events = asyncio.run(waited([trigger(f"m-{one}") for one in range(250)], nothing))
+    assert {event["error"]["code"] for event in events} == {"orgAccessForbidden"}
+    assert len(sandbox.calls_of("query", "info")) == 1
+
+
+# The meeting that is told of
+
+
+NAMES = {"join_url", "creator_id", "creator_nick", "room_code", "biz_type"}
+
+
+def test_the_meeting_is_the_same_whoever_has_found_it(sandbox: Sandbox) -> None:
+    meeting = sandbox.create_conference(status="not_started", schedule_conference_id="s-1")
+
+    async def then() -> None:
+        await rounds(sandbox, 1)
+        sandbox.start(meeting)
+
+    (event,) = asyncio.run(waited([trigger(meeting, seen="not_started")], then))
+    poked = ConferenceSensor(task_id="x", conference_id=meeting).poke({})
+    assert event["conference"] == poked.xcom_value
+    assert all(event["conference"][name] for name in NAMES)
+    assert len(sandbox.calls_of("info")) == 2
+
+
+@pytest.mark.parametrize("code", ["systemError", "noPermission", "roomNotFound"])
+def test_where_the_rest_is_not_told_the_wait_is_over_all_the_same(sandbox: Sandbox, code: str) -> None:
+    made = [sandbox.create_conference(status="not_started") for _ in range(30)]
+    sandbox.fail(Fault(call="info", code=code))
+
+    async def then() -> None:
+        await rounds(sandbox, 1)
+        for meeting in made:
+            sandbox.start(meeting)
+
+    events = asyncio.run(waited([trigger(meeting, seen="not_started") for meeting in made], then))
+    assert [event["conference"]["conference_id"] for event in events] == made
+    assert {event["conference"]["join_url"] for event in events} == {None}
+    assert len(sandbox.calls_of("query")) <= 3  # in the round that found them
+
+
+# What goes wrong before a call, or in a round
+
+
+def test_a_connection_that_cannot_be_looked_up_is_looked_up_again(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    meeting = sandbox.create_conference()
+    lookups: list[str] = []
+    usual = hooks.get_async_connection
+
+    async def flaky(conn_id: str, hook: Any = None) -> Any:
+        lookups.append(conn_id)
+        if len(lookups) < 3:
+            raise RuntimeError("the API server said 500, for s3cret")
+        return await usual(conn_id, hook=hook)
+
+    monkeypatch.setattr(hooks, "get_async_connection", flaky)
+
+    async def then() -> None:
+        await rounds(sandbox, 1)
+        sandbox.end(meeting)
+
+    (event,) = asyncio.run(waited([trigger(meeting, "ended", seen="started")], then))
+    assert event["conference"]["status"] == "ended"
+    assert "dingtalk_default could not be looked up (RuntimeError)" in caplog.text
+    assert "s3cret" not in caplog.text
+
+
+def test_a_connection_that_is_not_defined_ends_the_wait(
+    airflow_db: None, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from airflow.providers.common.compat.sdk import AirflowNotFoundException
+
+    missing = ConferenceTrigger("started", {"conference_id": "a"}, "nowhere", poke_interval=INTERVAL)
+
+    async def nothing() -> None: ...
+
+    with pytest.raises(AirflowNotFoundException, match="nowhere"):
+        asyncio.run(waited([missing], nothing))
+
+
+@pytest.mark.parametrize("method", ["arunning_of", "aget_conference"])
+def test_what_nobody_expected_fails_those_whom_it_meets(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    made = sandbox.create_conference(status="not_started"), sandbox.create_conference(room_code="1234567890")
+
+    async def broken(*_: Any, **__: Any) -> Any:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(hooks.DingTalkConferenceHook, method, broken)
+    named = ConferenceTrigger("started", {"room_code": "1234567890"}, poke_interval=INTERVAL)
+
+    async def all_of() -> list[Any]:
+        waits = asyncio.gather(event_of(trigger(made[0])), event_of(named), return_exceptions=True)
+        return await asyncio.wait_for(waits, 30)
+
+    first, second = asyncio.run(all_of())
+    assert isinstance(first, ZeroDivisionError)
+    assert second["conference"]["conference_id"] == made[1]
+
+
+def test_nobody_waits_for_rounds_that_were_ended_from_outside(sandbox: Sandbox) -> None:
+    meeting = sandbox.create_conference()
+
+    async def end_them() -> dict[str, Any]:
+        first = asyncio.ensure_future(event_of(trigger(meeting, "ended")))
+        await rounds(sandbox, 1)
+        for task in asyncio.all_tasks() - {asyncio.current_task(), first}:
+            task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asyncio.wait_for(first, 10)
+        sandbox.end(meeting)
+        return await asyncio.wait_for(event_of(trigger(meeting, "ended")), 10)
+
+    assert asyncio.run(end_them())["conference"]["status"] == "ended"
+
+
+def test_one_of_two_that_wait_for_a_meeting_is_cancelled_and_the_other_waits_on(sandbox: Sandbox) -> None:
+    meeting = sandbox.create_conference()
+
+    async def cancel_one() -> dict[str, Any]:
+        first, second = (asyncio.ensure_future(event_of(trigger(meeting, "ended"))) for _ in range(2))
+        await rounds(sandbox, 1)
+        first.cancel()
+        sandbox.end(meeting)
+        return await asyncio.wait_for(second, 30)
+
+    assert asyncio.run(cancel_one())["conference"]["status"] == "ended"
+
+
+def test_nothing_is_kept_when_nobody_waits_any_more(sandbox: Sandbox) -> None:
+    meeting = sandbox.create_conference()
+    sandbox.fail(Fault(call="query", code="resourceClose"))
+
+    async def then() -> None:
+        while len(sandbox.calls_of("info")) < 2:
+            await asyncio.sleep(0.02)
+        sandbox.end(meeting)
+
+    async def wait() -> int:
+        await waited([trigger(meeting, "ended")], then)
+        await asyncio.sleep(INTERVAL)
+        gc.collect()
+        return len(Poll.shared[asyncio.get_running_loop()])
+
+    assert asyncio.run(wait()) == 0
+
+
+def test_two_event_loops_share_nothing(sandbox: Sandbox) -> None:
+    meeting = sandbox.create_conference()
+    events: list[dict[str, Any]] = []
+
+    def wait() -> None:
+        events.append(asyncio.run(event_of(trigger(meeting, "ended"))))
+
+    threads = [threading.Thread(target=wait) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    asyncio.run(asyncio.wait_for(rounds(sandbox, 4), 30))
+    sandbox.end(meeting)
+    for thread in threads:
+        thread.join(30)
+    assert [event["conference"]["status"] for event in events] == ["ended", "ended"]
+
+
 def test_a_trigger_that_is_cancelled_polls_no_more(sandbox: Sandbox) -> None:
     meeting = sandbox.create_conference()
 
@@ -238,45 +648,3 @@ def test_a_trigger_survives_its_way_through_the_database(conn: Any) -> None:
     assert path == "airflow_provider_dingconf.triggers.ConferenceTrigger"
     assert ConferenceTrigger(**arguments).serialize() == (path, arguments)
     assert Sandbox.client_secret not in repr(arguments)
-
-
-# The sensor
-
-
-def deferred(sensor: ConferenceSensor) -> Any:
-    with pytest.raises(TaskDeferred) as raised:
-        sensor.execute({})
-    return raised.value
-
-
-def test_a_deferrable_sensor_waits_in_the_triggerer(sandbox: Sandbox) -> None:
-    meeting = sandbox.create_conference(status="not_started")
-    sensor = ConferenceSensor(
-        task_id="x", conference_id=meeting, deferrable=True, poke_interval=INTERVAL, timeout=60
-    )
-    wish = deferred(sensor)
-    assert wish.trigger.seen == "not_started"
-    assert wish.timeout.total_seconds() == 60
-    timer = threading.Timer(0.5, sandbox.start, [meeting])
-    timer.start()
-    event = asyncio.run(asyncio.wait_for(event_of(wish.trigger), 30))
-    assert getattr(sensor, wish.method_name)({}, event)["conference_id"] == meeting
-
-
-def test_a_deferrable_sensor_whose_meeting_is_so_far_never_touches_the_triggerer(sandbox: Sandbox) -> None:
-    meeting = sandbox.create_conference()
-    sensor = ConferenceSensor(task_id="x", conference_id=meeting, deferrable=True)
-    assert sensor.execute({})["conference_id"] == meeting
-    assert len(sandbox.calls_of("info", "query")) == 1
-
-
-def test_what_the_trigger_was_refused_becomes_the_tasks_state(sandbox: Sandbox) -> None:
-    from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException
-
-    event = {"error": ConferenceClosedError("said", code="confClosed", request_id="R-1").as_dict()}
-    with pytest.raises(AirflowSkipException, match="request id R-1"):
-        ConferenceSensor(task_id="x", conference_id="a").resume({}, event)
-    with pytest.raises(AirflowFailException):
-        ConferenceSensor(task_id="x", conference_id="a", on_error={"confClosed": "fail"}).resume({}, event)
-    fine = ConferenceSensor(task_id="x", conference_id="a", on_error={"confClosed": "succeed"})
-    assert fine.resume({}, event) is None
