@@ -5,16 +5,31 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from airflow.providers.common.compat.sdk import BaseSensorOperator, PokeReturnValue, conf
+from airflow.providers.common.compat.sdk import (
+    AirflowFailException,
+    AirflowSkipException,
+    BaseSensorOperator,
+    PokeReturnValue,
+    conf,
+)
 
 from airflow_provider_dingconf.dingtalk.conferences import (
     ConferenceStatus,
     check_reference,
+    conference_id_in,
     given_name,
+    page_of,
     reached,
     started_of,
 )
 from airflow_provider_dingconf.dingtalk.errors import DingTalkError, InvalidInputError
+from airflow_provider_dingconf.links import (
+    LINKS_KEY,
+    CallDocumentationLink,
+    ErrorDocumentationLink,
+    JoinConferenceLink,
+    links_for,
+)
 from airflow_provider_dingconf.outcomes import Outcome, apply_outcome, check_on_error, outcome_of
 
 if TYPE_CHECKING:
@@ -22,7 +37,7 @@ if TYPE_CHECKING:
 
     from airflow.providers.common.compat.sdk import Context
 
-    from airflow_provider_dingconf.dingtalk.conferences import Conference
+    from airflow_provider_dingconf.dingtalk.conferences import Conference, Reference
     from airflow_provider_dingconf.hooks import DingTalkConferenceHook
 
 
@@ -34,26 +49,28 @@ class ConferenceSensor(BaseSensorOperator):
         started = ConferenceSensor(task_id="started", room_code="123 456 789", deferrable=True)
         LockConferenceOperator(task_id="lock", conference_id=started.output)
 
-    Each poke is a call, or up to five where DingTalk has a fault, and counts against DingTalk's monthly
-    quota: a task that waits an hour at the default interval makes 60. With ``deferrable``, the waiting tasks
-    of one connection and interval share theirs: a hundred meetings are one call. A poke that meets a fault
-    that passes is made again an interval later; any other error becomes a task state as in the operators. A
-    start that is waited for in vain, since the meeting has ended already, is ``confClosed``.
+    Each poke is one call, and counts against DingTalk's monthly quota: a task that waits an hour at the
+    default interval makes 60. With ``deferrable``, the waiting tasks of one connection and interval share
+    theirs: a hundred meetings are one call. A fault that passes is waited out, and so is what ``on_error``
+    makes a ``retry``; any other error becomes a task state as in the operators. A start that is waited for
+    in vain, since the meeting has ended already, is ``confClosed``.
 
     The XCom is the meeting, a dict: ``conference_id``, ``title``, ``status``, ``room_code``, ``start_time``
     and ``end_time`` in ISO 8601, ``creator_id``, ``creator_nick``, ``join_url``, ``schedule_conference_id``,
-    ``biz_type``. Where the shared polls found it, all but the first three and ``start_time`` are None.
+    ``biz_type``; None is what DingTalk does not tell.
     Source: `Query a meeting <https://help.dingtalk.io/open/development/api-queryconferenceinfo>`__ and the
     pages beside it.
 
-    :param conference_id: the meeting's conferenceId. (templated)
+    :param conference_id: the meeting's conferenceId, or the XCom of another such task, or of a lock.
+        (templated)
     :param room_code: the meeting's room code, in place of the conferenceId: until one of its meetings runs.
         (templated)
     :param schedule_conference_id: the schedule's scheduleConferenceId, likewise. (templated)
     :param status: ``started`` or ``ended``; for the latter, only a ``conference_id`` says which meeting.
     :param dingtalk_conn_id: the Airflow connection, of type ``dingtalk``. (templated)
     :param on_error: outcomes by error code, as in the operators.
-    :param poke_interval: seconds between two polls.
+    :param poke_interval: seconds between two polls; longer where DingTalk asks to wait.
+    :param timeout: Airflow's; of a deferrable sensor, the seconds in the triggerer, in each try of the task.
     :param deferrable: whether to wait in the triggerer; Airflow's ``[operators] default_deferrable`` by
         default.
     :raises InvalidInputError: the parameters contradict each other; when the DAG is parsed.
@@ -66,11 +83,12 @@ class ConferenceSensor(BaseSensorOperator):
         "dingtalk_conn_id",
     )
     ui_color = "#d6e4ff"
+    operator_extra_links = (CallDocumentationLink(), ErrorDocumentationLink(), JoinConferenceLink())
 
     def __init__(
         self,
         *,
-        conference_id: str | None = None,
+        conference_id: str | dict[str, Any] | None = None,
         room_code: str | None = None,
         schedule_conference_id: str | None = None,
         status: str = "started",
@@ -101,67 +119,108 @@ class ConferenceSensor(BaseSensorOperator):
         self.dingtalk_conn_id = dingtalk_conn_id
         self.on_error = check_on_error(on_error)
         self.deferrable = deferrable
-        self._last: Conference | None = None
+        self._wait = 0.0
+        self._base_url: str | None = None
 
-    def poke(self, context: Context) -> bool | PokeReturnValue:
+    def poke(self, context: Context) -> PokeReturnValue:
         """Ask DingTalk once."""
-        from airflow_provider_dingconf.hooks import DingTalkConferenceHook
-
-        hook = DingTalkConferenceHook(self.dingtalk_conn_id)
-        try:
-            conference = self._reached(hook)
-        except DingTalkError as error:
-            if outcome_of(error, self.on_error) is Outcome.RETRY:
-                self.log.warning("%s; asked again in %g s", error.summary, self.poke_interval)
-                return False
-            self._ended_in(error)
-            return True
-        finally:
-            hook.close()
-        return PokeReturnValue(conference is not None, conference and conference.as_dict())
+        return self._poke(context)[0]
 
     def execute(self, context: Context) -> Any:
         """Wait; with ``deferrable``, in the triggerer, unless it is so far already."""
         if not self.deferrable:
             return super().execute(context)
-        done = self.poke(context)
+        done, seen = self._poke(context)
         if done:
-            return done.xcom_value if isinstance(done, PokeReturnValue) else None
+            return done.xcom_value
         from airflow_provider_dingconf.triggers import ConferenceTrigger
 
+        reference = self._reference()
         self.defer(
             timeout=timedelta(seconds=self.timeout),
             trigger=ConferenceTrigger(
                 self.status,
-                {self.named_by: getattr(self, self.named_by)},
+                {reference.name: reference.value},
                 self.dingtalk_conn_id,
                 self.poke_interval,
-                self._last.status.value if self._last else None,
+                seen.status.value if seen else None,
+                on_error={code: outcome.value for code, outcome in self.on_error.items()} or None,
             ),
             method_name="resume",
+            kwargs={"base_url": self._base_url},
         )
         return None
 
-    def resume(self, context: Context, event: dict[str, Any]) -> Any:
+    def resume(self, context: Context, event: dict[str, Any], base_url: str | None = None) -> Any:
         """Give the task the state that belongs to what the trigger says.
 
         :param event: the trigger's.
+        :param base_url: the host that was called.
         """
+        self._base_url = base_url
         if "error" in event:
-            self._ended_in(DingTalkError.from_dict(event["error"]))
+            self._ended_in(context, DingTalkError.from_dict(event["error"]))
             return None
+        self._push_links(context, None, event["conference"]["join_url"])
         return event["conference"]
 
-    def _reached(self, hook: DingTalkConferenceHook) -> Conference | None:
-        """Return the meeting once it is as it should be."""
-        named = {self.named_by: getattr(self, self.named_by) or ""}
-        reference = check_reference(**named)
-        if self.named_by != "conference_id":
-            return started_of(hook.find_conferences(**named), reference)
-        self._last = hook.get_conference(reference.value)
-        self.log.info("%s", self._last)
-        return self._last if reached(self._last, ConferenceStatus(self.status)) else None
+    def _poke(self, context: Context) -> tuple[PokeReturnValue, Conference | None]:
+        """Ask DingTalk once, and return how the meeting is besides."""
+        from airflow_provider_dingconf.hooks import DingTalkConferenceHook
 
-    def _ended_in(self, error: DingTalkError) -> None:
+        self._wait = 0.0
+        hook = DingTalkConferenceHook(self.dingtalk_conn_id, max_attempts=1)
+        try:
+            reference = self._reference()
+            self._base_url = hook.settings.base_url
+            conference = self._ask(hook, reference)
+            done = conference is not None and reached(conference, ConferenceStatus(self.status))
+        except DingTalkError as error:
+            if outcome_of(error, self.on_error) is Outcome.RETRY:
+                self._wait = error.retry_after or 0.0
+                self.log.warning("%s; asked again in %g s", error.summary, self.poke_interval)
+                return PokeReturnValue(False), None
+            self._ended_in(context, error)
+            return PokeReturnValue(True), None
+        finally:
+            hook.close()
+        if conference is None or not done:
+            return PokeReturnValue(False), conference
+        self._push_links(context, None, conference.join_url)
+        return PokeReturnValue(True, conference.as_dict()), conference
+
+    def _reference(self) -> Reference:
+        return check_reference(**{self.named_by: conference_id_in(getattr(self, self.named_by)) or ""})
+
+    def _ask(self, hook: DingTalkConferenceHook, reference: Reference) -> Conference | None:
+        """Return the meeting; None where none is running under the name."""
+        if reference.name != "conference_id":
+            return started_of(hook.find_conferences(**{reference.name: reference.value}), reference)
+        conference = hook.get_conference(reference.value)
+        self.log.info("%s", conference)
+        return conference
+
+    def _get_next_poke_interval(self, started_at: Any, run_duration: Any, poke_count: int) -> float:
+        """Return the seconds until the next poke: Airflow's, or what DingTalk asks for, up to the timeout."""
+        usual: float = super()._get_next_poke_interval(started_at, run_duration, poke_count)
+        asked: float = min(self._wait, self.timeout - run_duration())
+        return max(usual, asked)
+
+    def _ended_in(self, context: Context, error: DingTalkError) -> None:
+        """Give the task the state that belongs to an error; ``soft_fail`` is heeded here for all modes."""
         self.log.warning("%s", error)
-        apply_outcome(error, self.on_error)
+        self._push_links(context, error)
+        try:
+            apply_outcome(error, self.on_error)
+        except AirflowFailException as failed:
+            if self.soft_fail or self.never_fail:
+                raise AirflowSkipException(str(failed)) from error
+            raise
+
+    def _push_links(self, context: Context, error: DingTalkError | None, join_url: str | None = None) -> None:
+        if isinstance(error, InvalidInputError) or self._base_url is None or "ti" not in context:
+            return  # no call was made, or nobody will look
+        links = links_for(self._base_url, page_of(self._reference()), error)
+        if join_url:
+            links["join"] = join_url
+        context["ti"].xcom_push(key=LINKS_KEY, value=links)

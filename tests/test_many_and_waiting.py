@@ -1,4 +1,4 @@
-"""Tasks that lock many meetings, that name one by its room code, and that wait for one: in a real Airflow."""
+"""Tasks that lock many meetings, and that name one by its room code: in a real Airflow."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from airflow_provider_dingconf.dingtalk.errors import InvalidInputError
 from airflow_provider_dingconf.links import JoinConferenceLink
 from airflow_provider_dingconf.operators import LockConferenceOperator, UnlockConferenceOperator
 from airflow_provider_dingconf.sandbox import Fault, Sandbox
-from airflow_provider_dingconf.sensors import ConferenceSensor
 
 DAG_FILE = """
 from datetime import timedelta
@@ -25,7 +24,6 @@ from airflow_provider_dingconf.operators import (
     UnlockConferenceOperator,
     conference_lock,
 )
-from airflow_provider_dingconf.sensors import ConferenceSensor
 
 ROOM = "1234567890"
 
@@ -80,22 +78,11 @@ with DAG(
 
     with conference_lock(room_code=ROOM, name="section"):
         work()
-
-    ConferenceSensor(task_id="has_started", conference_id="well-1", poke_interval=0.1)
-    by_code = ConferenceSensor(task_id="has_started_by_code", room_code="{{ params.room }}", poke_interval=0.1)
-    LockConferenceOperator(task_id="lock_what_has_started", conference_id=by_code.output)
-    ConferenceSensor(task_id="has_ended", conference_id="sandbox-ended", status="ended", poke_interval=0.1)
-    ConferenceSensor(task_id="in_vain", conference_id="sandbox-ended", poke_interval=0.1)
-    ConferenceSensor(task_id="unknown", conference_id="nobody", poke_interval=0.1)
-    ConferenceSensor(
-        task_id="too_late", conference_id="sandbox-notStarted", poke_interval=0.1, timeout=0.5, retries=0
-    )
-    ConferenceSensor(task_id="faulty", conference_id="faulty", poke_interval=0.1)
 """
 
 MEETINGS = [
     "well-1", "well-2", "from-task-1", "from-task-2", "fail-1", "fail-2", "ended-1", "ended-2", "retried-1",
-    "retried-2", "again-1", "again-2", "flaky-2", "faulty",
+    "retried-2", "again-1", "again-2", "flaky-2",
     "part-1",
 ]  # fmt: skip
 
@@ -116,10 +103,6 @@ def world(airflow_db: None) -> Iterator[tuple[Ran, Sandbox]]:
         sandbox.create_conference("Exam 2", conference_id="exam-2")
         sandbox.create_conference("Exam 0", conference_id="exam-0", status="ended")
         sandbox.fail(Fault(call="lock", path="/flaky-2/", code="systemError", times=1))
-        # As often as the hook tries, and then once more: one poke fails.
-        sandbox.fail(
-            Fault(call="info", path="/faulty$", code="systemBusy", headers={"Retry-After": "300"}, times=1)
-        )
         patch.setenv("AIRFLOW_CONN_DINGTALK_DEFAULT", sandbox.connection_json())
         run = run_dag("many", DAG_FILE)
         yield (
@@ -263,30 +246,6 @@ def test_a_section_of_a_room_code_unlocks_what_it_has_locked(ran: Ran, dingtalk:
     assert result(ran, "unlock_section")["conference_id"] == "room-now"
 
 
-def test_a_sensor_succeeds_when_it_is_so_with_the_meeting_as_its_xcom(ran: Ran) -> None:
-    assert ran.state("has_started") == "success"
-    assert result(ran, "has_started")["conference_id"] == "well-1"
-    assert result(ran, "has_started_by_code")["conference_id"] == "room-now"
-    assert result(ran, "has_ended")["status"] == "ended"
-    assert ran.state("lock_what_has_started") == "success"
-
-
-def test_a_start_waited_for_in_vain_skips_the_task(ran: Ran) -> None:
-    assert ran.state("in_vain") == "skipped"
-
-
-def test_a_sensor_of_a_meeting_that_is_not_known_fails_at_once(ran: Ran) -> None:
-    assert (ran.state("unknown"), ran.tries("unknown")) == ("failed", 1)
-
-
-def test_a_sensor_gives_up_when_its_time_is_over(ran: Ran) -> None:
-    assert ran.state("too_late") == "failed"
-
-
-def test_a_sensor_goes_on_after_a_fault_that_passes(ran: Ran) -> None:
-    assert (ran.state("faulty"), ran.tries("faulty")) == ("success", 1)
-
-
 # When the DAG is parsed
 
 
@@ -308,27 +267,6 @@ def test_parameters_that_contradict_each_other_are_an_error_of_the_dag_file(
     with pytest.raises(InvalidInputError) as raised:
         operator(task_id="x", **arguments)
     assert said in str(raised.value)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "said"),
-    [
-        ({"conference_id": "a", "room_code": "1"}, "conference_id and room_code are given"),
-        ({"conference_id": "a", "status": "locked"}, "status: 'locked' is not 'started' or 'ended'"),
-        ({"room_code": "1", "status": "ended"}, "give its conference_id"),
-        ({"conference_id": "a", "on_error": {"confClose": "fail"}}, "did you mean 'confClosed'?"),
-    ],
-)
-def test_a_sensor_that_cannot_be_meant_is_an_error_of_the_dag_file(
-    arguments: dict[str, Any], said: str
-) -> None:
-    with pytest.raises(InvalidInputError) as raised:
-        ConferenceSensor(task_id="x", **arguments)
-    assert said in str(raised.value)
-
-
-def test_a_sensor_asks_once_a_minute_since_each_call_counts() -> None:
-    assert ConferenceSensor(task_id="x", conference_id="a").poke_interval == 60
 
 
 def test_the_files_of_progress_are_gone_after_the_task(ran: Ran) -> None:

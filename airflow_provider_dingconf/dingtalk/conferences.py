@@ -197,6 +197,11 @@ def given_name(named: Mapping[str, object]) -> str:
     return given[0] if given else next(iter(named))
 
 
+def conference_id_in(value: Any) -> Any:
+    """Return the conference id in the XCom of a task that found or locked a meeting; else the value."""
+    return value.get("conference_id") if isinstance(value, dict) else value
+
+
 # Calls
 
 
@@ -267,6 +272,12 @@ def named_call(reference: Reference, next_token: str | None = None) -> Call:
         "api-queryscheduleconferenceinfo",
         next_token,
     )
+
+
+def page_of(reference: Reference) -> str:
+    """Return the name of the page of DingTalk's documentation on how a meeting is asked for."""
+    named = reference.name != "conference_id"
+    return (named_call(reference) if named else conference_call(reference.value)).page or ""
 
 
 def _list_call(name: str, path: str, page: str, next_token: str | None, max_results: int = PAGE) -> Call:

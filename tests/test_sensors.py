@@ -1,0 +1,342 @@
+"""The sensor: in a real Airflow, in each of its modes, and what it does with each answer."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import Iterator
+from datetime import datetime, timezone
+from typing import Any
+
+import pytest
+from airflow.providers.common.compat.sdk import (
+    AIRFLOW_V_3_0_PLUS,
+    AirflowFailException,
+    AirflowSkipException,
+    TaskDeferred,
+)
+from test_operators import Ran, rendered_of, run_dag, xcoms_of
+from test_polls import event_of
+
+from airflow_provider_dingconf.dingtalk.errors import ConferenceClosedError, InvalidInputError
+from airflow_provider_dingconf.sandbox import Fault, Sandbox
+from airflow_provider_dingconf.sensors import ConferenceSensor
+
+INTERVAL = 0.3
+INTERNATIONAL = "https://help.dingtalk.io/open/development"
+
+DAG_FILE = """
+from datetime import timedelta
+
+from airflow.providers.common.compat.sdk import DAG
+
+from airflow_provider_dingconf.operators import LockConferenceOperator
+from airflow_provider_dingconf.sensors import ConferenceSensor
+
+with DAG(
+    "waiting",
+    schedule=None,
+    default_args={"retries": 3, "retry_delay": timedelta(0), "retry_exponential_backoff": False},
+    params={"room": "123 456-7890"},
+) as dag:
+    ConferenceSensor(task_id="has_started", conference_id="well-1", poke_interval=0.1)
+    by_code = ConferenceSensor(task_id="has_started_by_code", room_code="{{ params.room }}", poke_interval=0.1)
+    LockConferenceOperator(task_id="lock_what_has_started", conference_id=by_code.output)
+    ConferenceSensor(task_id="has_ended", conference_id="sandbox-ended", status="ended", poke_interval=0.1)
+    ConferenceSensor(task_id="in_vain", conference_id="sandbox-ended", poke_interval=0.1)
+    ConferenceSensor(task_id="unknown", conference_id="nobody", poke_interval=0.1)
+    ConferenceSensor(
+        task_id="too_late", conference_id="sandbox-notStarted", poke_interval=0.1, timeout=0.5, retries=0
+    )
+    ConferenceSensor(task_id="faulty", conference_id="faulty", poke_interval=0.1)
+
+    for mode, how in {
+        "poking": {},
+        "rescheduled": {"mode": "reschedule"},
+        "deferred": {"deferrable": True},
+    }.items():
+        wait = ConferenceSensor(task_id=mode, conference_id=mode, poke_interval=0.5, **how)
+        LockConferenceOperator(task_id=f"lock_{mode}", conference_id=wait.output)
+        ConferenceSensor(task_id=f"after_{mode}", conference_id=wait.output, poke_interval=0.5, **how)
+        ConferenceSensor(
+            task_id=f"silent_{mode}", conference_id="well-1", poke_interval=0.5, do_xcom_push=False, **how
+        )
+        ConferenceSensor(task_id=f"busy_{mode}", conference_id=f"busy-{mode}", poke_interval=0.2, **how)
+        ConferenceSensor(task_id=f"soft_{mode}", conference_id="nobody", soft_fail=True, **how)
+"""
+
+MODES = ["poking", "rescheduled", "deferred"]
+
+
+@pytest.fixture(scope="module")
+def ran(airflow_db: None) -> Iterator[Ran]:
+    from airflow_provider_dingconf import token_store
+
+    token_store.forget()
+    with pytest.MonkeyPatch.context() as patch, Sandbox() as sandbox:
+        for meeting in ("well-1", "faulty", *MODES, *(f"busy-{mode}" for mode in MODES)):
+            sandbox.create_conference(meeting, conference_id=meeting)
+        sandbox.create_conference(conference_id="room-now", room_code="1234567890")
+        sandbox.fail(
+            Fault(call="info", path="/faulty$", code="systemBusy", headers={"Retry-After": "1"}, times=1)
+        )
+        for mode in MODES:  # the first answer is that it has not started
+            not_yet = {"confInfo": {"conferenceId": mode, "status": 0}}
+            sandbox.fail(Fault(call="info", path=f"/{mode}$", body=not_yet, times=1))
+            busy = Fault(call="info", path=f"/busy-{mode}$", code="systemBusy", times=1)
+            sandbox.fail(busy)
+        patch.setenv("AIRFLOW_CONN_DINGTALK_DEFAULT", sandbox.connection_json())
+        run = run_dag("waiting", DAG_FILE)
+        yield Ran(
+            {(ti.task_id, ti.map_index): ti for ti in run.get_task_instances()},
+            xcoms_of(run),
+            rendered_of(run),
+            sandbox.calls,
+        )
+
+
+def result(ran: Ran, task: str) -> Any:
+    return ran.xcoms.get((task, -1, "return_value"))
+
+
+def rescheduled(ran: Ran, task: str) -> int:
+    """Return how often Airflow has put a task off, in the state UP_FOR_RESCHEDULE."""
+    from airflow.models.taskreschedule import TaskReschedule
+    from airflow.utils.session import create_session
+
+    with create_session() as session:
+        rows = session.query(TaskReschedule).all()
+        if AIRFLOW_V_3_0_PLUS:
+            return len([row for row in rows if str(row.ti_id) == str(ran.instances[task, -1].id)])
+        run_id = ran.instances[task, -1].run_id
+        return len([row for row in rows if (row.task_id, row.run_id) == (task, run_id)])
+
+
+def asked(ran: Ran, meeting: str) -> list[Any]:
+    return [call for call in ran.calls if call.name == "info" and call.conference_id == meeting]
+
+
+def test_a_sensor_succeeds_when_it_is_so_with_the_meeting_as_its_xcom(ran: Ran) -> None:
+    assert ran.state("has_started") == "success"
+    assert result(ran, "has_started")["conference_id"] == "well-1"
+    assert result(ran, "has_started_by_code")["conference_id"] == "room-now"
+    assert result(ran, "has_ended")["status"] == "ended"
+    assert ran.state("lock_what_has_started") == "success"
+
+
+def test_a_start_waited_for_in_vain_skips_the_task(ran: Ran) -> None:
+    assert ran.state("in_vain") == "skipped"
+
+
+def test_a_sensor_of_a_meeting_that_is_not_known_fails_at_once(ran: Ran) -> None:
+    assert (ran.state("unknown"), ran.tries("unknown")) == ("failed", 1)
+
+
+def test_a_sensor_gives_up_when_its_time_is_over(ran: Ran) -> None:
+    assert ran.state("too_late") == "failed"
+
+
+def test_a_sensor_goes_on_after_a_fault_that_passes_when_dingtalk_said(ran: Ran) -> None:
+    assert (ran.state("faulty"), ran.tries("faulty")) == ("success", 1)
+    first, second = asked(ran, "faulty")
+    assert second.time - first.time >= 1
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_in_each_mode_a_sensor_waits_until_the_meeting_starts_and_tells_all_of_it(
+    ran: Ran, mode: str
+) -> None:
+    assert (ran.state(mode), ran.tries(mode)) == ("success", 1)
+    told = result(ran, mode)
+    assert (told["conference_id"], told["status"]) == (mode, "started")
+    for name in ("join_url", "creator_id", "creator_nick", "room_code", "biz_type", "start_time"):
+        assert told[name], name
+    assert len(asked(ran, mode)) == 3  # twice by this sensor, and once by the one after it
+
+
+def test_a_rescheduled_sensor_leaves_its_slot_and_pokes_again(ran: Ran) -> None:
+    assert [rescheduled(ran, task) for task in ("rescheduled", "busy_rescheduled")] == [1, 1]
+    assert [rescheduled(ran, task) for task in ("poking", "deferred")] == [0, 0]
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_sensors_xcom_names_the_meeting_for_what_follows(ran: Ran, mode: str) -> None:
+    assert ran.state(f"lock_{mode}") == "success"
+    assert result(ran, f"after_{mode}")["conference_id"] == mode
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_sensor_pushes_no_result_where_it_must_not(ran: Ran, mode: str) -> None:
+    assert ran.state(f"silent_{mode}") == "success"
+    assert result(ran, f"silent_{mode}") is None
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_in_each_mode_a_fault_that_passes_is_waited_out(ran: Ran, mode: str) -> None:
+    assert (ran.state(f"busy_{mode}"), ran.tries(f"busy_{mode}")) == ("success", 1)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_in_each_mode_soft_fail_skips_what_would_fail(ran: Ran, mode: str) -> None:
+    assert ran.state(f"soft_{mode}") == "skipped"
+
+
+@pytest.mark.parametrize("mode", ["poking", "rescheduled"])
+def test_a_sensor_links_to_the_meeting_it_has_found(ran: Ran, mode: str) -> None:
+    links = ran.xcoms[mode, -1, "dingtalk_links"]
+    assert links == {
+        "documentation": f"{INTERNATIONAL}/api-queryconferenceinfo",
+        "join": result(ran, mode)["join_url"],
+    }
+
+
+def test_a_sensor_that_met_an_error_links_to_the_error_codes(ran: Ran) -> None:
+    assert ran.xcoms["unknown", -1, "dingtalk_links"] == {
+        "documentation": f"{INTERNATIONAL}/api-queryconferenceinfo",
+        "error": f"{INTERNATIONAL}/server-api-error-codes-1",
+    }
+
+
+class Instance:
+    """What a sensor needs of a task instance."""
+
+    max_tries = try_number = 0
+    dag_id = task_id = run_id = "x"
+    map_index = -1
+
+    def __init__(self) -> None:
+        self.pushed: dict[str, Any] = {}
+
+    def get_first_reschedule_date(self, _context: Any) -> None: ...
+
+    def xcom_push(self, key: str, value: Any) -> None:
+        self.pushed[key] = value
+
+
+# One poke
+
+
+@pytest.mark.parametrize("code", ["systemError", "systemBusy", "unreadableAnswer"])
+def test_a_poke_is_one_call(sandbox: Sandbox, conn: Any, code: str) -> None:
+    sandbox.fail(Fault(call="info", code=code))
+    assert not ConferenceSensor(task_id="x", conference_id="sandbox-open").poke({})
+    assert len(sandbox.calls_of("info")) == 1
+
+
+def test_a_token_that_is_refused_is_renewed_within_the_poke(sandbox: Sandbox, conn: Any) -> None:
+    sensor = ConferenceSensor(task_id="x", conference_id="sandbox-open")
+    assert sensor.poke({})
+    sandbox.revoke_tokens()
+    assert sensor.poke({})
+    assert [call.status for call in sandbox.calls_of("info")] == [200, 400, 200]
+
+
+def test_a_rescheduled_sensor_comes_back_when_dingtalk_said(sandbox: Sandbox, conn: Any) -> None:
+    from airflow.exceptions import AirflowRescheduleException
+
+    sandbox.fail(Fault(call="info", code="systemBusy", headers={"Retry-After": "300"}))
+    sensor = ConferenceSensor(task_id="x", conference_id="sandbox-open", mode="reschedule")
+    ti: Any = Instance()
+    with pytest.raises(AirflowRescheduleException) as raised:
+        sensor.execute({"ti": ti})
+    assert 250 < (raised.value.reschedule_date - datetime.now(timezone.utc)).total_seconds() < 301
+
+
+@pytest.mark.parametrize("how", [{"soft_fail": True}, {"never_fail": True}], ids=str)
+def test_what_must_not_fail_is_skipped_in_the_triggerer_as_well(conn: Any, how: dict[str, bool]) -> None:
+    event = {"error": ConferenceClosedError("said", code="confClosed").as_dict()}
+    sensor = ConferenceSensor(task_id="x", conference_id="a", on_error={"confClosed": "fail"}, **how)
+    with pytest.raises(AirflowSkipException):
+        sensor.resume({}, event)
+    first = ConferenceSensor(task_id="x", conference_id="nobody", deferrable=True, **how)
+    with pytest.raises(AirflowSkipException):
+        first.execute({})
+
+
+# When the DAG is parsed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"conference_id": "a", "room_code": "1"}, "conference_id and room_code are given"),
+        ({"conference_id": "a", "status": "locked"}, "status: 'locked' is not 'started' or 'ended'"),
+        ({"room_code": "1", "status": "ended"}, "give its conference_id"),
+        ({"conference_id": "a", "on_error": {"confClose": "fail"}}, "did you mean 'confClosed'?"),
+    ],
+)
+def test_a_sensor_that_cannot_be_meant_is_an_error_of_the_dag_file(
+    arguments: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(InvalidInputError) as raised:
+        ConferenceSensor(task_id="x", **arguments)
+    assert said in str(raised.value)
+
+
+def test_a_sensor_asks_once_a_minute_since_each_call_counts() -> None:
+    assert ConferenceSensor(task_id="x", conference_id="a").poke_interval == 60
+
+
+# The triggerer
+
+
+def deferred(sensor: ConferenceSensor) -> Any:
+    with pytest.raises(TaskDeferred) as raised:
+        sensor.execute({})
+    return raised.value
+
+
+def test_a_deferrable_sensor_waits_in_the_triggerer(sandbox: Sandbox, conn: Any) -> None:
+    meeting = sandbox.create_conference(status="not_started")
+    sensor = ConferenceSensor(
+        task_id="x", conference_id=meeting, deferrable=True, poke_interval=INTERVAL, timeout=60
+    )
+    wish = deferred(sensor)
+    assert wish.trigger.seen == "not_started"
+    assert wish.timeout.total_seconds() == 60
+    timer = threading.Timer(0.5, sandbox.start, [meeting])
+    timer.start()
+    event = asyncio.run(asyncio.wait_for(event_of(wish.trigger), 30))
+    ti: Any = Instance()
+    told = getattr(sensor, wish.method_name)({"ti": ti}, event, **wish.kwargs)
+    assert told["conference_id"] == meeting
+    page = f"{INTERNATIONAL}/api-queryconferenceinfo"
+    assert ti.pushed == {"dingtalk_links": {"documentation": page, "join": told["join_url"]}}
+
+
+def test_a_deferrable_sensor_whose_meeting_is_so_far_never_touches_the_triggerer(
+    sandbox: Sandbox, conn: Any
+) -> None:
+    meeting = sandbox.create_conference()
+    sensor = ConferenceSensor(task_id="x", conference_id=meeting, deferrable=True)
+    assert sensor.execute({})["conference_id"] == meeting
+    assert len(sandbox.calls_of("info", "query")) == 1
+
+
+def test_what_the_trigger_was_refused_becomes_the_tasks_state(sandbox: Sandbox) -> None:
+    event = {"error": ConferenceClosedError("said", code="confClosed", request_id="R-1").as_dict()}
+    with pytest.raises(AirflowSkipException, match="request id R-1"):
+        ConferenceSensor(task_id="x", conference_id="a").resume({}, event)
+    with pytest.raises(AirflowFailException):
+        ConferenceSensor(task_id="x", conference_id="a", on_error={"confClosed": "fail"}).resume({}, event)
+    fine = ConferenceSensor(task_id="x", conference_id="a", on_error={"confClosed": "succeed"})
+    assert fine.resume({}, event) is None
+
+
+def test_a_deferred_sensor_holds_little_and_no_secret(sandbox: Sandbox, conn: Any) -> None:
+    found = {"conference_id": sandbox.create_conference(status="not_started"), "title": "x" * 10_000}
+    sensor = ConferenceSensor(
+        task_id="x", conference_id=found, deferrable=True, on_error={"roomNotFound": "retry"}
+    )
+    wish = deferred(sensor)
+    arguments = wish.trigger.serialize()[1]
+    assert arguments["named"] == {"conference_id": found["conference_id"]}
+    assert arguments["on_error"] == {"roomNotFound": "retry"}
+    kept = json.dumps([arguments, wish.kwargs])
+    assert len(kept) < 500
+    secrets = {
+        sandbox.client_secret,
+        *filter(None, (one.header("x-acs-dingtalk-access-token") for one in sandbox.calls)),
+    }
+    assert not [secret for secret in secrets if secret in kept]
