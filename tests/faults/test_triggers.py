@@ -9,7 +9,13 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_dingconf.dingtalk.errors import DingTalkError, ParameterError, TransientError
+from airflow_provider_dingconf.dingtalk.errors import (
+    ConferenceClosedError,
+    DingTalkError,
+    ParameterError,
+    RefusedError,
+    TransientError,
+)
 from airflow_provider_dingconf.sandbox import Sandbox
 from airflow_provider_dingconf.triggers import ConferenceTrigger
 
@@ -30,8 +36,9 @@ def errors_of(case: Case) -> tuple[type[DingTalkError], ...]:
 
 def passes(case: Case) -> bool:
     """Return whether the trigger goes on after the fault."""
-    if case.row.error is ParameterError:
-        return True  # of the batch: each meeting is then asked for singly
+    of_one_meeting = {ParameterError, ConferenceClosedError, RefusedError}
+    if case.row in (ROWS["noPermission"], ROWS["paramsError"]) or of_one_meeting.issuperset(errors_of(case)):
+        return True  # of the batch: the meeting is then asked for singly
     if case.call == "other" and case.row.fresh_token:
         return True
     return all(issubclass(error, TransientError) for error in errors_of(case))
