@@ -26,7 +26,7 @@ from airflow.providers.common.compat.sdk import (
 from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_0_PLUS
 
 from airflow_provider_dingconf.dingtalk.calls import LOCK_PAGE
-from airflow_provider_dingconf.dingtalk.conferences import given_name
+from airflow_provider_dingconf.dingtalk.conferences import conference_id_in, given_name
 from airflow_provider_dingconf.dingtalk.errors import (
     ConferenceClosedError,
     ConferencesError,
@@ -626,7 +626,7 @@ def _ids_in(value: Any, action: str) -> Any:
             elif not isinstance(one, Mapping) or action == "lock" or _may_be_locked(one):
                 ids.append(_ids_in(one, action))
         return ids
-    return value.get("conference_id") if isinstance(value, Mapping) else value
+    return conference_id_in(value)
 
 
 def _may_be_locked(result: Mapping[str, Any]) -> bool:

@@ -24,10 +24,10 @@ from airflow_provider_dingconf.dingtalk.conferences import (
 )
 from airflow_provider_dingconf.dingtalk.errors import DingTalkError, InvalidInputError
 from airflow_provider_dingconf.links import (
-    LINKS_KEY,
     CallDocumentationLink,
     ErrorDocumentationLink,
     JoinConferenceLink,
+    keep_links,
     links_for,
 )
 from airflow_provider_dingconf.outcomes import Outcome, apply_outcome, check_on_error, outcome_of
@@ -161,7 +161,7 @@ class ConferenceSensor(BaseSensorOperator):
         if "error" in event:
             self._ended_in(context, DingTalkError.from_dict(event["error"]))
             return None
-        self._push_links(context, None, event["conference"]["join_url"])
+        self._keep_links(context, None, event["conference"]["join_url"])
         return event["conference"]
 
     def _poke(self, context: Context) -> tuple[PokeReturnValue, Conference | None]:
@@ -186,7 +186,7 @@ class ConferenceSensor(BaseSensorOperator):
             hook.close()
         if conference is None or not done:
             return PokeReturnValue(False), conference
-        self._push_links(context, None, conference.join_url)
+        self._keep_links(context, None, conference.join_url)
         return PokeReturnValue(True, conference.as_dict()), conference
 
     def _reference(self) -> Reference:
@@ -209,7 +209,7 @@ class ConferenceSensor(BaseSensorOperator):
     def _ended_in(self, context: Context, error: DingTalkError) -> None:
         """Give the task the state that belongs to an error; ``soft_fail`` is heeded here for all modes."""
         self.log.warning("%s", error)
-        self._push_links(context, error)
+        self._keep_links(context, error)
         try:
             apply_outcome(error, self.on_error)
         except AirflowFailException as failed:
@@ -217,10 +217,10 @@ class ConferenceSensor(BaseSensorOperator):
                 raise AirflowSkipException(str(failed)) from error
             raise
 
-    def _push_links(self, context: Context, error: DingTalkError | None, join_url: str | None = None) -> None:
-        if isinstance(error, InvalidInputError) or self._base_url is None or "ti" not in context:
-            return  # no call was made, or nobody will look
+    def _keep_links(self, context: Context, error: DingTalkError | None, join_url: str | None = None) -> None:
+        if isinstance(error, InvalidInputError) or self._base_url is None:
+            return  # no call was made
         links = links_for(self._base_url, page_of(self._reference()), error)
         if join_url:
             links["join"] = join_url
-        context["ti"].xcom_push(key=LINKS_KEY, value=links)
+        keep_links(self, context, links)

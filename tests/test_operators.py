@@ -118,6 +118,10 @@ class Ran:
             return str(self.xcoms[task, -1, link.xcom_key]).strip('"')
         return self.xcoms[task, -1, LINKS_KEY].get(link.kept_as) or ""
 
+    def links(self, task: str) -> list[str]:
+        """Return the addresses of a task's links: to the call, the error codes, and the meeting."""
+        return [self.link(task, link) for link in LockConferenceOperator.operator_extra_links]
+
     def locks(self, code: str) -> list[Any]:
         return [call for call in self.calls if call.conference_id == f"sandbox-{code}"]
 
