@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException, TaskDeferred
 from faults.scenarios import killer_of
-from test_operators import Ran, rendered_of, run_dag, xcoms_of
+from test_operators import Ran, run_dag
 
 from airflow_provider_dingconf import token_store
 from airflow_provider_dingconf.dingtalk.errors import CredentialsError, DingTalkError, InvalidInputError
@@ -90,12 +90,7 @@ def world(airflow_db: None) -> Iterator[tuple[Ran, Sandbox]]:
         sandbox.fail(Fault(call="lock", path="/lost-", drop=True, after=True))
         patch.setenv("AIRFLOW_CONN_DINGTALK_DEFAULT", sandbox.connection_json())
         run = run_dag("ending_badly", DAG_FILE)
-        ran = Ran(
-            {(ti.task_id, ti.map_index): ti for ti in run.get_task_instances()},
-            xcoms_of(run),
-            rendered_of(run),
-            sandbox.calls,
-        )
+        ran = Ran.of(run, sandbox.calls)
         yield ran, sandbox
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from test_operators import Ran, rendered_of, run_dag, xcoms_of
+from test_operators import Ran, run_dag
 
 from airflow_provider_dingconf.dingtalk.errors import InvalidInputError
 from airflow_provider_dingconf.links import JoinConferenceLink
@@ -106,12 +106,7 @@ def world(airflow_db: None) -> Iterator[tuple[Ran, Sandbox]]:
         patch.setenv("AIRFLOW_CONN_DINGTALK_DEFAULT", sandbox.connection_json())
         run = run_dag("many", DAG_FILE)
         yield (
-            Ran(
-                {(ti.task_id, ti.map_index): ti for ti in run.get_task_instances()},
-                xcoms_of(run),
-                rendered_of(run),
-                sandbox.calls,
-            ),
+            Ran.of(run, sandbox.calls),
             sandbox,
         )
 

@@ -106,6 +106,12 @@ class Ran:
     tokens: list[str] = field(default_factory=list)
     log: str = ""
 
+    @classmethod
+    def of(cls, run: Any, *rest: Any) -> Ran:
+        """Return what Airflow made of a run."""
+        instances = {(ti.task_id, ti.map_index): ti for ti in run.get_task_instances()}
+        return cls(instances, xcoms_of(run), rendered_of(run), *rest)
+
     def state(self, task: str) -> str:
         return str(self.instances[task, -1].state)
 
@@ -164,10 +170,8 @@ def ran(airflow_db: None, self_signed: Any, tmp_path_factory: pytest.TempPathFac
         with _all_output(tmp_path_factory.mktemp("log") / "output") as output:
             run = run_dag("every_error", DAG_FILE)
         sandboxes = (usual, banning, slow, untrusted)
-        yield Ran(
-            {(ti.task_id, ti.map_index): ti for ti in run.get_task_instances()},
-            xcoms_of(run),
-            rendered_of(run),
+        yield Ran.of(
+            run,
             [call for sandbox in sandboxes for call in sandbox.calls],
             sorted({token for call in usual.calls if (token := call.header("x-acs-dingtalk-access-token"))}),
             output.read_text(errors="replace"),

@@ -16,7 +16,7 @@ from airflow.providers.common.compat.sdk import (
     AirflowSkipException,
     TaskDeferred,
 )
-from test_operators import Ran, rendered_of, run_dag, xcoms_of
+from test_operators import Ran, run_dag
 from test_polls import event_of
 
 from airflow_provider_dingconf.dingtalk.errors import ConferenceClosedError, InvalidInputError
@@ -89,12 +89,7 @@ def ran(airflow_db: None) -> Iterator[Ran]:
             sandbox.fail(busy)
         patch.setenv("AIRFLOW_CONN_DINGTALK_DEFAULT", sandbox.connection_json())
         run = run_dag("waiting", DAG_FILE)
-        yield Ran(
-            {(ti.task_id, ti.map_index): ti for ti in run.get_task_instances()},
-            xcoms_of(run),
-            rendered_of(run),
-            sandbox.calls,
-        )
+        yield Ran.of(run, sandbox.calls)
 
 
 def result(ran: Ran, task: str) -> Any:
