@@ -149,10 +149,9 @@ class _ConferenceOperator(BaseOperator):
                 raise InvalidInputError(f"conference_id: it is missing; give it or {', '.join(named)}")
         filters = {"title_pattern": title_pattern, "creator_id": creator_id}
         self._filters = [name for name, value in filters.items() if value is not _NOT_GIVEN]
-        if self._filters and not running:
-            raise InvalidInputError(
-                f"{', '.join(self._filters)}: of use among running meetings only; set running=True"
-            )
+        idle = [] if running else [name for name in self._filters if filters[name] is not None]
+        if idle:
+            raise InvalidInputError(f"{', '.join(idle)}: for running meetings only; set running=True")
         self.named_by = given_name(named)
         self.conference_id = conference_id
         self.room_code = room_code

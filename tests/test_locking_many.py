@@ -597,5 +597,5 @@ def test_a_filter_of_nothing_cannot_be_meant(conn: Any, sandbox: Sandbox, name: 
     task = LockConferenceOperator(task_id="x", running=True, **{name: None})  # type: ignore[arg-type]
     with pytest.raises(AirflowFailException, match=f"{name}: it has come to be None"):
         task.execute({})
-    with pytest.raises(InvalidInputError, match=f"{name}: of use among running meetings only"):
+    with pytest.raises(InvalidInputError, match=f"{name}: for running meetings only"):
         UnlockConferenceOperator(task_id="x", conference_id="1", **{name: "x"})  # type: ignore[arg-type]
