@@ -16,13 +16,16 @@ import asyncio
 import logging
 from collections import deque
 from contextlib import AsyncExitStack
+from contextvars import Context, copy_context
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, ClassVar
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from airflow.providers.common.compat.sdk import AirflowNotFoundException
 
+from airflow_provider_dingconf.bulk import Pace
 from airflow_provider_dingconf.dingtalk.conferences import (
     BATCH,
     Conference,
@@ -38,21 +41,27 @@ from airflow_provider_dingconf.dingtalk.errors import (
     TransientError,
     concerns_every_meeting,
 )
-from airflow_provider_dingconf.dingtalk.limits import CONCURRENCY
+from airflow_provider_dingconf.dingtalk.limits import CALLS_PER_SECOND, CONCURRENCY
 from airflow_provider_dingconf.hooks import DingTalkConferenceHook
 from airflow_provider_dingconf.outcomes import Outcome, outcome_of
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 
 FIRST_ASK = 10
 """Rounds after which a meeting that has not started is asked for singly; each time twice as many."""
 
 LAST_ASK = 320
-"""Rounds after which it is asked for at the latest, and for which what was learned of batches is believed."""
+"""Rounds after which it is asked for at the latest, and for which one that breaks a batch is in none."""
 
 PATIENCE = 4
-"""Rounds in which a batch is not answered before it is taken apart; then after each time twice as many."""
+"""Rounds in which a batch is not answered before it is halved; then after each time twice as many."""
+
+LEAST_SECONDS = 1.0
+"""Between two rounds, however short the interval."""
+
+MOST_SECONDS = 3_600.0
+"""Between two rounds, whatever DingTalk asks for."""
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +73,8 @@ class _Waiter:
     wanted: ConferenceStatus
     on_error: Mapping[str, Outcome]
     answer: asyncio.Future[Conference]
+    context: Context = field(default_factory=copy_context)
+    """What tells Airflow whose log is written to."""
 
     def told(self, conference: Conference) -> None:
         """Take note of how the meeting is."""
@@ -80,6 +91,8 @@ class _Waiter:
     def refused(self, error: DingTalkError) -> None:
         if self.ends_with(error):
             self.fail(error)
+        else:
+            self.context.run(log.warning, "%s; asked again in a later round", error.summary)
 
     def end(self, conference: Conference) -> None:
         if not self.answer.done():
@@ -135,13 +148,12 @@ class _Meeting:
     def told(self, conference: Conference | None) -> None:
         """Take note of what the single query says; None: none of its meetings is running."""
         found, self.found = self.found, None
-        if self.unlisted >= self.ask_after:
-            self.ask_after = min(2 * self.ask_after, LAST_ASK)
-            self.unlisted = 0
-        self.failed, self.due = 0, False
+        self._answered()
         if conference is None:
             return
-        self.seen = conference.status
+        # Of one that has ended and is waited for all the same, no more can be expected than of one to come.
+        running = conference.status is ConferenceStatus.STARTED
+        self.seen = conference.status if running else ConferenceStatus.NOT_STARTED
         for waiter in list(self.waiters):
             if found and waiter.wanted is found.status is not conference.status:
                 waiter.end(found)  # it has started, as was waited for, and ended since
@@ -153,51 +165,23 @@ class _Meeting:
         if self.found:
             self.told(self.found)
 
+    def _answered(self) -> None:
+        if self.unlisted >= self.ask_after:
+            self.ask_after = min(2 * self.ask_after, LAST_ASK)
+            self.unlisted = 0
+        self.failed, self.due = 0, False
+
     def refused(self, error: DingTalkError) -> None:
+        """Tell who waits for it what DingTalk said of it, or of all."""
+        if not isinstance(error, TransientError):
+            self._answered()
+            self.seen = ConferenceStatus.NOT_STARTED
         for waiter in self.waiters:
             waiter.refused(error)
 
     def fail(self, error: Exception) -> None:
         for waiter in self.waiters:
             waiter.fail(error)
-
-
-@dataclass
-class _Learned:
-    """What the rounds before have taught.
-
-    :param round: the number of the round.
-    :param size: how many meetings one batch query takes.
-    :param size_until: the round up to which that is believed.
-    :param singly_until: the round up to which there are no batch queries, since none was answered.
-    """
-
-    round: int = 0
-    size: int = BATCH
-    size_until: int = 0
-    singly_until: int = 0
-    _size_for: int = 0
-    _singly_for: int = 0
-
-    def next_round(self) -> int:
-        self.round += 1
-        if self.round > self.size_until:
-            self.size = BATCH
-        return self.round
-
-    def works(self) -> None:
-        """Take note that a batch query was answered."""
-        self._singly_for = 0
-
-    def is_too_long(self, works: int) -> None:
-        """Take note of how long a batch query may be: for some rounds, and each time for twice as many."""
-        self._size_for = min(2 * self._size_for or FIRST_ASK, LAST_ASK)
-        self.size, self.size_until = min(self.size, works), self.round + self._size_for
-
-    def does_not_work(self) -> None:
-        """Take note that no batch query is answered: for some rounds, and each time for twice as many."""
-        self._singly_for = min(2 * self._singly_for or FIRST_ASK, LAST_ASK)
-        self.singly_until = self.round + self._singly_for
 
 
 @dataclass
@@ -212,7 +196,7 @@ class Poll:
     interval: float
     _meetings: dict[Reference, _Meeting] = field(default_factory=dict)
     _rounds: asyncio.Task[None] | None = None
-    _learned: _Learned = field(default_factory=_Learned)
+    _number: int = 0
 
     shared: ClassVar[
         WeakKeyDictionary[asyncio.AbstractEventLoop, WeakValueDictionary[tuple[str, float], Poll]]
@@ -244,7 +228,8 @@ class Poll:
         meeting = self._meetings.setdefault(reference, _Meeting(reference))
         meeting.join(waiter, seen)
         if self._rounds is None:
-            self._rounds = asyncio.create_task(self._run())
+            # In no task's context: what the rounds log concerns all who wait.
+            self._rounds = Context().run(asyncio.create_task, self._run())
             self._rounds.add_done_callback(self._ended)
         try:
             return await waiter.answer
@@ -267,12 +252,14 @@ class Poll:
     async def _run(self) -> None:
         delay = 0.0
         while self._rounds is asyncio.current_task():
-            await asyncio.sleep(max(delay, self.interval))
-            meetings = list(self._meetings.values())
+            await asyncio.sleep(max(min(delay, MOST_SECONDS), self.interval, LEAST_SECONDS))
+            meetings, delay = list(self._meetings.values()), 0.0
             try:
                 delay = await self._round(meetings)
+            except DingTalkError as error:
+                for meeting in meetings:
+                    meeting.refused(error)
             except Exception as error:
-                delay = 0.0
                 for meeting in meetings:
                     meeting.fail(error)
 
@@ -291,57 +278,54 @@ class Poll:
                     type(error).__name__,
                 )
                 return 0.0
-            return await _Round(hook, self._learned, meetings).run()
+            self._number += 1
+            return await _Round(hook, self._number, meetings).run()
 
 
 class _Round:
     """One round of polls: each meeting is asked for at most once, or until DingTalk takes no more calls."""
 
-    def __init__(self, hook: DingTalkConferenceHook, learned: _Learned, meetings: Sequence[_Meeting]) -> None:
+    def __init__(self, hook: DingTalkConferenceHook, number: int, meetings: Sequence[_Meeting]) -> None:
         self._hook = hook
-        self._learned = learned
+        self._number = number
         self._meetings = meetings
-        self._number = learned.next_round()
         self._over = False
         self._wait = 0.0
-        self._answered = False
+        self._pace = Pace(CALLS_PER_SECOND)
+        self._batch_answered = False
         by_turn = sorted(meetings, key=_turn)
+        others = [one for one in by_turn if not self._is_single(one)]
         self._singles = deque(one for one in by_turn if self._is_single(one))
-        self._others = deque(one for one in by_turn if not self._is_single(one))
+        self._batches = deque(others[first : first + BATCH] for first in range(0, len(others), BATCH))
 
     def _is_single(self, meeting: _Meeting) -> bool:
-        return (
-            meeting.reference.name != "conference_id"
-            or meeting.due
-            or meeting.alone_until >= self._number
-            or self._learned.singly_until >= self._number
-        )
+        by_id = meeting.reference.name == "conference_id"
+        return not by_id or meeting.due or meeting.alone_until >= self._number
 
     async def run(self) -> float:
         """Make the calls, and return the seconds that DingTalk asks to wait."""
-        at_a_time = 1  # the first call finds out alone whether DingTalk takes any
-        while not self._over and (self._singles or self._others):
-            await asyncio.gather(*islice(self._turns(), at_a_time))
-            at_a_time = CONCURRENCY
+        self._at_a_time = 1  # the first call finds out alone whether DingTalk takes any
+        while not self._over and (self._singles or self._batches):
+            turns, self._at_a_time = self._at_a_time, CONCURRENCY
+            await asyncio.gather(*islice(self._turns(), turns))
         for meeting in self._meetings:
             meeting.make_do()
         return self._wait
 
     def _turns(self) -> Iterator[Awaitable[None]]:
-        """Yield the calls whose turn it is: for one meeting, or for as many as one batch query takes."""
-        while self._singles or self._others:
-            heads = [queue[0] for queue in (self._singles, self._others) if queue]
-            if self._singles and min(heads, key=_turn) is self._singles[0]:
+        """Yield the calls whose turn it is: for one meeting, or for a batch."""
+        while self._singles or self._batches:
+            if self._singles and not (self._batches and _turn(self._batches[0][0]) < _turn(self._singles[0])):
                 one = self._singles.popleft()
-                yield self._guarded(self._ask_singly(one), [one])
+                yield self._guarded(partial(self._ask_singly, one), [one])
             else:
-                some = [self._others.popleft() for _ in range(min(self._learned.size, len(self._others)))]
-                yield self._guarded(self._ask_together(some), some)
+                some = self._batches.popleft()
+                yield self._guarded(partial(self._ask_together, some), some)
 
-    @staticmethod
-    async def _guarded(ask: Awaitable[None], meetings: Sequence[_Meeting]) -> None:
+    async def _guarded(self, ask: Callable[[], Awaitable[None]], meetings: Sequence[_Meeting]) -> None:
+        await self._pace.turn()
         try:
-            await ask
+            await ask()
         except Exception as error:  # nobody expects one; it is for those to whom it happens
             for meeting in meetings:
                 meeting.fail(error)
@@ -378,36 +362,26 @@ class _Round:
 
     # Batches
 
-    async def _ask_together(self, meetings: Sequence[_Meeting]) -> None:
-        """Ask for some meetings with one call, and tell who waits for one that is as it should be."""
-        error = await self._query(meetings)
-        if error is None:
-            return
-        if not _may_concern_one(error):
-            self._failed(error, meetings)
-        elif not isinstance(error, TransientError):
-            await self._take_apart(meetings, error)
-        else:
-            self._over = True
-            log.warning("%s; asked again in the next round", error.summary)
-            for meeting in meetings:
-                meeting.failed += 1
-                meeting.due = any(waiter.ends_with(error) for waiter in meeting.waiters)
-            failed = max(meeting.failed for meeting in meetings)
-            if failed >= PATIENCE and failed & (failed - 1) == 0:
-                self._over = False
-                await self._take_apart(meetings, error)
+    async def _ask_together(self, meetings: list[_Meeting]) -> None:
+        """Ask for some meetings with one call, and tell who waits for one that is as it should be.
 
-    async def _query(self, meetings: Sequence[_Meeting]) -> DingTalkError | None:
-        """Make one batch query, and take note of what it says; return the error where it failed."""
+        One of them may be why it is refused: it is found by halving the batch, and asked for singly from then
+        on. Where DingTalk has a fault for some rounds, that may be why as well.
+        """
+        is_half = meetings[0].asked == self._number
         for meeting in meetings:
             meeting.asked = self._number
         try:
             running = await self._hook.arunning_of([one.reference.value for one in meetings])
         except DingTalkError as error:
-            return error
-        self._answered = True
-        self._learned.works()
+            if not _may_concern_one(error):
+                self._failed(error, meetings)
+            elif not isinstance(error, TransientError):
+                self._halve(meetings)
+            else:
+                self._fault(error, meetings, is_half=is_half)
+            return
+        self._batch_answered = True
         for meeting in meetings:
             meeting.failed = 0
             conference = running.get(meeting.reference.value)
@@ -416,49 +390,28 @@ class _Round:
             else:
                 meeting.listed(conference)
         self._singles.extendleft(meeting for meeting in meetings if meeting.due)
-        return None
 
-    async def _take_apart(self, meetings: Sequence[_Meeting], why: DingTalkError) -> None:
-        """Find out which meetings break a batch query, by halving it; or that it was too long.
+    def _halve(self, meetings: list[_Meeting]) -> None:
+        middle = len(meetings) // 2
+        if middle:
+            self._batches.extendleft([meetings[middle:], meetings[:middle]])
+        else:
+            meetings[0].alone_until = self._number + LAST_ASK
+            self._singles.appendleft(meetings[0])
 
-        That costs a call or two for each halving. A search that does not come to an end, since there are many
-        such meetings, is given up, and those that are left are asked for singly. Where the batch was not
-        answered, DingTalk may have a fault, and it is given up sooner, for good.
-        """
-        passes = isinstance(why, TransientError)
-        turn = self._number % len(meetings)  # it does not begin with the same one each time
-        parts: deque[tuple[Sequence[_Meeting], DingTalkError | None]] = deque()
-        parts.append(([*meetings[turn:], *meetings[:turn]], why))
-        left = 4 * len(meetings).bit_length()
-        culprits, longest = 0, 0
-        while parts and left and not self._over:
-            part, error = parts.popleft()
-            error = error or await self._query(part)
-            left -= error is not None
-            if error is None:
-                longest = max(longest, len(part))
-            elif not _may_concern_one(error) or (isinstance(error, TransientError) and not passes):
-                self._failed(error, part)
-            elif len(part) > 1:
-                middle = (len(part) + 1) // 2
-                parts.extendleft([(part[middle:], None), (part[:middle], None)])
-            elif passes and len(meetings) > 1 and not self._answered:
-                self._over = True
-            else:
-                culprits += 1
-                part[0].alone_until = self._number + LAST_ASK
-                self._singles.appendleft(part[0])
-        if self._over:
-            return
-        if not culprits and not parts:
-            self._learned.is_too_long(longest)
-        elif not self._answered and len(meetings) > 1:
-            self._learned.does_not_work()
-            self._singles.extend(self._others)
-            self._others.clear()
-        log.info("%s; of the batch %d meetings are asked for singly from now on", why.summary, culprits)
-        for part, _ in parts:
-            self._singles.extend(part)
+    def _fault(self, error: DingTalkError, meetings: list[_Meeting], *, is_half: bool) -> None:
+        """End the round; or where the batch has met a fault for long, see whether one meeting is why."""
+        log.warning("%s; asked again in the next round", error.summary)
+        for meeting in meetings:
+            meeting.failed += not is_half
+            meeting.due = any(waiter.ends_with(error) for waiter in meeting.waiters)
+        failed = max(meeting.failed for meeting in meetings)
+        patient = not is_half and (failed < PATIENCE or failed & (failed - 1) != 0)
+        if patient or (len(meetings) == 1 and not self._batch_answered):  # it is DingTalk's own
+            self._over = True
+        else:
+            self._at_a_time = 1
+            self._halve(meetings)
 
 
 def _turn(meeting: _Meeting) -> tuple[int, int]:

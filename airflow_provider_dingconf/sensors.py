@@ -6,6 +6,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import (
+    AirflowException,
     AirflowFailException,
     AirflowSkipException,
     BaseSensorOperator,
@@ -121,6 +122,7 @@ class ConferenceSensor(BaseSensorOperator):
         self.deferrable = deferrable
         self._wait = 0.0
         self._base_url: str | None = None
+        self._page: str | None = None
 
     def poke(self, context: Context) -> PokeReturnValue:
         """Ask DingTalk once."""
@@ -130,7 +132,7 @@ class ConferenceSensor(BaseSensorOperator):
         """Wait; with ``deferrable``, in the triggerer, unless it is so far already."""
         if not self.deferrable:
             return super().execute(context)
-        done, seen = self._poke(context)
+        done, seen = self._first_poke(context)
         if done:
             return done.xcom_value
         from airflow_provider_dingconf.triggers import ConferenceTrigger
@@ -147,22 +149,50 @@ class ConferenceSensor(BaseSensorOperator):
                 on_error={code: outcome.value for code, outcome in self.on_error.items()} or None,
             ),
             method_name="resume",
-            kwargs={"base_url": self._base_url},
+            kwargs={"base_url": self._base_url, "page": page_of(reference)},
         )
         return None
 
-    def resume(self, context: Context, event: dict[str, Any], base_url: str | None = None) -> Any:
+    def resume(
+        self, context: Context, event: dict[str, Any], base_url: str | None = None, page: str | None = None
+    ) -> Any:
         """Give the task the state that belongs to what the trigger says.
 
         :param event: the trigger's.
         :param base_url: the host that was called.
+        :param page: the name of the call's page.
         """
-        self._base_url = base_url
+        self._base_url, self._page = base_url, page
         if "error" in event:
             self._ended_in(context, DingTalkError.from_dict(event["error"]))
             return None
         self._keep_links(context, None, event["conference"]["join_url"])
         return event["conference"]
+
+    def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
+        """Go on after the wait; ``soft_fail`` and ``never_fail`` are heeded on every Airflow."""
+        try:
+            return super().resume_execution(next_method, next_kwargs, context)
+        except AirflowSkipException:
+            raise
+        except AirflowException as error:
+            if self.soft_fail or self.never_fail:
+                raise AirflowSkipException(str(error)) from error
+            raise
+
+    def _first_poke(self, context: Context) -> tuple[PokeReturnValue, Conference | None]:
+        """Poke before a wait in the triggerer, and heed an error of Airflow's as its sensors do."""
+        try:
+            return self._poke(context)
+        except (AirflowFailException, AirflowSkipException):
+            raise
+        except Exception as error:
+            if self.silent_fail:
+                self.log.exception("The first poke failed; the wait begins all the same")
+                return PokeReturnValue(False), None
+            if self.never_fail:
+                raise AirflowSkipException("The first poke failed") from error
+            raise
 
     def _poke(self, context: Context) -> tuple[PokeReturnValue, Conference | None]:
         """Ask DingTalk once, and return how the meeting is besides."""
@@ -172,7 +202,7 @@ class ConferenceSensor(BaseSensorOperator):
         hook = DingTalkConferenceHook(self.dingtalk_conn_id, max_attempts=1)
         try:
             reference = self._reference()
-            self._base_url = hook.settings.base_url
+            self._base_url, self._page = hook.settings.base_url, page_of(reference)
             conference = self._ask(hook, reference)
             done = conference is not None and reached(conference, ConferenceStatus(self.status))
         except DingTalkError as error:
@@ -218,9 +248,9 @@ class ConferenceSensor(BaseSensorOperator):
             raise
 
     def _keep_links(self, context: Context, error: DingTalkError | None, join_url: str | None = None) -> None:
-        if isinstance(error, InvalidInputError) or self._base_url is None:
+        if isinstance(error, InvalidInputError) or not (self._base_url and self._page):
             return  # no call was made
-        links = links_for(self._base_url, page_of(self._reference()), error)
+        links = links_for(self._base_url, self._page, error)
         if join_url:
             links["join"] = join_url
         keep_links(self, context, links)

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import gc
+import logging
 import threading
 from contextlib import suppress
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
 
 from airflow_provider_dingconf import hooks, polls
 from airflow_provider_dingconf.dingtalk.conferences import ConferenceStatus, check_reference
-from airflow_provider_dingconf.dingtalk.errors import ConferenceClosedError
+from airflow_provider_dingconf.dingtalk.errors import ConferenceClosedError, ConnectionLostError
 from airflow_provider_dingconf.dingtalk.limits import CONCURRENCY
 from airflow_provider_dingconf.polls import Poll
 from airflow_provider_dingconf.sandbox import Fault, Sandbox
 from airflow_provider_dingconf.sensors import ConferenceSensor
 from airflow_provider_dingconf.triggers import ConferenceTrigger
 
-pytestmark = pytest.mark.usefixtures("conn")
+pytestmark = pytest.mark.usefixtures("conn", "quick_polls")
 
 INTERVAL = 0.3
 
@@ -237,21 +240,152 @@ def test_an_error_that_one_meeting_causes_is_told_to_its_tasks_alone(
     assert [event["error"]["code"] for event in events if "error" in event] == ["noPermission"] * (not known)
 
 
-def test_a_batch_that_is_too_long_is_made_shorter_and_stays_so(sandbox: Sandbox) -> None:
+def test_a_batch_that_is_too_long_is_made_shorter(sandbox: Sandbox) -> None:
     made = [sandbox.create_conference(conference_id=f"m-{number:03}") for number in range(150)]
     sandbox.fail(Fault(call="query", sent="(m-[^m]*){41}", code="paramsError"))
 
     async def then() -> None:
         while sum(size <= 40 for size in batches(sandbox)) < 6:
             await asyncio.sleep(0.02)
-        await next_round(sandbox)
-        assert batches(sandbox) == [25] * 6
         assert sandbox.calls_of("info") == []
         for meeting in made:
             sandbox.end(meeting)
 
     events = asyncio.run(waited([trigger(one, "ended", seen="started") for one in made], then))
     assert {event["conference"]["status"] for event in events} == {"ended"}
+
+
+def test_a_refusal_that_does_not_come_again_changes_nothing(sandbox: Sandbox) -> None:
+    made = [sandbox.create_conference(conference_id=f"m-{number:03}") for number in range(202)]
+    sandbox.fail(Fault(call="query", sent=r"^[^,]*\[[^,]*,[^,]*\]", code="resourceClose", times=1))
+
+    async def then() -> None:
+        await rounds(sandbox, 4)
+        await next_round(sandbox)
+        assert sorted(batches(sandbox)) == [2, 100, 100]
+        for meeting in made:
+            sandbox.end(meeting)
+
+    events = asyncio.run(waited([trigger(one, "ended", seen="started") for one in made], then))
+    assert {event["conference"]["status"] for event in events} == {"ended"}
+
+
+def test_those_that_break_each_batch_leave_the_others_together(sandbox: Sandbox) -> None:
+    bad = [sandbox.create_conference(conference_id=f"bad-{number}") for number in range(2)]
+    made = [sandbox.create_conference(conference_id=f"m-{number:03}") for number in range(20)]
+    sandbox.fail(Fault(call="query", sent="bad-", code="unknownUserError"))
+
+    async def then() -> None:
+        while len(sandbox.calls_of("info")) < 4:
+            await asyncio.sleep(0.02)
+        late = [asyncio.ensure_future(event_of(trigger(one, "ended", seen="started"))) for one in made]
+        await rounds(sandbox, len(sandbox.calls_of("query")) + 1)
+        await next_round(sandbox)
+        assert batches(sandbox) == [20]
+        assert {call.conference_id for call in sandbox.calls_of("info")} <= set(bad)
+        for meeting in [*bad, *made]:
+            sandbox.end(meeting)
+        await asyncio.gather(*late)
+
+    events = asyncio.run(waited([trigger(one, "ended", seen="started") for one in bad], then))
+    assert {event["conference"]["status"] for event in events} == {"ended"}
+
+
+@pytest.mark.parametrize("code", ["roomNotFound", "confClosed"])
+def test_a_wait_that_an_error_does_not_end_costs_no_single_call_in_each_round(
+    sandbox: Sandbox, code: str
+) -> None:
+    made = [
+        sandbox.create_conference(status="not_started" if code == "roomNotFound" else "ended")
+        for _ in range(5)
+    ]
+    sandbox.fail(Fault(call="info", code=code)) if code == "roomNotFound" else None
+
+    async def then() -> None:
+        await rounds(sandbox, 5)
+        assert len(sandbox.calls_of("info")) == 5
+        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            task.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(waited([trigger(one, on_error={code: "retry"}) for one in made], then))
+
+
+def test_what_concerns_all_is_in_no_task_log_and_what_concerns_one_is_in_its_own(sandbox: Sandbox) -> None:
+    whose: contextvars.ContextVar[str] = contextvars.ContextVar("whose", default="the triggerer")
+    said: list[tuple[str, str]] = []
+
+    class Handler(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            said.append((whose.get(), record.getMessage()))
+
+    first, second = (sandbox.create_conference(status="not_started") for _ in range(2))
+    sandbox.fail(Fault(call="query", code="systemError", times=1))
+    sandbox.fail(Fault(call="info", path=second, code="roomNotFound", times=1))
+
+    async def wait(meeting: str, name: str, seen: str | None) -> dict[str, Any]:
+        whose.set(name)
+        return await event_of(trigger(meeting, seen=seen, on_error={"roomNotFound": "retry"}))
+
+    async def steps() -> None:
+        tasks = [
+            asyncio.create_task(wait(first, "first", "not_started")),
+            asyncio.create_task(wait(second, "second", None)),
+        ]
+        while len(sandbox.calls_of("query")) < 3:
+            await asyncio.sleep(0.02)
+        for meeting in (first, second):
+            sandbox.start(meeting)
+        await asyncio.wait_for(asyncio.gather(*tasks), 20)
+
+    handler = Handler()
+    polls.log.addHandler(handler)
+    try:
+        asyncio.run(steps())
+    finally:
+        polls.log.removeHandler(handler)
+    assert {who for who, what in said if "systemError" in what} == {"the triggerer"}
+    assert {who for who, what in said if "roomNotFound" in what} == {"second"}
+
+
+def test_no_interval_is_so_short_that_dingtalk_is_called_without_pause(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(polls, "LEAST_SECONDS", 1.0)
+    meeting = sandbox.create_conference(status="not_started")
+
+    async def steps() -> None:
+        waiting = asyncio.create_task(
+            event_of(ConferenceTrigger("started", {"conference_id": meeting}, poke_interval=0))
+        )
+        await rounds(sandbox, 3)
+        waiting.cancel()
+
+    asyncio.run(asyncio.wait_for(steps(), 20))
+    times = [call.time for call in sandbox.calls_of("query")]
+    assert min(later - earlier for earlier, later in pairwise(times)) > 0.9
+
+
+@pytest.mark.parametrize("patient", [True, False])
+def test_a_file_of_authorities_that_is_missing_for_a_while_is_waited_for_where_on_error_says_so(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, patient: bool
+) -> None:
+    meeting = sandbox.create_conference()
+    real = hooks.DingTalkConferenceHook.__aenter__
+    failures = [ConnectionLostError("no such file", code="connectionLost")] * 2
+
+    async def opened(hook: Any) -> Any:
+        if failures:
+            raise failures.pop()
+        return await real(hook)
+
+    monkeypatch.setattr(hooks.DingTalkConferenceHook, "__aenter__", opened)
+
+    async def nothing() -> None: ...
+
+    waiting = trigger(meeting, on_error=None if patient else {"connectionLost": "fail"})
+    (event,) = asyncio.run(waited([waiting], nothing))
+    assert ("conference" in event) is patient
 
 
 def test_where_no_batch_query_works_the_meetings_are_asked_for_singly(sandbox: Sandbox) -> None:
@@ -261,7 +395,7 @@ def test_where_no_batch_query_works_the_meetings_are_asked_for_singly(sandbox: S
     async def then() -> None:
         while len(sandbox.calls_of("info")) < 100:
             await asyncio.sleep(0.02)
-        assert len(sandbox.calls_of("query")) <= 30
+        assert len(sandbox.calls_of("query")) <= 199  # once
         sandbox.clear()
         while len(sandbox.calls_of("info")) < 100:
             await asyncio.sleep(0.02)

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from airflow.providers.common.compat.sdk import (
     AIRFLOW_V_3_0_PLUS,
+    AirflowException,
     AirflowFailException,
     AirflowSkipException,
     TaskDeferred,
@@ -20,6 +21,7 @@ from test_operators import Ran, run_dag
 from test_polls import event_of
 
 from airflow_provider_dingconf.dingtalk.errors import ConferenceClosedError, InvalidInputError
+from airflow_provider_dingconf.hooks import DingTalkConferenceHook
 from airflow_provider_dingconf.links import LINKS_KEY
 from airflow_provider_dingconf.sandbox import Fault, Sandbox
 from airflow_provider_dingconf.sensors import ConferenceSensor
@@ -275,6 +277,33 @@ def deferred(sensor: ConferenceSensor) -> Any:
     with pytest.raises(TaskDeferred) as raised:
         sensor.execute({})
     return raised.value
+
+
+@pytest.mark.parametrize("lenient", ["soft_fail", "never_fail", None])
+def test_a_wait_that_is_over_in_vain_skips_the_task_where_that_is_asked_for(
+    sandbox: Sandbox, conn: Any, lenient: str | None
+) -> None:
+    options: dict[str, Any] = {lenient: True} if lenient else {}
+    sensor = ConferenceSensor(task_id="x", conference_id="sandbox-notStarted", deferrable=True, **options)
+    deferred(sensor)
+    with pytest.raises(AirflowException) as raised:
+        sensor.resume_execution("__fail__", {"error": "Trigger timeout"}, {})
+    assert isinstance(raised.value, AirflowSkipException) is bool(lenient)
+
+
+@pytest.mark.parametrize("lenient", ["silent_fail", "never_fail", None])
+def test_what_is_wrong_with_airflow_at_the_first_poke_is_taken_as_by_its_own_sensors(
+    sandbox: Sandbox, conn: Any, lenient: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def get_connection(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("503 from the API server")
+
+    monkeypatch.setattr(DingTalkConferenceHook, "get_connection", get_connection)
+    options: dict[str, Any] = {lenient: True} if lenient else {}
+    sensor = ConferenceSensor(task_id="x", conference_id="1", deferrable=True, **options)
+    expected = {"silent_fail": TaskDeferred, "never_fail": AirflowSkipException, None: RuntimeError}[lenient]
+    with pytest.raises(expected):
+        sensor.execute({})
 
 
 def test_a_deferrable_sensor_waits_in_the_triggerer(sandbox: Sandbox, conn: Any) -> None:

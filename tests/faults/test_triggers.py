@@ -23,6 +23,8 @@ from .conftest import nothing_left_open
 from .fault_proxy import DRIPPED
 from .rows import LASTING, ON_THE_TOKEN, PATIENCE, ROWS, Case, check_hung_up
 
+pytestmark = pytest.mark.usefixtures("quick_polls")
+
 INTERVAL = 0.2
 LONG = 5.0
 """Seconds: a wait over this is not sat out here."""
