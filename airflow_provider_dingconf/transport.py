@@ -194,14 +194,14 @@ async def websocket(
     """
     secrets, where = (*settings.secrets, *address.secrets), address.url.partition("?")[0]
     # What the environment and requests make of a URL, they make of http and https.
-    url = address.url.replace("ws", "http", 1)
+    url = f"http{address.url.removeprefix('ws')}"
     trace = aiohttp.TraceConfig()
     trace.on_request_redirect.append(_refuse_redirect)
     seconds = settings.timeout.connect + settings.timeout.read
     try:
         with requests.Session() as environment:
             options = _with_environment(environment, settings, url)
-        tls = url.startswith("https:") and _tls_context(options["verify"], options["cert"])
+        tls = _tls_context(options["verify"], options["cert"]) if url.startswith("https:") else True
         session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(ssl=tls),
             cookie_jar=aiohttp.DummyCookieJar(),

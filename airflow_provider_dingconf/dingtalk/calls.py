@@ -120,10 +120,13 @@ def _query(params: Mapping[str, Any]) -> dict[str, str]:
 
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+_UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 
 
 def text_of(content: Mapping[str, Any], *names: str) -> str | None:
     """Return the first of the named fields of a JSON object that holds a text or a whole number.
+
+    What no database takes is replaced: NUL, and half of a surrogate pair, as in a text cut within an emoji.
 
     :param content: what DingTalk sent.
     :param names: the names it may have, in order of preference.
@@ -131,7 +134,7 @@ def text_of(content: Mapping[str, Any], *names: str) -> str | None:
     for name in names:
         value = content.get(name)
         if isinstance(value, str) and value:
-            return value
+            return _UNSTORABLE.sub("\N{REPLACEMENT CHARACTER}", value)
         if isinstance(value, int) and not isinstance(value, bool):
             return str(value)
     return None

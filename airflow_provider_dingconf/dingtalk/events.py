@@ -13,7 +13,7 @@ import json
 import re
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import quote, urlsplit
 
 from airflow_provider_dingconf.dingtalk.calls import USER_AGENT, Call, check_conference_id, moment_of, text_of
@@ -43,6 +43,11 @@ SCENES: Mapping[str, str] = {
 _STATUS: Mapping[object, str] = {0: "not_started", 1: "ended", 2: "started"}
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 _DISCONNECT = "disconnect"
+_MOST = 2**63
+"""One more than the largest whole number that every reader of JSON, and every database, can hold."""
+
+MAX_TITLE = 256
+"""Characters of a title that a pattern is looked for in: it is searched in the triggerer's one loop."""
 
 
 class FrameError(ValueError):
@@ -53,7 +58,7 @@ class FrameError(ValueError):
 class Address:
     """Where an app's events come from, for one connection.
 
-    :param url: of the WebSocket, with the ticket; never shown.
+    :param url: of the WebSocket, with the ticket, its scheme in lower case; never shown.
     :param ticket: lets in once, and not for long; never shown.
     """
 
@@ -102,8 +107,8 @@ def address_from(content: Mapping[str, Any]) -> Address:
         raise AnswerError(
             "the answer names no secure address for the event stream (wss)", code="unreadableAnswer"
         )
-    joint = "&" if parts.query else "?"
-    return Address(f"{endpoint}{joint}ticket={quote(ticket, safe='')}", ticket)
+    query = "&".join(filter(None, (parts.query, f"ticket={quote(ticket, safe='')}")))
+    return Address(parts._replace(query=query, fragment="").geturl(), ticket)
 
 
 @dataclass(frozen=True)
@@ -135,6 +140,16 @@ class Frame:
     def is_event(self) -> bool:
         """Whether the message is an event, rather than about the connection."""
         return self.kind == "EVENT"
+
+    @property
+    def is_of_meetings(self) -> bool:
+        """Whether the message is an event that should name a meeting."""
+        return self.is_event and self.event_type in {STATUS_CHANGE, MEMBER_CHANGE}
+
+    @property
+    def outline(self) -> str:
+        """The names of the fields in it, in ASCII, and no value."""
+        return ascii({name: [*value] if isinstance(value, dict) else "" for name, value in self.data.items()})
 
     @property
     def says_goodbye(self) -> bool:
@@ -335,7 +350,10 @@ class EventFilter:
         """Return whether an event is wanted."""
         return (
             event.scene in self.scenes
-            and (self.title_pattern is None or bool(re.search(self.title_pattern, event.title or "")))
+            and (
+                self.title_pattern is None
+                or bool(re.search(self.title_pattern, (event.title or "")[:MAX_TITLE]))
+            )
             and (self.creator_id is None or event.creator_id == self.creator_id)
         )
 
@@ -354,7 +372,8 @@ def _number(value: object) -> int | None:
     """Return the whole number that a number or a text of digits is; None for anything else."""
     if isinstance(value, str) and re.fullmatch(r"[0-9]{1,18}", value):
         return int(value)
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    return cast("int", value) if whole and -_MOST <= cast("int", value) < _MOST else None
 
 
 def _plain(value: Any) -> Any:

@@ -201,7 +201,7 @@ class Streams:
         }
         timer = self._later(self._redelivery, self._again, connection, message_id)
         connection.sent[message_id] = event, timer
-        self._put(connection, "EVENT", headers, json.dumps(event.data, ensure_ascii=False))
+        self._put(connection, "EVENT", headers, json.dumps(event.data))
 
     def _system(self, connection: _Connection, topic: str, data: str) -> None:
         self._put(connection, "SYSTEM", {"topic": topic, "messageId": uuid.uuid4().hex}, data)
@@ -209,7 +209,7 @@ class Streams:
     def _put(self, connection: _Connection, kind: str, headers: dict[str, str], data: str) -> None:
         always = {"contentType": "application/json", "time": str(int(time.time() * 1000))}
         frame = {"specVersion": "1.0", "type": kind, "headers": {**always, **headers}, "data": data}
-        connection.outbox.put_nowait(json.dumps(frame, ensure_ascii=False))
+        connection.outbox.put_nowait(json.dumps(frame))
 
     def _answered(self, connection: _Connection, text: str) -> None:
         """Read an answer: what is none that an event waits for is left alone, as an answer to a ping."""

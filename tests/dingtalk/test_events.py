@@ -113,6 +113,7 @@ def test_no_secret_is_in_what_is_printed_of_a_connection() -> None:
         ("wss://events.example:443/connect", "wss://events.example:443/connect?ticket=a%2Fb%3D"),
         ("wss://events.example/connect?x=1", "wss://events.example/connect?x=1&ticket=a%2Fb%3D"),
         ("ws://127.0.0.1:9/connect", "ws://127.0.0.1:9/connect?ticket=a%2Fb%3D"),
+        ("WSS://events.example/connect#there", "wss://events.example/connect?ticket=a%2Fb%3D"),
     ],
 )
 def test_the_ticket_is_quoted_into_the_address(endpoint: str, url: str) -> None:
@@ -185,7 +186,12 @@ def test_nothing_that_comes_breaks_the_reading(anything: str) -> None:
 
 
 _JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False)
+    | st.text()
+    | st.text(st.sampled_from("a\0\ud83d\udd12")),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
     max_leaves=8,
 )
@@ -202,6 +208,9 @@ def test_whatever_an_event_holds_its_payload_is_json(kind: str, model: Any, rest
     frame = read_frame(text(data, eventType=kind, eventBornTime=born))
     for event in conference_events(frame):
         assert json.loads(json.dumps(event.payload(), allow_nan=False)) == event.payload()
+        assert b"\\u0000" not in json.dumps(event.payload(), ensure_ascii=False).encode().replace(rb"\\", b"")
+        numbers = [event.sequence, *(member["attend_status"] for member in event.members)]
+        assert all(-(2**63) <= number < 2**63 for number in numbers if number is not None)
         assert not EventFilter(tuple(SCENES)).wants(event) or event.scene in SCENES
 
 
@@ -315,6 +324,13 @@ def test_by_default_a_meeting_that_starts_is_wanted() -> None:
 )
 def test_a_filter_picks_by_scene_title_and_creator(wanted: Any, fits: bool) -> None:
     assert EventFilter(**wanted).wants(only(STARTED)) is fits
+
+
+def test_a_pattern_is_looked_for_in_the_beginning_of_a_long_title() -> None:
+    model = {"conferenceId": "c", "title": "Release " + "x" * 10_000 + "end"}
+    event = only({"openConfModel": model, "changeScene": "conference_created"})
+    assert EventFilter(title_pattern="^Release").wants(event)
+    assert not EventFilter(title_pattern="end").wants(event)
 
 
 def test_an_event_that_does_not_tell_its_title_is_not_wanted_for_one() -> None:
