@@ -33,9 +33,9 @@ with DAG(
     @task
     def started(triggering_asset_events: dict | None = None) -> list[dict[str, str]]:
         """Return which meetings have started, and when."""
-        names = ("conference_id", "start_time")
         return [
-            {name: one[name] for name in names} for one in triggering_conferences(triggering_asset_events)
+            {"conference_id": one["conference_id"], "start_time": one["start_time"] or one["happened_at"]}
+            for one in triggering_conferences(triggering_asset_events)
         ]
 
     @task
