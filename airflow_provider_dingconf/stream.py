@@ -2,8 +2,8 @@
 
 DingTalk gives an event to one of an app's connections. Whoever watches an app here therefore shares one
 connection, whichever Airflow connection it names the app by: each gets every event, and DingTalk is told that
-an event is taken when all have taken it. What was told once is remembered, also across a restart; an event
-that comes again starts nothing.
+an event is taken when all have taken it. What started something is remembered, also across a restart; an
+event that comes again starts nothing. One place connects, waits after a failure, and tells all who watch.
 
 Nothing here blocks the loop, and cancelling ends it at once.
 """
@@ -16,10 +16,9 @@ import logging
 import random
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import aiohttp
-from airflow.providers.common.compat.sdk import AirflowNotFoundException
 
 from airflow_provider_dingconf.dingtalk.answers import masked, one_line
 from airflow_provider_dingconf.dingtalk.errors import ConnectionLostError, DingTalkError, TransientError
@@ -33,8 +32,8 @@ from airflow_provider_dingconf.dingtalk.events import (
     suite_ticket,
 )
 from airflow_provider_dingconf.hooks import DingTalkConferenceHook
-from airflow_provider_dingconf.token_store import seen_events_of, suite_ticket_of
-from airflow_provider_dingconf.transport import websocket, within
+from airflow_provider_dingconf.token_store import SeenEvents, SuiteTicket, seen_events_of, suite_ticket_of
+from airflow_provider_dingconf.transport import websocket
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -44,8 +43,9 @@ if TYPE_CHECKING:
 PING_SECONDS = 30.0
 """Between two pings; a peer that does not answer one in half that time is gone."""
 
-JOIN_SECONDS = 1.0
-"""How long those who watch the same app have to join, before the first event can come."""
+JOIN_SECONDS = (5.0, 60.0)
+"""How long nobody is to have joined before a connection is made, so that all who watch see the first event;
+and how long is waited for that at most."""
 
 WAIT_SECONDS = (1.0, 60.0)
 """Between attempts to connect: about so long after the first one that failed, and at most."""
@@ -54,38 +54,55 @@ REFUSED_SECONDS = (60.0, 600.0)
 """After an error that repeating does not change: the Airflow connection is read again after the first, and
 DingTalk is asked again after the second, or as soon as the connection has been changed."""
 
-LASTED_SECONDS = 10.0
-"""A connection that lasted so long was none that failed."""
+LASTED_SECONDS = 60.0
+"""A connection that lasted so long makes up for one that failed."""
+
+TICK_SECONDS = 5.0
+"""Between two deliveries without events, from which watchers see that time passes."""
 
 QUIET_SECONDS = 10.0
-"""How long after events a watcher is told that no more have come."""
+"""How long after the last event that started something a tick is the last one, too."""
+
+WARN_SECONDS = 600.0
+"""Between two warnings of events that could not be read."""
 
 MAX_OPEN = 10_000
 """How many events may wait until they are taken, before DingTalk is asked to keep them."""
+
+_TICK = ""
+"""Stands for an event id; no event has it."""
 
 log = logging.getLogger(__name__)
 
 
 class Delivery:
-    """Events of meetings, as one watcher gets them; all of one event of DingTalk's.
+    """What one watcher gets: all events of meetings in one of DingTalk's events; or, as a tick, none.
 
-    It is to say :meth:`taken` once they are safe. Where it never does, DingTalk delivers the event again.
+    Ticks come for as long as events have started something not long ago. A watcher is to set :attr:`fired`
+    where it started something, and to say :meth:`taken` once that is safe. Where it never does, DingTalk
+    delivers the event again.
+
+    :param overdue: of a tick: events had started something before this stream began, and no tick came after.
     """
 
-    def __init__(self, events: list[ConferenceEvent], pending: _Pending, subscription: Subscription) -> None:
+    def __init__(
+        self,
+        events: list[ConferenceEvent],
+        pending: _Pending,
+        subscription: Subscription,
+        *,
+        overdue: bool = False,
+    ) -> None:
         self.events = events
+        self.overdue = overdue
+        self.fired = False
         self._pending = pending
         self._subscription = subscription
 
-    def taken(self, after: float = 0.0) -> None:
-        """Say that the events are safe.
-
-        :param after: seconds from now, when they will be.
-        """
-        if after:
-            asyncio.get_running_loop().call_later(after, self.taken)
-        else:
-            self._subscription.settle(self._pending, taken=True)
+    def taken(self) -> None:
+        """Say that what the watcher made of it is safe."""
+        self._pending.fired = self._pending.fired or self.fired
+        self._subscription.settle(self._pending, taken=True)
 
     def refused(self) -> None:
         """Say that the events could not be taken: DingTalk is to deliver them again later."""
@@ -94,44 +111,45 @@ class Delivery:
 
 @dataclass(eq=False)
 class _Pending:
-    """One event of DingTalk's, until all who watch have taken it.
+    """One event of DingTalk's, or a tick, until all who watch have taken it.
 
     :param receipts: the messages it came in, and the connections that an answer to them goes to.
+    :param fired: whether it started anything.
     """
 
     event_id: str
     receipts: list[tuple[aiohttp.ClientWebSocketResponse, Frame]]
-    waiting: set[Subscription] = field(default_factory=set)
+    waiting: set[Subscription]
+    fired: bool = False
     refused: bool = False
+    began: float = field(default_factory=time.monotonic)
 
 
 class Subscription:
     """One watcher's part of an app's event stream.
 
-    :param corp_id: the organisation whose events are wanted; None for all.
+    :param conn_id: the Airflow connection it names the app by.
+    :param settings: what that said.
     """
 
-    def __init__(self, stream: EventStream, corp_id: str | None) -> None:
+    def __init__(self, stream: EventStream, conn_id: str, settings: Settings) -> None:
         self._stream = stream
-        self._arrived: asyncio.Queue[Delivery | Exception] = asyncio.Queue()
-        self.corp_id = corp_id
+        self._arrived: asyncio.Queue[Delivery | Exception | None] = asyncio.Queue()
+        self.conn_id = conn_id
+        self.settings = settings
+        self.corp_id = settings.events_app.corp_id
 
-    async def next(self, seconds: float | None = None) -> Delivery | None:
-        """Return what comes next; None where nothing comes in time.
+    async def next(self) -> Delivery | None:
+        """Return what comes next; None at the end, when an Airflow connection has been changed.
 
-        :param seconds: how long to wait; None for ever.
-        :raises DingTalkError: the stream ended for a reason that repeating does not change.
-        :raises Exception: it ended for a fault of this package's.
+        :raises Exception: the stream ended for a fault of this package's.
         """
-        try:
-            found = await within(self._arrived.get(), seconds)
-        except asyncio.TimeoutError:
-            return None
+        found = await self._arrived.get()
         if isinstance(found, Exception):
             raise found
         return found
 
-    def put(self, arrived: Delivery | Exception) -> None:
+    def put(self, arrived: Delivery | Exception | None) -> None:
         """Hand the watcher what came."""
         self._arrived.put_nowait(arrived)
 
@@ -151,6 +169,9 @@ class EventStream:
     :param key: where the stream stands in the table of streams.
     """
 
+    joined_at: ClassVar[float] = float("-inf")
+    """When somebody last joined a stream of this process."""
+
     def __init__(self, hook: DingTalkConferenceHook, key: object) -> None:
         self._hook = hook
         self._key = key
@@ -158,13 +179,21 @@ class EventStream:
         self._subscriptions: set[Subscription] = set()
         self._open: dict[str, _Pending] = {}
         self._settled: asyncio.Queue[_Pending] = asyncio.Queue()
-        self._seen = seen_events_of(self._settings)
+        self._seen: set[SeenEvents] = set()
+        self._tickets: set[SuiteTicket] = set()
+        self._connected_at = self._fired_at = self._warned_at = float("-inf")
         self._task: asyncio.Task[None] | None = None
 
-    def join(self, corp_id: str | None) -> Subscription:
-        """Return a new watcher's part, and begin where it is the first."""
-        subscription = Subscription(self, corp_id)
+    def join(self, conn_id: str, settings: Settings) -> Subscription:
+        """Return a new watcher's part, and begin where it is the first.
+
+        What is to be remembered goes to the directories of all who have joined.
+        """
+        note_join()
+        subscription = Subscription(self, conn_id, settings)
         self._subscriptions.add(subscription)
+        self._seen.add(seen_events_of(settings))
+        self._tickets.add(suite_ticket_of(settings))
         if self._task is None:
             self._task = asyncio.create_task(self._run(), name="dingtalk-event-stream")
         return subscription
@@ -195,42 +224,61 @@ class EventStream:
             del _streams[self._key]
 
     async def _run(self) -> None:
-        """Hold the stream until it is cancelled, or DingTalk refuses it for good."""
-        parts = [asyncio.create_task(part) for part in (self._hold_on(), self._answer_settled())]
+        """Hold the stream until it is cancelled, or an Airflow connection that leads to it is changed."""
+        parts = [
+            asyncio.create_task(part)
+            for part in (self._hold_on(), self._answer_settled(), self._keep_ticking())
+        ]
+        end: Exception | None = None
         try:
             done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
             for part in done:
                 part.result()
         except Exception as error:
-            self._forget()
-            for subscription in self._subscriptions:
-                subscription.put(error)
+            end = error
         finally:
             for part in parts:
                 part.cancel()
             await asyncio.gather(*parts, return_exceptions=True)
+        self._forget()
+        for subscription in self._subscriptions:
+            subscription.put(end)
 
     async def _hold_on(self) -> None:
-        """Connect, again and again.
-
-        :raises DingTalkError: an error that repeating does not change.
-        """
-        await asyncio.to_thread(self._seen.load)
-        await asyncio.sleep(JOIN_SECONDS)
-        failures = 0
+        """Connect, again and again, until an Airflow connection is found to have been changed."""
+        failures = 0.0
         while True:
-            began, asked, lost = time.monotonic(), 0.0, False
+            await _all_joined()
+            self._connected_at, asked, lost = float("inf"), 0.0, False
             try:
                 await self._hold()
             except TransientError as error:
                 log.warning("event stream: %s", error.summary)
                 asked, lost = error.retry_after or 0.0, True
-            lasted = time.monotonic() - began > LASTED_SECONDS
-            failures = int(lost) if lasted else failures + 1
-            if failures:
+            except DingTalkError as error:
+                log.error("no events are received: %s", error)
+                if await self._connection_changed():
+                    return
+                continue
+            lasted = max(time.monotonic() - self._connected_at, 0.0)
+            failures = max(failures - lasted / LASTED_SECONDS, 0.0)
+            if lost or lasted < LASTED_SECONDS:
                 first, longest = WAIT_SECONDS
-                wait = min(first * 2.0 ** min(failures - 1, 30), longest)
+                wait = min(first * 2.0 ** min(failures, 30.0), longest)
+                failures += 1.0
                 await asyncio.sleep(max(wait * _jitter(0.1), asked))
+
+    async def _connection_changed(self) -> bool:
+        """Wait until DingTalk may be asked again; return whether that is for a changed Airflow connection."""
+        look, longest = REFUSED_SECONDS
+        until = time.monotonic() + longest * _jitter(0.8)
+        while (left := until - time.monotonic()) > 0:
+            await asyncio.sleep(min(look, left))
+            for conn_id, before in {one.conn_id: one.settings for one in self._subscriptions}.items():
+                with contextlib.suppress(Exception):  # whatever reading a connection raises
+                    if await _hook_of(conn_id)._asettings() != before:
+                        return True
+        return False
 
     async def _hold(self) -> None:
         """Connect, and read until DingTalk says that it is about to close.
@@ -239,6 +287,7 @@ class EventStream:
         """
         address = await self._hook.aevents_address()
         async with websocket(self._settings, address, PING_SECONDS) as socket:
+            self._connected_at = time.monotonic()
             log.info("event stream: connected, for the app %s", self._settings.events_app.client_id)
             async for message in socket:
                 if message.type is not aiohttp.WSMsgType.TEXT:
@@ -262,26 +311,55 @@ class EventStream:
         ticket = suite_ticket(frame)
         if ticket:
             born = frame.born_at.timestamp() if frame.born_at else time.time()
-            await asyncio.to_thread(suite_ticket_of(self._settings).put, ticket, born)
+            for kept in self._tickets:
+                await asyncio.to_thread(kept.put, ticket, born)
             log.info("event stream: a suite ticket was pushed, and is kept")
-        pending = self._open.get(frame.event_id or "")
+        pending = self._open.get(frame.event_id) if frame.event_id else None
         if pending is not None:  # it came again, before it was taken
             pending.receipts.append((socket, frame))
             return
         events = conference_events(frame)
-        watching = [one for one in self._subscriptions if one.corp_id in {None, frame.corp_id}]
-        if not events or not watching or events[0].event_id in self._seen:
+        if not events:
+            self._warn_of(frame)
+        watching = {one for one in self._subscriptions if one.corp_id in {None, frame.corp_id}}
+        if not events or not watching or any(events[0].event_id in seen for seen in self._seen):
             await socket.send_str(reply(frame))
         elif len(self._open) >= MAX_OPEN:
             await socket.send_str(reply(frame, taken=False))
         else:
-            pending = _Pending(events[0].event_id, [(socket, frame)], set(watching))
-            self._open[pending.event_id] = pending
-            for subscription in watching:
-                subscription.put(Delivery(events, pending, subscription))
+            self._deliver(events, _Pending(events[0].event_id, [(socket, frame)], watching))
+
+    def _warn_of(self, frame: Frame) -> None:
+        """Say that an event of a meeting names none, with what it holds in its place."""
+        now = time.monotonic()
+        if frame.is_of_meetings and now - self._warned_at > WARN_SECONDS:
+            self._warned_at = now
+            log.warning(
+                "event stream: an event %s names no meeting and is left out; it holds %.300s",
+                frame.event_type,
+                frame.outline,
+            )
+
+    def _deliver(self, events: list[ConferenceEvent], pending: _Pending, *, overdue: bool = False) -> None:
+        self._open[pending.event_id] = pending
+        for subscription in set(pending.waiting):
+            subscription.put(Delivery(events, pending, subscription, overdue=overdue))
+
+    async def _keep_ticking(self) -> None:
+        """Deliver ticks for as long as events may call for one, however many events come meanwhile."""
+        await _all_joined()
+        overdue = self._is_restless()
+        while True:
+            await asyncio.sleep(TICK_SECONDS)
+            if self._is_restless() and _TICK not in self._open and self._subscriptions:
+                self._deliver([], _Pending(_TICK, [], set(self._subscriptions)), overdue=overdue)
+                overdue = False
+
+    def _is_restless(self) -> bool:
+        return any(seen.restless for seen in self._seen)
 
     async def _answer_settled(self) -> None:
-        """Remember what was taken, then tell DingTalk."""
+        """Remember what started something, then tell DingTalk what was taken."""
         done: list[_Pending] = []
         try:
             while True:
@@ -289,7 +367,7 @@ class EventStream:
                 while not self._settled.empty():
                     done.append(self._settled.get_nowait())
                 if self._remember(done):
-                    await asyncio.to_thread(self._seen.save)
+                    await asyncio.to_thread(self._save)
                 for pending in done:
                     for socket, frame in pending.receipts:
                         with contextlib.suppress(ConnectionError, RuntimeError):  # then it comes again
@@ -299,16 +377,32 @@ class EventStream:
             while not self._settled.empty():
                 done.append(self._settled.get_nowait())
             if self._remember(done):
-                self._seen.save()
+                await asyncio.shield(asyncio.to_thread(self._save))
             raise
 
-    def _remember(self, done: list[_Pending]) -> list[str]:
-        """Take events out of those that are open, and remember those that were taken."""
+    def _remember(self, done: list[_Pending]) -> bool:
+        """Take events out of those that are open, and remember those that started something.
+
+        :returns: whether there is anything to be saved.
+        """
         for pending in done:
             self._open.pop(pending.event_id, None)
-        taken = [pending.event_id for pending in done if not pending.refused]
-        self._seen.add(taken)
-        return taken
+        taken = [pending for pending in done if not pending.refused]
+        fired = [pending.event_id for pending in taken if pending.fired and pending.event_id != _TICK]
+        if fired:
+            self._fired_at = time.monotonic()
+        quiet = any(
+            pending.event_id == _TICK and pending.began - self._fired_at >= QUIET_SECONDS for pending in taken
+        )
+        for seen in self._seen:
+            seen.add(fired)
+            if quiet:
+                seen.calm()
+        return bool(fired) or quiet
+
+    def _save(self) -> None:
+        for seen in self._seen:
+            seen.save()
 
 
 def _jitter(least: float) -> float:
@@ -319,19 +413,37 @@ _streams: dict[object, EventStream] = {}
 """The streams of this process, by loop and app."""
 
 
-async def subscribe(dingtalk_conn_id: str) -> tuple[Subscription, Settings]:
+def note_join() -> None:
+    """Say that somebody new watches, for whom new connections are to wait."""
+    EventStream.joined_at = time.monotonic()
+
+
+async def _all_joined() -> None:
+    """Wait until nobody has joined for a while."""
+    alone, longest = JOIN_SECONDS
+    until = time.monotonic() + longest
+    while (left := min(EventStream.joined_at + alone, until) - time.monotonic()) > 0:
+        await asyncio.sleep(left)
+
+
+def _hook_of(dingtalk_conn_id: str) -> DingTalkConferenceHook:
+    return DingTalkConferenceHook(dingtalk_conn_id, max_attempts=1, max_seconds=30.0)
+
+
+async def subscribe(dingtalk_conn_id: str) -> Subscription:
     """Join the event stream of a connection's app.
 
-    :returns: the watcher's part of it, and what the connection says.
     :raises DingTalkError: the connection is wrong.
+    :raises Exception: it could not be read.
     """
-    hook = DingTalkConferenceHook(dingtalk_conn_id, max_attempts=1, max_seconds=30.0)
+    hook = _hook_of(dingtalk_conn_id)
     settings = await hook._asettings()
     app = settings.events_app
+    await asyncio.to_thread(seen_events_of(settings).load)
     key = (asyncio.get_running_loop(), settings.base_url, app.client_id, app.client_secret)
     if key not in _streams:
         _streams[key] = EventStream(hook, key)
-    return _streams[key].join(app.corp_id), settings
+    return _streams[key].join(dingtalk_conn_id, settings)
 
 
 class Watch:
@@ -347,19 +459,14 @@ class Watch:
         self._conn_id = dingtalk_conn_id
         self._subscription: Subscription | None = None
 
-    async def deliveries(self) -> AsyncIterator[Delivery | None]:
-        """Yield what comes; and None when nothing has come for :data:`QUIET_SECONDS` after something did."""
-        settings: Settings | None = None
+    async def deliveries(self) -> AsyncIterator[Delivery]:
+        """Yield what comes."""
         try:
             while True:
-                try:
-                    self._subscription, settings = await subscribe(self._conn_id)
-                    async for delivery in _with_pauses(self._subscription):
-                        yield delivery
-                except (DingTalkError, AirflowNotFoundException) as error:
-                    self.close()
-                    log.error("no events are received: %s", error)
-                await self._until_it_may_work(settings)
+                self._subscription = await self._subscribed()
+                while (delivery := await self._subscription.next()) is not None:
+                    yield delivery
+                self.close()
         finally:
             self.close()
 
@@ -369,21 +476,16 @@ class Watch:
         if subscription is not None:
             subscription.close()
 
-    async def _until_it_may_work(self, before: Settings | None) -> None:
-        """Wait until the Airflow connection has been changed, or for long enough."""
-        look, longest = REFUSED_SECONDS
-        until = time.monotonic() + longest * _jitter(0.8)
-        while (left := until - time.monotonic()) > 0:
-            await asyncio.sleep(min(look, left))
-            with contextlib.suppress(DingTalkError, AirflowNotFoundException):
-                if await DingTalkConferenceHook(self._conn_id)._asettings() != before:
-                    return
-
-
-async def _with_pauses(subscription: Subscription) -> AsyncIterator[Delivery | None]:
-    last: float | None = None
-    while True:
-        left = None if last is None else last + QUIET_SECONDS - time.monotonic()
-        delivery = await subscription.next(left if left is None else max(left, 0.0))
-        last = None if delivery is None else time.monotonic()
-        yield delivery
+    async def _subscribed(self) -> Subscription:
+        """Join, as soon as the Airflow connection can be read and is right."""
+        last = ""
+        while True:
+            try:
+                return await subscribe(self._conn_id)
+            except Exception as error:  # a backend of secrets may raise anything
+                said = f"{type(error).__name__}: {one_line(str(error))}"
+                if said != last:
+                    log.error("no events are received: %s", said)
+                last = said
+            look = REFUSED_SECONDS[0]
+            await asyncio.sleep(look - time.time() % look)  # all look in the same moment, and join together

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
     from airflow.triggers.shared_stream import AdvanceItem
 
-    from airflow_provider_dingconf.dingtalk.events import ConferenceEvent
     from airflow_provider_dingconf.stream import Delivery
 
 
@@ -31,21 +30,16 @@ class EventsProducer(SharedStreamProducer):
         most = conf.getint("triggerer", "shared_stream_subscriber_queue_size", fallback=1024)
         self._room = asyncio.Semaphore(max(1, most // 2))
 
-    async def open_stream(self) -> AsyncIterator[tuple[list[ConferenceEvent] | None, Delivery | None]]:
-        """Yield what comes, and None for a while without anything."""
+    async def open_stream(self) -> AsyncIterator[tuple[Delivery, Delivery]]:
+        """Yield what comes."""
         async for delivery in self._watch.deliveries():
-            if delivery is None:
-                yield None, None
-            else:
-                await self._room.acquire()
-                yield delivery.events, delivery
+            await self._room.acquire()
+            yield delivery, delivery
 
     async def advance(self, batch: Sequence[AdvanceItem]) -> None:
         """Acknowledge events that all watchers are done with; one that failed is to come again."""
         for item in batch:
-            delivery: Delivery | None = item.broker_payload
-            if delivery is None:
-                continue
+            delivery: Delivery = item.broker_payload
             self._room.release()
             if item.outcome.failed or not item.outcome.acked:
                 delivery.refused()

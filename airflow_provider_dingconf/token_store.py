@@ -18,6 +18,7 @@ import os
 import stat
 import tempfile
 import threading
+import time
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -44,6 +45,8 @@ MAX_SEEN = 16 * 1024
 _MAX_FILE_BYTES = 64 * 1024
 _SALT_BYTES = 16
 _EVENT_BYTES = 16
+_CALM = b"\0" * _EVENT_BYTES
+"""Stands for an event's key: nothing is left to be done about those before it."""
 
 log = logging.getLogger(__name__)
 
@@ -231,18 +234,25 @@ class SuiteTicket:
     @property
     def pushed(self) -> str | None:
         """The ticket; None where none was pushed yet."""
-        return max(self._known, self._shared(), key=lambda known: known[0])[1]
+        return self._latest()[1]
 
     def put(self, ticket: str, at: float) -> None:
         """Keep a ticket, for this process and the others, unless a newer one is known.
 
-        :param at: when DingTalk made it, in seconds since the epoch.
+        :param at: when DingTalk made it, in seconds since the epoch; at most now.
         """
-        if at < max(self._known[0], self._shared()[0]):
+        at = min(at, time.time())
+        if at < self._latest()[0]:
             return
         self._known = (at, ticket)
         if self._file:
             self._file.write(_sealed({"ticket": ticket, "at": at}, self._secret, _TICKET))
+
+    def _latest(self) -> tuple[float, str | None]:
+        """Return the newest ticket, and from when it is; one from the future is older than any other."""
+        now = time.time()
+        known = [(at if at <= now else 0.0, ticket) for at, ticket in (self._known, self._shared())]
+        return max(known, key=lambda one: (one[0], one[1] is not None))
 
     def _shared(self) -> tuple[float, str | None]:
         try:
@@ -253,7 +263,7 @@ class SuiteTicket:
 
 
 class SeenEvents:
-    """Which events of an app were taken, the last :data:`MAX_SEEN`, in memory and on disk.
+    """Which events of an app started something, the last :data:`MAX_SEEN`, in memory and on disk.
 
     :param file: the file; None for no memory beyond this process.
     """
@@ -267,18 +277,29 @@ class SeenEvents:
         self._remember(self._shared())
 
     def __contains__(self, event_id: str) -> bool:
-        """Return whether an event was taken."""
+        """Return whether an event has started something."""
         return _event_key(event_id) in self._seen
 
     def add(self, event_ids: Iterable[str]) -> None:
-        """Remember events that were taken, in this process; :meth:`save` makes it last."""
+        """Remember events that started something, in this process; :meth:`save` makes it last."""
         self._remember(map(_event_key, event_ids))
+
+    @property
+    def restless(self) -> bool:
+        """Whether events have started something since it was last said that all is calm."""
+        return next(reversed(self._seen), _CALM) != _CALM
+
+    def calm(self) -> None:
+        """Say that nothing is left to be done about the events so far."""
+        self._seen.pop(_CALM, None)
+        self._remember([_CALM])
 
     def save(self) -> None:
         """Write what was seen, with what other processes wrote."""
         if self._file:
-            known = dict.fromkeys([*self._shared(), *list(self._seen)])
-            self._file.write(b"".join(list(known)[-MAX_SEEN:]))
+            own = dict.fromkeys(list(self._seen))
+            known = [key for key in self._shared() if key not in own] + list(own)
+            self._file.write(b"".join(known[-MAX_SEEN:]))
 
     def _remember(self, keys: Iterable[bytes]) -> None:
         self._seen.update(dict.fromkeys(keys))
@@ -360,6 +381,7 @@ class Ban:
 _shelves: dict[object, Shelf] = {}
 _bans: dict[object, Ban] = {}
 _suite_tickets: dict[object, SuiteTicket] = {}
+_seen_events: dict[object, SeenEvents] = {}
 
 
 def shelf_of(settings: Settings) -> Shelf:
@@ -394,8 +416,13 @@ def suite_ticket_of(settings: Settings) -> SuiteTicket:
 
 
 def seen_events_of(settings: Settings) -> SeenEvents:
-    """Return which events of the connection's app were taken, as far as its file says."""
-    return SeenEvents(shared_file(settings, f"{_app_name(settings)}.events", MAX_SEEN * _EVENT_BYTES))
+    """Return which events of the connection's app have started something."""
+    name = _app_name(settings)
+    key = (settings.token_cache, name)
+    if key not in _seen_events:
+        kept = SeenEvents(shared_file(settings, f"{name}.events", MAX_SEEN * _EVENT_BYTES))
+        _seen_events.setdefault(key, kept)
+    return _seen_events[key]
 
 
 def _app_name(settings: Settings) -> str:
@@ -423,4 +450,5 @@ def forget() -> None:
     _shelves.clear()
     _bans.clear()
     _suite_tickets.clear()
+    _seen_events.clear()
     SharedFile._warned = False

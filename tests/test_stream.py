@@ -6,6 +6,7 @@ import asyncio
 import itertools
 import json
 import logging
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
@@ -18,13 +19,13 @@ pytest.importorskip("airflow.sdk", reason="events are for Airflow 3")
 
 from aiohttp import WSMsgType, web
 from conftest import CONN_VARIABLE
+from streams import acknowledged, drive, until
 
 from airflow_provider_dingconf import stream, token_store
 from airflow_provider_dingconf.hooks import DingTalkConferenceHook
 from airflow_provider_dingconf.sandbox import Fault, Sandbox
 from airflow_provider_dingconf.stream import Delivery, Watch
 
-PATIENCE = 30.0
 SOON = 0.3
 """Seconds after which the sandbox delivers an event again."""
 
@@ -38,9 +39,10 @@ def sandbox() -> Iterator[Sandbox]:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch, conn: Any) -> None:
     """Shorten the waits that are for a network and for a person."""
-    monkeypatch.setattr(stream, "JOIN_SECONDS", 0.05)
+    monkeypatch.setattr(stream, "JOIN_SECONDS", (0.05, 1.0))
     monkeypatch.setattr(stream, "WAIT_SECONDS", (0.02, 0.1))
     monkeypatch.setattr(stream, "REFUSED_SECONDS", (0.05, 60.0))
+    monkeypatch.setattr(stream, "TICK_SECONDS", 0.2)
     monkeypatch.setattr(stream, "QUIET_SECONDS", 0.5)
 
 
@@ -48,22 +50,22 @@ class Watcher:
     """Somebody who watches events.
 
     :param takes: whether an event is taken as soon as it comes.
+    :param fires: whether an event starts something.
     """
 
-    def __init__(self, conn_id: str = "dingtalk_default", *, takes: bool = True) -> None:
+    def __init__(self, conn_id: str = "dingtalk_default", *, takes: bool = True, fires: bool = True) -> None:
         self.deliveries: list[Delivery] = []
-        self.pauses = 0
+        self.ticks: list[Delivery] = []
         self._takes = takes
+        self._fires = fires
         self._watch = Watch(conn_id)
         self.task = asyncio.ensure_future(self._run())
 
     async def _run(self) -> None:
         async for delivery in self._watch.deliveries():
-            if delivery is None:
-                self.pauses += 1
-                continue
-            self.deliveries.append(delivery)
-            if self._takes:
+            (self.deliveries if delivery.events else self.ticks).append(delivery)
+            delivery.fired = self._fires and bool(delivery.events)
+            if self._takes or not delivery.events:
                 delivery.taken()
 
     @property
@@ -86,19 +88,6 @@ async def watching(sandbox: Sandbox, *conn_ids: str, **options: Any) -> AsyncIte
     finally:
         for watcher in watchers:
             await watcher.stop()
-
-
-def drive(steps: Callable[[], Awaitable[object]]) -> None:
-    asyncio.run(asyncio.wait_for(steps(), PATIENCE))
-
-
-async def until(condition: Callable[[], object]) -> None:
-    while not condition():
-        await asyncio.sleep(0.01)
-
-
-def acknowledged(sandbox: Sandbox) -> bool:
-    return all(event.acknowledged for event in sandbox.events)
 
 
 def status_change(title: str = "Meeting", conference_id: str = "c1") -> dict[str, Any]:
@@ -169,6 +158,22 @@ def test_events_of_other_kinds_are_acknowledged_and_go_to_nobody(sandbox: Sandbo
     drive(steps)
 
 
+def test_an_event_of_a_meeting_that_cannot_be_read_is_a_warning_without_its_values(
+    sandbox: Sandbox, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def steps() -> None:
+        async with watching(sandbox):
+            for _ in range(3):
+                model = {"confId": "c1", "title": "a private title"}
+                sandbox.push_event("meeting_status_change", {"openConfModel": model, "odd\ud83d": 1})
+            await until(lambda: len(sandbox.events) == 3 and acknowledged(sandbox))
+
+    drive(steps)
+    assert caplog.text.count("meeting_status_change names no meeting") == 1
+    assert "'openConfModel': ['confId', 'title'], 'odd\\ud83d': ''" in caplog.text
+    assert "private" not in caplog.text
+
+
 def test_a_connection_with_an_organisation_gets_the_events_of_that_alone(
     sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -184,17 +189,66 @@ def test_a_connection_with_an_organisation_gets_the_events_of_that_alone(
     drive(steps)
 
 
-def test_a_watcher_is_told_when_no_more_events_come(sandbox: Sandbox) -> None:
+def restless() -> bool:
+    return token_store.seen_events_of(DingTalkConferenceHook().settings).restless
+
+
+def test_ticks_come_after_an_event_that_started_something_until_all_is_quiet(sandbox: Sandbox) -> None:
     async def steps() -> None:
         async with watching(sandbox) as (watcher,):
             await asyncio.sleep(0.7)
-            assert watcher.pauses == 0
+            assert not watcher.ticks
             sandbox.create_conference()
-            await until(lambda: watcher.pauses)
+            await until(lambda: len(watcher.ticks) >= 2 and not restless())
+            ticks = len(watcher.ticks)
             await asyncio.sleep(0.7)
-            assert watcher.pauses == 1
+            assert len(watcher.ticks) == ticks
+            assert not any(tick.overdue for tick in watcher.ticks)
 
     drive(steps)
+
+
+def test_ticks_come_however_busy_the_stream_is(sandbox: Sandbox) -> None:
+    async def steps() -> None:
+        async with watching(sandbox) as (watcher,):
+            while len(watcher.ticks) < 3:
+                sandbox.create_conference()
+                await asyncio.sleep(0.02)
+
+    drive(steps)
+
+
+def test_events_that_start_nothing_bring_no_ticks_and_are_not_remembered(sandbox: Sandbox) -> None:
+    async def steps() -> None:
+        async with watching(sandbox, fires=False) as (watcher,):
+            await push_until_acknowledged(sandbox, "e1")
+            await push_until_acknowledged(sandbox, "e1")
+            await asyncio.sleep(0.5)
+            assert len(watcher.deliveries) == 2
+            assert not watcher.ticks
+
+    drive(steps)
+    assert not list(token_store.default_directory().glob("*.events"))
+
+
+@pytest.mark.parametrize("calm", [False, True])
+def test_a_tick_after_a_restart_says_whether_one_was_owed(sandbox: Sandbox, calm: bool) -> None:
+    async def first() -> None:
+        async with watching(sandbox):
+            await push_until_acknowledged(sandbox, "e1")
+            if calm:
+                await until(lambda: not restless())
+
+    async def second() -> None:
+        async with watching(sandbox) as (watcher,):
+            if calm:
+                await push_until_acknowledged(sandbox, "e2")
+            await until(lambda: watcher.ticks and not restless())
+            assert [tick.overdue for tick in watcher.ticks][:2] == [not calm, False][: len(watcher.ticks)]
+
+    drive(first)
+    token_store.forget()
+    drive(second)
 
 
 # What is acknowledged when
@@ -210,19 +264,6 @@ def test_an_event_is_acknowledged_when_all_have_taken_it(sandbox: Sandbox) -> No
             assert not acknowledged(sandbox)
             other.deliveries[0].taken()
             await until(lambda: acknowledged(sandbox))
-
-    drive(steps)
-
-
-def test_an_event_that_is_taken_later_is_acknowledged_then(sandbox: Sandbox) -> None:
-    async def steps() -> None:
-        async with watching(sandbox, takes=False) as (watcher,):
-            sandbox.create_conference()
-            await until(lambda: watcher.deliveries)
-            began = time.monotonic()
-            watcher.deliveries[0].taken(after=0.2)
-            await until(lambda: acknowledged(sandbox))
-            assert time.monotonic() - began >= 0.2
 
     drive(steps)
 
@@ -352,6 +393,7 @@ def test_another_app_has_events_of_its_own(sandbox: Sandbox, conn: Any) -> None:
             await until(lambda: watcher.deliveries)
 
     drive(steps)
+    drive(lambda: until(lambda: not sandbox.streams))
     conn("third_party")
     drive(steps)
 
@@ -391,6 +433,110 @@ def test_a_damaged_memory_of_events_is_no_error(tmp_path: Path, content: bytes) 
     seen.add(["a"])
     seen.save()
     assert "a" in seen
+
+
+def own_directory(monkeypatch: pytest.MonkeyPatch, sandbox: Sandbox, name: str, directory: Any) -> None:
+    """Set a connection that keeps what is shared in a directory of its own."""
+    connection = json.loads(sandbox.connection_json("third_party", extra={"token_cache": directory}))
+    monkeypatch.setenv(f"AIRFLOW_CONN_{name.upper()}", json.dumps(connection))
+
+
+def test_what_is_kept_goes_to_the_directories_of_all_who_watch(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("one", "other"):
+        own_directory(monkeypatch, sandbox, name, str(tmp_path / name))
+
+    async def steps() -> None:
+        async with watching(sandbox, "one", "other") as watchers:
+            sandbox.renew_suite_ticket()
+            sandbox.create_conference()
+            await until(lambda: all(one.deliveries for one in watchers) and acknowledged(sandbox))
+
+    drive(steps)
+    for name in ("one", "other"):
+        assert {path.suffix for path in (tmp_path / name).iterdir()} >= {".events", ".ticket"}
+
+
+def test_without_files_the_process_remembers_what_started_something(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own_directory(monkeypatch, sandbox, "memory", False)
+
+    async def steps() -> None:
+        async with watching(sandbox, "memory", takes=False) as (first,):
+            sandbox.create_conference()
+            await until(lambda: first.deliveries)
+            first.deliveries[0].taken()
+            await first.stop()
+            second = Watcher("memory")
+            await until(lambda: acknowledged(sandbox))
+            assert second.deliveries == []
+            await second.stop()
+
+    drive(steps)
+
+
+def test_what_is_saved_at_the_end_does_not_block_the_loop(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[threading.Thread] = []
+    save = token_store.SeenEvents.save
+
+    def noted(seen: token_store.SeenEvents) -> None:
+        threads.append(threading.current_thread())
+        save(seen)
+
+    monkeypatch.setattr(token_store.SeenEvents, "save", noted)
+
+    async def steps() -> None:
+        async with watching(sandbox, takes=False) as (watcher,):
+            sandbox.create_conference()
+            await until(lambda: watcher.deliveries)
+            watcher.deliveries[0].taken()
+
+    drive(steps)
+    assert threads
+    assert threading.main_thread() not in threads
+
+
+# Who joins when
+
+
+def test_the_first_event_waits_for_all_who_join_one_after_another(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def steps() -> None:
+        async with watching(sandbox):
+            pass
+        await until(lambda: not sandbox.streams)
+        sandbox.create_conference("while nobody listens")
+        monkeypatch.setattr(stream, "JOIN_SECONDS", (0.4, 60.0))
+        watchers = []
+        for _ in range(4):
+            watchers.append(Watcher())
+            await asyncio.sleep(0.2)
+        await until(lambda: all(one.deliveries for one in watchers))
+        for watcher in watchers:
+            await watcher.stop()
+
+    drive(steps)
+
+
+def test_those_who_never_stop_joining_do_not_keep_the_others_waiting(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "JOIN_SECONDS", (0.4, 0.6))
+
+    async def steps() -> None:
+        watchers = []
+        while not sandbox.streams:
+            watchers.append(Watcher())
+            await asyncio.sleep(0.2)
+        for watcher in watchers:
+            await watcher.stop()
+
+    drive(steps)
 
 
 # A network that breaks
@@ -477,6 +623,44 @@ def test_a_connection_that_is_closed_at_once_again_and_again_is_not_hammered(
             times = [call.time for call in sandbox.calls_of("connect")]
             assert times[1] - times[0] > 0.2
             assert times[2] - times[1] > 0.4
+
+    drive(steps)
+
+
+def test_waits_grow_however_long_an_attempt_takes_to_fail(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "WAIT_SECONDS", (0.1, 10.0))
+    monkeypatch.setattr(stream, "LASTED_SECONDS", 0.1)
+    monkeypatch.setattr(stream, "_jitter", lambda _least: 1.0)
+    sandbox.fail(Fault(call="stream", code="systemError", delay=0.3))
+
+    async def steps() -> None:
+        watcher = Watcher()
+        await until(lambda: len(sandbox.calls_of("stream")) == 4)
+        await watcher.stop()
+        times = [call.time for call in sandbox.calls_of("stream")]
+        assert times[3] - times[2] > 0.3 + 0.4
+
+    drive(steps)
+
+
+def test_connections_that_are_lost_soon_are_made_less_and_less_often(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "WAIT_SECONDS", (0.2, 10.0))
+    monkeypatch.setattr(stream, "LASTED_SECONDS", 1.0)
+    monkeypatch.setattr(stream, "_jitter", lambda _least: 1.0)
+
+    async def steps() -> None:
+        async with watching(sandbox):
+            for calls in (1, 2, 3):
+                await until(lambda calls=calls: len(sandbox.calls_of("connect")) == calls and sandbox.streams)
+                await asyncio.sleep(0.2)
+                sandbox.disconnect_streams(politely=False)
+            await until(lambda: len(sandbox.calls_of("connect")) == 4)
+            times = [call.time for call in sandbox.calls_of("connect")]
+            assert times[3] - times[2] > 0.5
 
     drive(steps)
 
@@ -613,6 +797,60 @@ def test_refused_credentials_are_tried_again_after_a_long_while(
     drive(steps)
 
 
+def test_all_who_watch_are_there_again_together_after_a_refusal(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(stream, "REFUSED_SECONDS", (0.2, 1.5))
+
+    async def steps() -> None:
+        async with watching(sandbox, *["dingtalk_default"] * 10) as watchers:
+            sandbox.fail(Fault(call="stream", code="authFailed", times=2))
+            sandbox.disconnect_streams(politely=False)
+            await until(lambda: len(sandbox.calls_of("stream")) == 2)
+            sandbox.create_conference("while nobody listens")
+            await until(lambda: all(one.deliveries for one in watchers) and acknowledged(sandbox))
+            assert len(sandbox.calls_of("stream")) == 4  # the first, two refused ones, and the last
+
+    drive(steps)
+    assert caplog.text.count("no events are received") == 2
+
+
+def test_all_who_watch_join_again_when_the_connection_is_put_right(sandbox: Sandbox, conn: Any) -> None:
+    async def steps() -> None:
+        async with watching(sandbox, *["dingtalk_default"] * 3) as watchers:
+            sandbox.fail(Fault(call="stream", code="authFailed", times=1))
+            sandbox.disconnect_streams(politely=False)
+            await until(lambda: len(sandbox.calls_of("stream")) == 2)
+            sandbox.create_conference("while nobody listens")
+            conn(extra={"timeout": 7})
+            await until(lambda: all(one.deliveries for one in watchers) and acknowledged(sandbox))
+            assert len(sandbox.calls_of("stream")) == 3
+
+    drive(steps)
+
+
+def test_a_connection_that_cannot_be_read_is_read_again(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    read = DingTalkConferenceHook._asettings
+    failures = iter([True, True])
+
+    async def failing(hook: DingTalkConferenceHook) -> Any:
+        if next(failures, False):
+            raise RuntimeError("the API server did not answer")  # as what the task SDK raises
+        return await read(hook)
+
+    monkeypatch.setattr(DingTalkConferenceHook, "_asettings", failing)
+
+    async def steps() -> None:
+        async with watching(sandbox) as (watcher,):
+            sandbox.create_conference()
+            await until(lambda: watcher.deliveries)
+
+    drive(steps)
+    assert caplog.text.count("no events are received: RuntimeError: the API server did not answer") == 1
+
+
 @pytest.mark.parametrize(
     ("connection", "says"),
     [
@@ -692,12 +930,13 @@ def test_events_come_over_tls(self_signed: Any, monkeypatch: pytest.MonkeyPatch)
         drive(steps)
 
 
+@pytest.mark.parametrize("scheme", ["wss", "WSS", "Wss"])
 def test_a_server_of_events_that_cannot_prove_who_it_is_gets_no_ticket(
-    sandbox: Sandbox, self_signed: Any, caplog: pytest.LogCaptureFixture
+    sandbox: Sandbox, self_signed: Any, caplog: pytest.LogCaptureFixture, scheme: str
 ) -> None:
     context, _ = self_signed
     with Sandbox(ssl_context=context) as impostor:
-        endpoint = f"wss://127.0.0.1:{impostor.port}/connect"
+        endpoint = f"{scheme}://127.0.0.1:{impostor.port}/connect"
         sandbox.fail(Fault(call="stream", body={"endpoint": endpoint, "ticket": "t"}))
 
         async def steps() -> None:
@@ -803,6 +1042,24 @@ def test_an_older_suite_ticket_does_not_replace_a_newer_one(conn: Any) -> None:
     kept = token_store.suite_ticket_of(DingTalkConferenceHook().settings)
     kept.put("older", 1.0)
     assert kept.pushed == "newer"
+
+
+@pytest.mark.parametrize("forgotten", [False, True])
+def test_a_suite_ticket_from_the_future_gives_way_to_the_next(
+    conn: Any, monkeypatch: pytest.MonkeyPatch, forgotten: bool
+) -> None:
+    kept = token_store.suite_ticket_of(DingTalkConferenceHook().settings)
+    with monkeypatch.context() as patch:
+        patch.setattr(time, "time", lambda: 9e11)  # a clock that was wrong
+        kept.put("of the future", 9e11)
+    if forgotten:
+        token_store.forget()
+        kept = token_store.suite_ticket_of(DingTalkConferenceHook().settings)
+    assert kept.pushed == "of the future"
+    kept.put("born ahead of this clock", time.time() + 1000.0)
+    assert kept.pushed == "born ahead of this clock"
+    kept.put("of now", time.time())
+    assert kept.pushed == "of now"
 
 
 def test_a_kept_suite_ticket_is_worth_nothing_without_the_client_secret(sandbox: Sandbox) -> None:

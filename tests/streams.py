@@ -1,0 +1,23 @@
+"""What the tests of event streams share: waiting for what happens, and ending when it does not."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from airflow_provider_dingconf.sandbox import Sandbox
+
+PATIENCE = 30.0
+
+
+def drive(steps: Callable[[], Awaitable[object]]) -> None:
+    asyncio.run(asyncio.wait_for(steps(), PATIENCE))
+
+
+async def until(condition: Callable[[], object]) -> None:
+    while not condition():
+        await asyncio.sleep(0.01)
+
+
+def acknowledged(sandbox: Sandbox) -> bool:
+    return all(event.acknowledged for event in sandbox.events)
