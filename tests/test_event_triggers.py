@@ -127,6 +127,9 @@ class Triggerer:
         self.stores = stores
         self._rounds = 0
 
+    def send(self, _message: object) -> None:
+        """Answer a message of the masker's, which comes before there is any event."""
+
     async def asend(self, message: Any) -> None:
         """Answer a message, as the supervisor does: when it has stored what it was handed before."""
         asked = self._rounds
