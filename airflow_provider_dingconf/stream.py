@@ -377,7 +377,8 @@ class EventStream:
             while not self._settled.empty():
                 done.append(self._settled.get_nowait())
             if self._remember(done):
-                await asyncio.shield(asyncio.to_thread(self._save))
+                # Begun at once: a loop that is being closed may run no other task.
+                await asyncio.shield(asyncio.get_running_loop().run_in_executor(None, self._save))
             raise
 
     def _remember(self, done: list[_Pending]) -> bool:
