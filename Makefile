@@ -8,6 +8,8 @@ IN_PARALLEL ?= --numprocesses=auto
 # "3.10-2.11.2" and so on: a Python and an Airflow.
 MATRIX := $(shell awk '/^[0-9]/ { print $$1 "-" $$2 }' .ci/environments)
 AIRFLOW := $(shell awk '/^[0-9]/ { version = $$2 } END { print version }' .ci/environments)
+# Of make 4: the output of each version in one piece.
+SYNCED := $(if $(filter output-sync,$(.FEATURES)),--output-sync=target)
 WHAT_ENVIRONMENTS_DEPEND_ON := pyproject.toml .ci/environments .ci/env
 
 # Airflow is thousands of modules: compiled once, and not by every process.
@@ -29,7 +31,7 @@ test: .venv/.ready  ## run the tests, with coverage
 	.venv/bin/python -m pytest $(IN_PARALLEL) --cov --cov-report=term-missing:skip-covered --cov-fail-under=$(COVERAGE)
 
 test-matrix: .venv/bin/uv  ## run the tests with every supported Airflow
-	@$(MAKE) --no-print-directory --keep-going --jobs --output-sync=target $(MATRIX:%=test-with-%)
+	@$(MAKE) --no-print-directory --keep-going --jobs $(SYNCED) $(MATRIX:%=test-with-%)
 
 test-with-%: .matrix/%/.ready
 	@echo "Python $(subst -, with Airflow ,$*)"
