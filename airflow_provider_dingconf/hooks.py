@@ -358,11 +358,9 @@ class DingTalkConferenceHook(BaseHook):
         :returns: what came of each meeting; no error is raised.
         """
         ids = check_conference_ids(conference_ids)
-        another = self._another()
+        another = self._another() if quickly else self._another(MAX_ATTEMPTS, MAX_SECONDS)
         if quickly:
             how = {"concurrency": UNDO_CONCURRENCY, "calls_per_second": UNDO_CALLS_PER_SECOND}
-        else:
-            another.max_attempts, another.max_seconds = MAX_ATTEMPTS, MAX_SECONDS
         try:
             return run_in_thread(another.aact_all("unlock", ids, **how), to_the_end=True)
         except DingTalkError as error:  # there is no access token to be had
@@ -570,9 +568,11 @@ class DingTalkConferenceHook(BaseHook):
         with suppress(DingTalkError):
             await to_the_end(self._another().aunlock_conference(conference_id))
 
-    def _another(self) -> DingTalkConferenceHook:
+    def _another(self, max_attempts: int = 2, max_seconds: float = UNDO_SECONDS) -> DingTalkConferenceHook:
         """Return a hook of the same connection, since this one's call was interrupted in the middle."""
-        hook = DingTalkConferenceHook(self.dingtalk_conn_id, max_attempts=2, max_seconds=UNDO_SECONDS)
+        hook = DingTalkConferenceHook(
+            self.dingtalk_conn_id, max_attempts=max_attempts, max_seconds=max_seconds
+        )
         hook.__dict__["settings"] = self.settings
         return hook
 

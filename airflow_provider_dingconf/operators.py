@@ -458,10 +458,8 @@ class _ConferenceOperator(BaseOperator):
     ) -> None:
         if isinstance(error, InvalidInputError):
             return  # no call was made
-        links = links_for(hook.settings.base_url, LOCK_PAGE, error)
-        if conference and conference.join_url:
-            links["join"] = conference.join_url
-        keep_links(self, context, links)
+        join_url = conference.join_url if conference else None
+        keep_links(self, context, links_for(hook.settings.base_url, LOCK_PAGE, error, join_url))
 
     def _defer_the_wait(self, error: DingTalkError, **more: Any) -> None:
         """Leave the worker for a long wait, if the call is to be tried again after it."""

@@ -113,6 +113,8 @@ class _Meeting:
     :param due: whether it is to be asked for singly, since the batch query does not tell enough.
     :param alone_until: the round up to which it is in no batch, having broken one.
     :param found: what the batch query told, while the rest is asked for.
+    :param unlisted: how often in a row the batch query has not listed it.
+    :param ask_after: after how many of these it is asked for singly.
     """
 
     reference: Reference

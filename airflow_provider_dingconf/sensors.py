@@ -250,7 +250,4 @@ class ConferenceSensor(BaseSensorOperator):
     def _keep_links(self, context: Context, error: DingTalkError | None, join_url: str | None = None) -> None:
         if isinstance(error, InvalidInputError) or not (self._base_url and self._page):
             return  # no call was made
-        links = links_for(self._base_url, self._page, error)
-        if join_url:
-            links["join"] = join_url
-        keep_links(self, context, links)
+        keep_links(self, context, links_for(self._base_url, self._page, error, join_url))

@@ -90,8 +90,7 @@ def world(airflow_db: None) -> Iterator[tuple[Ran, Sandbox]]:
         sandbox.fail(Fault(call="lock", path="/lost-", drop=True, after=True))
         patch.setenv("AIRFLOW_CONN_DINGTALK_DEFAULT", sandbox.connection_json())
         run = run_dag("ending_badly", DAG_FILE)
-        ran = Ran.of(run, sandbox.calls)
-        yield ran, sandbox
+        yield Ran.of(run, sandbox.calls), sandbox
 
 
 @pytest.fixture(scope="module")

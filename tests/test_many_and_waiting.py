@@ -105,10 +105,7 @@ def world(airflow_db: None) -> Iterator[tuple[Ran, Sandbox]]:
         sandbox.fail(Fault(call="lock", path="/flaky-2/", code="systemError", times=1))
         patch.setenv("AIRFLOW_CONN_DINGTALK_DEFAULT", sandbox.connection_json())
         run = run_dag("many", DAG_FILE)
-        yield (
-            Ran.of(run, sandbox.calls),
-            sandbox,
-        )
+        yield Ran.of(run, sandbox.calls), sandbox
 
 
 @pytest.fixture(scope="module")

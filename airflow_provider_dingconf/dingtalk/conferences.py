@@ -49,7 +49,29 @@ class ConferenceStatus(str, Enum):
     ENDED = "ended"
 
 
-_STATUS = {0: ConferenceStatus.NOT_STARTED, 1: ConferenceStatus.ENDED, 2: ConferenceStatus.STARTED}
+STATUS: Mapping[object, ConferenceStatus] = {
+    0: ConferenceStatus.NOT_STARTED,
+    1: ConferenceStatus.ENDED,
+    2: ConferenceStatus.STARTED,
+}
+"""What DingTalk's numbers stand for."""
+
+
+def facts_of(told: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what DingTalk's calls and events tell of a meeting in the same way, by the names used here.
+
+    :param told: the JSON object that tells of it.
+    """
+    return {
+        "room_code": text_of(told, "roomCode"),
+        "start_time": moment_of(told, "startTime"),
+        "end_time": moment_of(told, "endTime"),
+        "creator_id": text_of(told, "creatorId"),
+        "creator_nick": text_of(told, "creatorNick"),
+        "join_url": text_of(told, "externalLinkUrl"),
+        "schedule_conference_id": text_of(told, "scheduleConferenceId"),
+        "biz_type": text_of(told, "bizType"),
+    }
 
 
 @dataclass(frozen=True)
@@ -90,20 +112,13 @@ class Conference:
         if not isinstance(told, dict) or not isinstance(told.get("conferenceId"), str):
             raise _unreadable("a meeting without conferenceId")
         status = told.get("status")
-        if not isinstance(status, int) or isinstance(status, bool) or status not in _STATUS:
+        if not isinstance(status, int) or isinstance(status, bool) or status not in STATUS:
             raise _unreadable("a meeting of no known status")
         return cls(
             conference_id=told["conferenceId"],
             title=text_of(told, "title") or "",
-            status=_STATUS[status],
-            room_code=text_of(told, "roomCode"),
-            start_time=moment_of(told, "startTime"),
-            end_time=moment_of(told, "endTime"),
-            creator_id=text_of(told, "creatorId"),
-            creator_nick=text_of(told, "creatorNick"),
-            join_url=text_of(told, "externalLinkUrl"),
-            schedule_conference_id=text_of(told, "scheduleConferenceId"),
-            biz_type=text_of(told, "bizType"),
+            status=STATUS[status],
+            **facts_of(told),
         )
 
     def as_dict(self) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import quote, urlsplit
 
 from airflow_provider_dingconf.dingtalk.calls import USER_AGENT, Call, check_conference_id, moment_of, text_of
+from airflow_provider_dingconf.dingtalk.conferences import STATUS, facts_of
 from airflow_provider_dingconf.dingtalk.errors import AnswerError, InvalidInputError
 
 if TYPE_CHECKING:
@@ -40,7 +41,6 @@ SCENES: Mapping[str, str] = {
 }
 """What can happen in a meeting, and the type of the event that says so."""
 
-_STATUS: Mapping[object, str] = {0: "not_started", 1: "ended", 2: "started"}
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 _DISCONNECT = "disconnect"
 _MOST = 2**63
@@ -280,6 +280,7 @@ def _events(frame: Frame, models: Iterable[Any]) -> list[ConferenceEvent]:
 def _event(frame: Frame, conference_id: str, models: list[dict[str, Any]]) -> ConferenceEvent:
     about_members = frame.event_type == MEMBER_CHANGE
     model: Mapping[str, Any] = {} if about_members else models[0]
+    status = STATUS.get(_number(model.get("status")))
     return ConferenceEvent(
         event_id=str(frame.event_id),
         event_type=str(frame.event_type),
@@ -289,15 +290,8 @@ def _event(frame: Frame, conference_id: str, models: list[dict[str, Any]]) -> Co
         sequence=_number(frame.data.get("statusSeqNum")),
         happened_at=frame.born_at,
         title=text_of(model, "title"),
-        status=_STATUS.get(_number(model.get("status"))),
-        start_time=moment_of(model, "startTime"),
-        end_time=moment_of(model, "endTime"),
-        creator_id=text_of(model, "creatorId"),
-        creator_nick=text_of(model, "creatorNick"),
-        room_code=text_of(model, "roomCode"),
-        join_url=text_of(model, "externalLinkUrl"),
-        schedule_conference_id=text_of(model, "scheduleConferenceId"),
-        biz_type=text_of(model, "bizType"),
+        status=status and status.value,
+        **facts_of(model),
         members=tuple(map(_member, models)) if about_members else (),
     )
 
