@@ -224,7 +224,9 @@ def test_a_token_that_is_refused_is_renewed_within_the_poke(sandbox: Sandbox, co
     assert [call.status for call in sandbox.calls_of("info")] == [200, 400, 200]
 
 
-def test_a_rescheduled_sensor_comes_back_when_dingtalk_said(sandbox: Sandbox, conn: Any) -> None:
+def test_a_rescheduled_sensor_comes_back_when_dingtalk_said(
+    airflow_db: None, sandbox: Sandbox, conn: Any
+) -> None:
     from airflow.exceptions import AirflowRescheduleException
 
     sandbox.fail(Fault(call="info", code="systemBusy", headers={"Retry-After": "300"}))
