@@ -254,7 +254,7 @@ class Poll:
     async def _run(self) -> None:
         delay = 0.0
         while self._rounds is asyncio.current_task():
-            await asyncio.sleep(max(min(delay, MOST_SECONDS), self.interval, LEAST_SECONDS))
+            await self._pause(delay)
             meetings, delay = list(self._meetings.values()), 0.0
             try:
                 delay = await self._round(meetings)
@@ -264,6 +264,10 @@ class Poll:
             except Exception as error:
                 for meeting in meetings:
                     meeting.fail(error)
+
+    async def _pause(self, asked: float) -> None:
+        """Wait until the next round is due; as long as DingTalk asks, in seconds, where that is longer."""
+        await asyncio.sleep(max(min(asked, MOST_SECONDS), self.interval, LEAST_SECONDS))
 
     async def _round(self, meetings: Sequence[_Meeting]) -> float:
         """Ask once for all, and return the seconds that DingTalk asks to wait."""

@@ -124,6 +124,17 @@ class ConferenceSensor(BaseSensorOperator):
         self._base_url: str | None = None
         self._page: str | None = None
 
+    @property
+    def shown_as(self) -> str:
+        """What the UI calls a mapped task of this kind: 250 characters go into Airflow's database."""
+        return str(conference_id_in(getattr(self, self.named_by)))[:250]
+
+    @classmethod
+    def partial(cls, **kwargs: Any) -> Any:
+        """Return the sensor with all but the mapped parameters, named in the UI."""
+        kwargs.setdefault("map_index_template", "{{ task.shown_as }}")
+        return super().partial(**kwargs)
+
     def poke(self, context: Context) -> PokeReturnValue:
         """Ask DingTalk once."""
         return self._poke(context)[0]

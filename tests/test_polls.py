@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import gc
 import logging
+import math
 import threading
 from contextlib import suppress
 from dataclasses import replace
@@ -26,6 +27,7 @@ from airflow_provider_dingconf.triggers import ConferenceTrigger
 pytestmark = pytest.mark.usefixtures("conn", "quick_polls")
 
 INTERVAL = 0.3
+PATIENCE = 60.0
 
 
 async def event_of(trigger: ConferenceTrigger) -> dict[str, Any]:
@@ -42,12 +44,43 @@ async def rounds(sandbox: Sandbox, number: int) -> None:
         await asyncio.sleep(0.02)
 
 
+class Rounds:
+    """The rounds of one poll: each begins when the test says so, and the test knows when it is over."""
+
+    def __init__(self) -> None:
+        self._begun = self._over = 0
+        self._let: float = 0
+
+    async def pause(self, _asked: float) -> None:
+        self._over = self._begun
+        while self._begun >= self._let:
+            await asyncio.sleep(0.005)
+        self._begun += 1
+
+    async def go_by(self, number: int = 1) -> None:
+        """Let so many rounds begin, and return when they are over."""
+        self._let += number
+        while self._over < self._let:
+            await asyncio.sleep(0.005)
+
+    def go_on(self) -> None:
+        """Let all rounds begin from now on."""
+        self._let = math.inf
+
+
+@pytest.fixture
+def by_rounds(monkeypatch: pytest.MonkeyPatch) -> Rounds:
+    made = Rounds()
+    monkeypatch.setattr(Poll, "_pause", lambda _poll, asked: made.pause(asked))
+    return made
+
+
 async def waited(triggers: list[ConferenceTrigger], then: Any) -> list[dict[str, Any]]:
     """Let all wait, do something meanwhile, and return what they say."""
     tasks = [asyncio.ensure_future(event_of(one)) for one in triggers]
     try:
-        await asyncio.wait_for(then(), 20)
-        return await asyncio.wait_for(asyncio.gather(*tasks), 20)
+        await asyncio.wait_for(then(), PATIENCE)
+        return await asyncio.wait_for(asyncio.gather(*tasks), PATIENCE)
     finally:
         for task in tasks:
             task.cancel()
@@ -203,18 +236,10 @@ def batches(sandbox: Sandbox) -> list[int]:
     return [len(call.json()["conferenceIdList"]) for call in sandbox.calls_of("query")]
 
 
-async def next_round(sandbox: Sandbox) -> None:
-    """Forget the calls so far, and wait until a round that began afterwards is over."""
-    await asyncio.sleep(INTERVAL / 2)
-    sandbox.clear()
-    await rounds(sandbox, 1)
-    await asyncio.sleep(INTERVAL / 2)
-
-
 @pytest.mark.parametrize("code", ["paramsError", "resourceClose", "noPermission", "unknownUserError"])
 @pytest.mark.parametrize("known", [True, False])
 def test_an_error_that_one_meeting_causes_is_told_to_its_tasks_alone(
-    sandbox: Sandbox, code: str, known: bool
+    sandbox: Sandbox, by_rounds: Rounds, code: str, known: bool
 ) -> None:
     made = [sandbox.create_conference(conference_id=f"m-{number:03}") for number in range(100)]
     culprit = made[70]
@@ -223,16 +248,16 @@ def test_an_error_that_one_meeting_causes_is_told_to_its_tasks_alone(
         sandbox.fail(Fault(call="info", path=f"/{culprit}$", code="noPermission"))
 
     async def then() -> None:
-        while not sandbox.calls_of("info"):
-            await asyncio.sleep(0.02)
+        await by_rounds.go_by()
         assert len(sandbox.calls_of("query")) <= 2 * 7 + 1
-        await next_round(sandbox)
-        while known and not sandbox.calls_of("info"):
-            await asyncio.sleep(0.02)
-        assert set(batches(sandbox)) == {99}
+        assert {call.conference_id for call in sandbox.calls_of("info")} == {culprit}
+        sandbox.clear()
+        await by_rounds.go_by()
+        assert batches(sandbox) == [99]
         assert {call.conference_id for call in sandbox.calls_of("info")} == ({culprit} if known else set())
         for meeting in made:
             sandbox.end(meeting)
+        by_rounds.go_on()
 
     events = asyncio.run(waited([trigger(one, "ended", seen="started") for one in made], then))
     ended = [event["conference"]["conference_id"] for event in events if "conference" in event]
@@ -255,36 +280,40 @@ def test_a_batch_that_is_too_long_is_made_shorter(sandbox: Sandbox) -> None:
     assert {event["conference"]["status"] for event in events} == {"ended"}
 
 
-def test_a_refusal_that_does_not_come_again_changes_nothing(sandbox: Sandbox) -> None:
+def test_a_refusal_that_does_not_come_again_changes_nothing(sandbox: Sandbox, by_rounds: Rounds) -> None:
     made = [sandbox.create_conference(conference_id=f"m-{number:03}") for number in range(202)]
     sandbox.fail(Fault(call="query", sent=r"^[^,]*\[[^,]*,[^,]*\]", code="resourceClose", times=1))
 
     async def then() -> None:
-        await rounds(sandbox, 4)
-        await next_round(sandbox)
+        await by_rounds.go_by()
+        sandbox.clear()
+        await by_rounds.go_by()
         assert sorted(batches(sandbox)) == [2, 100, 100]
         for meeting in made:
             sandbox.end(meeting)
+        by_rounds.go_on()
 
     events = asyncio.run(waited([trigger(one, "ended", seen="started") for one in made], then))
     assert {event["conference"]["status"] for event in events} == {"ended"}
 
 
-def test_those_that_break_each_batch_leave_the_others_together(sandbox: Sandbox) -> None:
+def test_those_that_break_each_batch_leave_the_others_together(sandbox: Sandbox, by_rounds: Rounds) -> None:
     bad = [sandbox.create_conference(conference_id=f"bad-{number}") for number in range(2)]
     made = [sandbox.create_conference(conference_id=f"m-{number:03}") for number in range(20)]
     sandbox.fail(Fault(call="query", sent="bad-", code="unknownUserError"))
 
     async def then() -> None:
         while len(sandbox.calls_of("info")) < 4:
-            await asyncio.sleep(0.02)
+            await by_rounds.go_by()
         late = [asyncio.ensure_future(event_of(trigger(one, "ended", seen="started"))) for one in made]
-        await rounds(sandbox, len(sandbox.calls_of("query")) + 1)
-        await next_round(sandbox)
+        await asyncio.sleep(0)  # they wait by now
+        sandbox.clear()
+        await by_rounds.go_by()
         assert batches(sandbox) == [20]
         assert {call.conference_id for call in sandbox.calls_of("info")} <= set(bad)
         for meeting in [*bad, *made]:
             sandbox.end(meeting)
+        by_rounds.go_on()
         await asyncio.gather(*late)
 
     events = asyncio.run(waited([trigger(one, "ended", seen="started") for one in bad], then))
@@ -336,7 +365,7 @@ def test_what_concerns_all_is_in_no_task_log_and_what_concerns_one_is_in_its_own
             await asyncio.sleep(0.02)
         for meeting in (first, second):
             sandbox.start(meeting)
-        await asyncio.wait_for(asyncio.gather(*tasks), 20)
+        await asyncio.wait_for(asyncio.gather(*tasks), PATIENCE)
 
     handler = Handler()
     polls.log.addHandler(handler)
@@ -361,7 +390,7 @@ def test_no_interval_is_so_short_that_dingtalk_is_called_without_pause(
         await rounds(sandbox, 3)
         waiting.cancel()
 
-    asyncio.run(asyncio.wait_for(steps(), 20))
+    asyncio.run(asyncio.wait_for(steps(), PATIENCE))
     times = [call.time for call in sandbox.calls_of("query")]
     assert min(later - earlier for earlier, later in pairwise(times)) > 0.9
 
@@ -451,22 +480,18 @@ REFUSE_ALL = {
     ids=[*REFUSE_ALL, "hung up", "singly: systemError", "singly: systemBusy"],
 )
 def test_a_round_ends_at_the_first_sign_that_dingtalk_takes_no_calls(
-    sandbox: Sandbox, call: str, fault: Fault
+    sandbox: Sandbox, by_rounds: Rounds, call: str, fault: Fault
 ) -> None:
     made = [sandbox.create_conference(status="not_started") for _ in range(250)]
     seen = "not_started" if call == "query" else None
     sandbox.fail(replace(fault, call=call))
 
     async def then() -> None:
-        while not sandbox.calls_of(call):
-            await asyncio.sleep(0.02)
-        await asyncio.sleep(INTERVAL / 3)
+        await by_rounds.go_by()
         first = len(sandbox.calls_of(call))
-        assert first == 1 if call == "query" else first <= CONCURRENCY  # those that were on their way
+        assert first == 1 if call == "query" else 1 <= first <= CONCURRENCY  # those that were on their way
         for number in (first + 1, first + 2):
-            while len(sandbox.calls_of(call)) < number:
-                await asyncio.sleep(0.02)
-            await asyncio.sleep(INTERVAL / 3)
+            await by_rounds.go_by()
             assert len(sandbox.calls_of(call)) == number
         if call == "query":  # each round has begun with those that were not asked for
             asked = [set(one.json()["conferenceIdList"]) for one in sandbox.calls_of(call)]
@@ -476,6 +501,7 @@ def test_a_round_ends_at_the_first_sign_that_dingtalk_takes_no_calls(
         sandbox.heal()
         for meeting in made:
             sandbox.start(meeting)
+        by_rounds.go_on()
 
     events = asyncio.run(waited([trigger(one, seen=seen) for one in made], then))
     assert {event["conference"]["status"] for event in events} == {"started"}
@@ -514,18 +540,16 @@ def test_a_wait_that_dingtalk_asks_for_is_kept_to_by_all(sandbox: Sandbox) -> No
     assert [event["conference"]["status"] for event in events] == ["ended", "started"]
 
 
-def test_a_token_that_is_refused_is_renewed_within_the_call(sandbox: Sandbox) -> None:
+def test_a_token_that_is_refused_is_renewed_within_the_call(sandbox: Sandbox, by_rounds: Rounds) -> None:
     meeting = sandbox.create_conference()
 
     async def then() -> None:
-        await rounds(sandbox, 1)
+        await by_rounds.go_by()
         sandbox.revoke_tokens()
-        await rounds(sandbox, 3)  # refused, and again with another token
-        statuses = [call.status for call in sandbox.calls_of("query")][:3]
-        assert statuses == [200, 400, 200]
-        first, second, third = (call.time for call in sandbox.calls_of("query")[:3])
-        assert third - second < second - first
+        await by_rounds.go_by()
+        assert [call.status for call in sandbox.calls_of("query")] == [200, 400, 200]
         sandbox.end(meeting)
+        by_rounds.go_on()
 
     (event,) = asyncio.run(waited([trigger(meeting, "ended", seen="started")], then))
     assert event["conference"]["status"] == "ended"
@@ -664,7 +688,7 @@ def test_what_nobody_expected_fails_those_whom_it_meets(
 
     async def all_of() -> list[Any]:
         waits = asyncio.gather(event_of(trigger(made[0])), event_of(named), return_exceptions=True)
-        return await asyncio.wait_for(waits, 30)
+        return await asyncio.wait_for(waits, PATIENCE)
 
     first, second = asyncio.run(all_of())
     assert isinstance(first, ZeroDivisionError)
@@ -680,9 +704,9 @@ def test_nobody_waits_for_rounds_that_were_ended_from_outside(sandbox: Sandbox) 
         for task in asyncio.all_tasks() - {asyncio.current_task(), first}:
             task.cancel()
         with pytest.raises(asyncio.CancelledError):
-            await asyncio.wait_for(first, 10)
+            await asyncio.wait_for(first, PATIENCE)
         sandbox.end(meeting)
-        return await asyncio.wait_for(event_of(trigger(meeting, "ended")), 10)
+        return await asyncio.wait_for(event_of(trigger(meeting, "ended")), PATIENCE)
 
     assert asyncio.run(end_them())["conference"]["status"] == "ended"
 
@@ -695,7 +719,7 @@ def test_one_of_two_that_wait_for_a_meeting_is_cancelled_and_the_other_waits_on(
         await rounds(sandbox, 1)
         first.cancel()
         sandbox.end(meeting)
-        return await asyncio.wait_for(second, 30)
+        return await asyncio.wait_for(second, PATIENCE)
 
     assert asyncio.run(cancel_one())["conference"]["status"] == "ended"
 
@@ -728,10 +752,10 @@ def test_two_event_loops_share_nothing(sandbox: Sandbox) -> None:
     threads = [threading.Thread(target=wait) for _ in range(2)]
     for thread in threads:
         thread.start()
-    asyncio.run(asyncio.wait_for(rounds(sandbox, 4), 30))
+    asyncio.run(asyncio.wait_for(rounds(sandbox, 4), PATIENCE))
     sandbox.end(meeting)
     for thread in threads:
-        thread.join(30)
+        thread.join(PATIENCE)
     assert [event["conference"]["status"] for event in events] == ["ended", "ended"]
 
 
@@ -761,7 +785,7 @@ def test_a_wait_that_begins_after_the_last_one_was_given_up_polls_again(sandbox:
         first.cancel()
         second = asyncio.ensure_future(event_of(trigger(meeting, "ended")))
         sandbox.end(meeting)
-        return await asyncio.wait_for(second, 30)
+        return await asyncio.wait_for(second, PATIENCE)
 
     assert asyncio.run(again())["conference"]["status"] == "ended"
 

@@ -67,6 +67,9 @@ with DAG(
         )
         ConferenceSensor(task_id=f"busy_{mode}", conference_id=f"busy-{mode}", poke_interval=0.2, **how)
         ConferenceSensor(task_id=f"soft_{mode}", conference_id="nobody", soft_fail=True, **how)
+        ConferenceSensor.partial(task_id=f"mapped_{mode}", poke_interval=0.5, **how).expand(
+            conference_id=[wait.output, "late-" + mode]
+        )
 """
 
 MODES = ["poking", "rescheduled", "deferred"]
@@ -78,17 +81,18 @@ def ran(airflow_db: None) -> Iterator[Ran]:
 
     token_store.forget()
     with pytest.MonkeyPatch.context() as patch, Sandbox() as sandbox:
-        for meeting in ("well-1", "faulty", *MODES, *(f"busy-{mode}" for mode in MODES)):
+        late = [f"late-{mode}" for mode in MODES]
+        for meeting in ("well-1", "faulty", *MODES, *(f"busy-{mode}" for mode in MODES), *late):
             sandbox.create_conference(meeting, conference_id=meeting)
         sandbox.create_conference(conference_id="room-now", room_code="1234567890")
         sandbox.fail(
             Fault(call="info", path="/faulty$", code="systemBusy", headers={"Retry-After": "1"}, times=1)
         )
-        for mode in MODES:  # the first answer is that it has not started
-            not_yet = {"confInfo": {"conferenceId": mode, "status": 0}}
-            sandbox.fail(Fault(call="info", path=f"/{mode}$", body=not_yet, times=1))
-            busy = Fault(call="info", path=f"/busy-{mode}$", code="systemBusy", times=1)
-            sandbox.fail(busy)
+        for meeting in [*MODES, *late]:  # the first answer is that it has not started
+            not_yet = {"confInfo": {"conferenceId": meeting, "status": 0}}
+            sandbox.fail(Fault(call="info", path=f"/{meeting}$", body=not_yet, times=1))
+        for mode in MODES:
+            sandbox.fail(Fault(call="info", path=f"/busy-{mode}$", code="systemBusy", times=1))
         patch.setenv("AIRFLOW_CONN_DINGTALK_DEFAULT", sandbox.connection_json())
         run = run_dag("waiting", DAG_FILE)
         yield Ran.of(run, sandbox.calls)
@@ -150,7 +154,14 @@ def test_in_each_mode_a_sensor_waits_until_the_meeting_starts_and_tells_all_of_i
     assert (told["conference_id"], told["status"]) == (mode, "started")
     for name in ("join_url", "creator_id", "creator_nick", "room_code", "biz_type", "start_time"):
         assert told[name], name
-    assert len(asked(ran, mode)) == 3  # twice by this sensor, and once by the one after it
+    assert len(asked(ran, mode)) == 4  # twice by this sensor, and once by each of those after it
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_in_each_mode_mapped_sensors_are_shown_by_their_meetings(ran: Ran, mode: str) -> None:
+    mapped = [ran.instances[f"mapped_{mode}", index] for index in (0, 1)]
+    assert [str(one.state) for one in mapped] == ["success", "success"]
+    assert [one.rendered_map_index for one in mapped] == [mode, f"late-{mode}"]
 
 
 def test_a_rescheduled_sensor_leaves_its_slot_and_pokes_again(ran: Ran) -> None:
