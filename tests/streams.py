@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
+from airflow_provider_dingconf import token_store
+from airflow_provider_dingconf.hooks import DingTalkConferenceHook
 from airflow_provider_dingconf.sandbox import Sandbox
 
-PATIENCE = 30.0
+PATIENCE = 120.0
 
 
 def drive(steps: Callable[[], Awaitable[object]]) -> None:
@@ -21,3 +23,8 @@ async def until(condition: Callable[[], object]) -> None:
 
 def acknowledged(sandbox: Sandbox) -> bool:
     return all(event.acknowledged for event in sandbox.events)
+
+
+def restless() -> bool:
+    """Return whether the stream sees a need to tick, since events have started something of late."""
+    return token_store.seen_events_of(DingTalkConferenceHook().settings).restless

@@ -19,7 +19,7 @@ pytest.importorskip("airflow.sdk", reason="events are for Airflow 3")
 
 from aiohttp import WSMsgType, web
 from conftest import CONN_VARIABLE
-from streams import acknowledged, drive, until
+from streams import acknowledged, drive, restless, until
 
 from airflow_provider_dingconf import stream, token_store
 from airflow_provider_dingconf.hooks import DingTalkConferenceHook
@@ -43,7 +43,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, conn: Any) -> None:
     monkeypatch.setattr(stream, "WAIT_SECONDS", (0.02, 0.1))
     monkeypatch.setattr(stream, "REFUSED_SECONDS", (0.05, 60.0))
     monkeypatch.setattr(stream, "TICK_SECONDS", 0.2)
-    monkeypatch.setattr(stream, "QUIET_SECONDS", 0.5)
+    monkeypatch.setattr(stream, "QUIET_SECONDS", 2.0)
 
 
 class Watcher:
@@ -187,10 +187,6 @@ def test_a_connection_with_an_organisation_gets_the_events_of_that_alone(
             assert of_one.titles == ["own"]
 
     drive(steps)
-
-
-def restless() -> bool:
-    return token_store.seen_events_of(DingTalkConferenceHook().settings).restless
 
 
 def test_ticks_come_after_an_event_that_started_something_until_all_is_quiet(sandbox: Sandbox) -> None:
@@ -968,7 +964,7 @@ def test_cancelling_ends_at_once(sandbox: Sandbox, fault: Any, recwarn: pytest.W
             if task.get_name() == "dingtalk-event-stream":
                 with suppress(asyncio.CancelledError):
                     await task
-        assert time.monotonic() - began < 5.0
+        assert time.monotonic() - began < 15.0
         assert not stream._streams
 
     drive(steps)

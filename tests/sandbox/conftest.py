@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import requests
 
-from airflow_provider_dingconf.sandbox import Sandbox
+from airflow_provider_dingconf.sandbox import Sandbox, state
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -31,7 +32,7 @@ class Caller(requests.Session):
 
     def call(self, method: str, path: str, json: Any = None, **options: Any) -> requests.Response:
         """Call a path of the sandbox."""
-        options = {"allow_redirects": False, "timeout": 10, "verify": False} | options
+        options = {"allow_redirects": False, "timeout": 30, "verify": False} | options
         return self.request(method, self.sandbox.url + path, json=json, **options)
 
     def lock(self, conference_id: str, action: str = "lock", **options: Any) -> requests.Response:
@@ -55,6 +56,26 @@ def caller(sandbox: Sandbox) -> Iterator[Caller]:
     """Return someone who has an access token of the sandbox."""
     with Caller(sandbox) as made:
         yield made
+
+
+class Clock:
+    """A clock that goes on when it is told to."""
+
+    time = staticmethod(time.time)
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """Return the clock by which tokens and faults of the sandbox run out."""
+    made = Clock()
+    monkeypatch.setattr(state, "time", made)
+    return made
 
 
 def code(answer: requests.Response) -> tuple[int, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from airflow_provider_dingconf.dingtalk.errors import ERRORS, CredentialsError
 from airflow_provider_dingconf.sandbox import Fault, Sandbox
 from airflow_provider_dingconf.sandbox.reserved import listing
 
-from .conftest import CONFERENCES, Caller, code
+from .conftest import CONFERENCES, Caller, Clock, code
 
 LOCK_ERRORS = [
     row for row in ERRORS.values() if row.sent_by_dingtalk and not issubclass(row.error, CredentialsError)
@@ -92,10 +91,11 @@ def test_a_lost_connection_changes_nothing(sandbox: Sandbox, caller: Caller) -> 
 
 
 def test_the_slow_meeting_answers_late() -> None:
-    with Sandbox(slow=0.2) as sandbox, Caller(sandbox) as caller:
+    with Sandbox(slow=60.0) as sandbox, Caller(sandbox) as caller:
         with pytest.raises(requests.Timeout):
-            caller.lock("sandbox-slow", timeout=0.05)
+            caller.lock("sandbox-slow", timeout=(30, 1))
         assert len(sandbox.calls) == 1, "a call is recorded when it comes"
+    with Sandbox(slow=0.2) as sandbox, Caller(sandbox) as caller:
         assert caller.lock("sandbox-slow").elapsed.total_seconds() >= 0.2
 
 
@@ -146,12 +146,14 @@ def test_faults_apply_one_after_the_other(sandbox: Sandbox, caller: Caller) -> N
     assert [caller.lock("sandbox-open").status_code for _ in range(3)] == [500, 400, 200]
 
 
-def test_a_ban_of_the_address_refuses_every_call_while_it_lasts(sandbox: Sandbox, caller: Caller) -> None:
-    sandbox.fail(Fault(code="addressBanned", duration=0.3))
-    end = time.monotonic() + 0.3
+def test_a_ban_of_the_address_refuses_every_call_while_it_lasts(
+    sandbox: Sandbox, clock: Clock, caller: Caller
+) -> None:
+    sandbox.fail(Fault(code="addressBanned", duration=300.0))
+    clock.now += 299.9
     for answer in (caller.lock("sandbox-open"), caller.call("POST", "/v1.0/oauth2/accessToken", {})):
         assert answer.json()["punish"] == "deny"
-    time.sleep(max(0.0, end - time.monotonic()) + 0.02)
+    clock.now += 0.2
     assert caller.lock("sandbox-open").status_code == 200
 
 
