@@ -225,7 +225,7 @@ class RawServer:
     def wait_until_hung_up(self) -> None:
         """Wait until the clients have closed all their connections."""
         for thread in self._threads[1:]:
-            thread.join(5)
+            thread.join(60)
             assert not thread.is_alive(), "a connection was left open"
 
     def _start(self, target: Callable[..., object], *args: Any) -> None:
@@ -251,7 +251,7 @@ class RawServer:
                 one.shutdown(socket.SHUT_RDWR)
             one.close()
         for thread in self._threads:
-            thread.join(5)
+            thread.join(60)
 
 
 @pytest.fixture

@@ -48,7 +48,7 @@ def test_coroutines_share_the_connections_of_one_hook(sandbox: Sandbox, conn: An
 
 
 def test_threads_and_coroutines_buy_one_token(sandbox: Sandbox, conn: Any) -> None:
-    sandbox.fail(Fault(call="token", delay=0.3))
+    sandbox.fail(Fault(call="token", delay=1.0))
     results: list[Any] = []
 
     def lock_in_a_thread() -> None:
@@ -72,7 +72,7 @@ def test_threads_and_coroutines_buy_one_token(sandbox: Sandbox, conn: Any) -> No
 
 def test_the_loop_goes_on_while_a_call_waits(sandbox: Sandbox, conn: Any) -> None:
     """Neither the call, nor the wait for a token that someone else buys, nor a repetition holds the loop up."""
-    sandbox.fail(Fault(call="token", delay=0.3))
+    sandbox.fail(Fault(call="token", delay=1.0))
     sandbox.fail(Fault(call="lock", code="systemError", times=1))
 
     async def beside() -> tuple[int, Any]:
@@ -85,7 +85,7 @@ def test_the_loop_goes_on_while_a_call_waits(sandbox: Sandbox, conn: Any) -> Non
 
     beats, results = asyncio.run(beside())
     assert sorted(result["attempts"] for result in results) == [1, 2]
-    # 0.3 s and 0.5 s at least are waited; a loop that is held up would not come to a tenth of this.
+    # 1 s and 0.5 s at least are waited; a loop that is held up would not come to a tenth of this.
     assert beats > 20
 
 

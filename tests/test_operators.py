@@ -536,7 +536,7 @@ def test_a_killed_task_ends_its_call_and_one_that_makes_none_goes_on(
 ) -> None:
     import threading
 
-    sandbox.fail(Fault(call="lock", delay=1.0))
+    sandbox.fail(Fault(call="lock", delay=3.0))
     task = LockConferenceOperator(task_id="lock", conference_id="sandbox-open")
     task.on_kill()
     said: list[str] = []
@@ -554,7 +554,7 @@ def test_a_killed_task_ends_its_call_and_one_that_makes_none_goes_on(
     killer.start()
     with pytest.raises(SystemExit):
         task.execute({"ti": Instance()})
-    killer.join(10)
+    killer.join(60)
     expected = "lock was interrupted" if AIRFLOW_V_3_0_PLUS else "Airflow 2 raises an exception of its own"
     assert said == [expected]
 

@@ -329,7 +329,7 @@ def test_a_deferrable_sensor_waits_in_the_triggerer(sandbox: Sandbox, conn: Any)
     assert wish.timeout.total_seconds() == 60
     timer = threading.Timer(0.5, sandbox.start, [meeting])
     timer.start()
-    event = asyncio.run(asyncio.wait_for(event_of(wish.trigger), 30))
+    event = asyncio.run(asyncio.wait_for(event_of(wish.trigger), 60))
     ti: Any = Instance()
     told = getattr(sensor, wish.method_name)({"ti": ti}, event, **wish.kwargs)
     assert told["conference_id"] == meeting

@@ -645,7 +645,7 @@ def test_connections_that_are_lost_soon_are_made_less_and_less_often(
     sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stream, "WAIT_SECONDS", (0.2, 10.0))
-    monkeypatch.setattr(stream, "LASTED_SECONDS", 1.0)
+    monkeypatch.setattr(stream, "LASTED_SECONDS", 60.0)
     monkeypatch.setattr(stream, "_jitter", lambda _least: 1.0)
 
     async def steps() -> None:

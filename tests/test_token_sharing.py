@@ -57,12 +57,12 @@ class Process:
         """Return what the work returned, or the exception it raised."""
         assert self._ours.poll(seconds), "the process did not come to an end"
         found = self._ours.recv()
-        self._process.join(10)
+        self._process.join(60)
         return found
 
     def end(self) -> None:
         self._process.kill()
-        self._process.join(10)
+        self._process.join(60)
 
 
 @pytest.fixture

@@ -539,7 +539,7 @@ def test_https_goes_through_a_proxy(
             back = threading.Thread(target=_relay, args=(inner, connection), daemon=True)
             back.start()
             _relay(connection, inner)
-            back.join(5)
+            back.join(60)
 
     proxy = raw_server(tunnel)
     proxies = {"https": proxy.url.replace("//", "//user:hidden@")}

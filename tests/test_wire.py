@@ -20,7 +20,7 @@ from alibabacloud_tea_util.models import RuntimeOptions
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-RUNTIME = RuntimeOptions(connect_timeout=5000, read_timeout=5000)
+RUNTIME = RuntimeOptions(connect_timeout=60_000, read_timeout=60_000)
 TOKEN = "x-acs-dingtalk-access-token"
 
 # Of the HTTP library, and neither DingTalk's nor ours to say.

@@ -97,7 +97,7 @@ def nothing_left_open() -> Iterator[None]:
     threads, files = set(threading.enumerate()), descriptors()
     yield
     # The other end of a connection closes a little later.
-    give_up = time.monotonic() + 10
+    give_up = time.monotonic() + 60
     while time.monotonic() < give_up:
         new = set(threading.enumerate()) - threads
         if not new and len(descriptors()) <= len(files):

@@ -228,7 +228,7 @@ def test_a_lock_that_is_interrupted_before_its_answer_is_undone(
     began = time.monotonic()
     process.signal(signum)
     assert process.end() not in {0, None}
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 50
     assert not sandbox.conference(meeting).locked
     assert calls(sandbox) == ["lock", "unlock"]
 

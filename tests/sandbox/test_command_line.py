@@ -46,10 +46,10 @@ def test_it_prints_the_connection_and_stops_when_told(stop: signal.Signals) -> N
             first = process.stdout.readline()
             url = URL.search(first)
             assert url, first
-            assert requests.get(url[0] + "/v1.0/x?access_token=s3cret", timeout=5).status_code == 404
+            assert requests.get(url[0] + "/v1.0/x?access_token=s3cret", timeout=60).status_code == 404
             process.send_signal(stop)
             rest = process.stdout.read()
-            assert process.wait(timeout=5) == 0
+            assert process.wait(timeout=60) == 0
             assert process.stderr.read() == ""
         finally:
             process.kill()
@@ -70,7 +70,7 @@ def test_it_prints_a_line_for_each_call_unless_quiet(capfd: pytest.CaptureFixtur
         sandbox = Sandbox(port)
         while True:
             try:
-                requests.get(f"{sandbox.url}/sandbox/conferences", timeout=1)
+                requests.get(f"{sandbox.url}/sandbox/conferences", timeout=60)
                 break
             except requests.ConnectionError:
                 continue

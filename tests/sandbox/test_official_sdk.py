@@ -27,7 +27,7 @@ from Tea.exceptions import TeaException
 SENT = [row for row in ERRORS.values() if row.sent_by_dingtalk]
 LOCK_ERRORS = [row for row in SENT if not issubclass(row.error, CredentialsError)]
 TOKEN_ERRORS = [row for row in SENT if issubclass(row.error, CredentialsError)]
-RUNTIME = RuntimeOptions(connect_timeout=5000, read_timeout=5000)
+RUNTIME = RuntimeOptions(connect_timeout=60_000, read_timeout=60_000)
 
 
 def config(sandbox: Sandbox) -> Config:

@@ -19,7 +19,7 @@ pytest.importorskip("dingtalk_stream")
 import dingtalk_stream
 from dingtalk_stream import AckMessage, DingTalkStreamClient
 
-PATIENCE = 20.0
+PATIENCE = 120.0
 
 
 class Handler(dingtalk_stream.EventHandler):  # type: ignore[misc]

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 def test_every_call_is_recorded_as_it_came_over_the_wire(sandbox: Sandbox) -> None:
     # Below `requests`, which would tidy up the path.
-    wire = HTTPConnection("127.0.0.1", sandbox.port, timeout=5)
+    wire = HTTPConnection("127.0.0.1", sandbox.port, timeout=60)
     wire.request("POST", "/v1.0/x/%2e%2E/../%41?q=%20", b"\x00raw", {"X-oDD": "a, b", "Authorization": "x"})
     assert wire.getresponse().status == 404
     wire.close()
@@ -92,10 +92,10 @@ def test_nothing_is_left_of_a_sandbox_that_ended() -> None:
     with Sandbox(slow=30) as sandbox, Caller(sandbox) as caller:
         port = sandbox.port
         with pytest.raises(requests.Timeout):
-            caller.lock("sandbox-slow", timeout=0.05)
+            caller.lock("sandbox-slow", timeout=(60, 0.2))
     assert not [thread for thread in threading.enumerate() if thread.name == "dingtalk-sandbox"]
     with pytest.raises(ConnectionRefusedError):
-        socket.create_connection(("127.0.0.1", port), timeout=1)
+        socket.create_connection(("127.0.0.1", port), timeout=60)
 
 
 def test_a_sandbox_can_go_away_and_come_back_on_its_port(sandbox: Sandbox) -> None:
@@ -116,7 +116,7 @@ def test_a_taken_port_is_an_error_at_once(sandbox: Sandbox) -> None:
 def test_it_listens_on_the_loopback_address_only(sandbox: Sandbox) -> None:
     assert sandbox.url == f"http://127.0.0.1:{sandbox.port}"
     with pytest.raises(ConnectionRefusedError):
-        socket.create_connection(("127.0.0.2", sandbox.port), timeout=1)
+        socket.create_connection(("127.0.0.2", sandbox.port), timeout=60)
 
 
 CONNECTIONS = {

@@ -17,7 +17,7 @@ from sandbox.conftest import Caller, code
 
 OPEN = "/v1.0/gateway/connections/open"
 ALL_EVENTS = [{"type": "EVENT", "topic": "*"}]
-PATIENCE = 20.0
+PATIENCE = 120.0
 SOON = 0.2
 """Seconds after which an event that was not acknowledged comes again."""
 
