@@ -127,17 +127,17 @@ async def each_of(
     ids = list(conference_ids)
     pending = iter(enumerate(ids))
     results: list[ConferenceResult | None] = [None] * len(ids)
-    shared: list[DingTalkError] = []
+    untried: list[DingTalkError] = []
     progress = _Progress(action, len(ids))
 
     async def work() -> None:
         for number, conference_id in pending:
-            if shared:
-                result = ConferenceResult(conference_id, action, 0, error=shared[0])
+            if untried:
+                result = ConferenceResult(conference_id, action, 0, error=untried[0])
             else:
                 result = await act(conference_id)
                 if result.error and is_of_all(result.error):
-                    shared.append(result.error)
+                    untried.append(DingTalkError.from_dict({**result.error.as_dict(), "in_doubt": False}))
             results[number] = result
             progress.count(result)
             on_result(result)

@@ -1,14 +1,16 @@
-"""A deadline for a whole answer, in requests.
+"""A deadline for a whole call, in requests.
 
-The read timeout of requests is one for each piece of an answer: a server that drips its answer byte by byte
-could hold a call for ever. With :class:`DeadlineAdapter` the time set by :func:`deadline` bounds it as a
-whole. (aiohttp has ``ClientTimeout(total=…)`` for that.)
+The connect timeout of requests is one for each address of a host, and the read timeout one for each piece of
+an answer: a name with many addresses, or a server that drips its answer byte by byte, could hold a call for
+long. With :class:`DeadlineAdapter` the time set by :func:`deadline` bounds it as a whole. (aiohttp has
+``ClientTimeout(total=…)`` for that.)
 """
 
 from __future__ import annotations
 
 import http.client
 import io
+import socket
 import time
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -18,17 +20,20 @@ from requests.exceptions import InvalidProxyURL
 from requests_toolbelt.adapters.socket_options import TCPKeepAliveAdapter
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.exceptions import ConnectTimeoutError, NewConnectionError
+from urllib3.util.connection import allowed_gai_family
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Iterator
+
+_LEAST_SECONDS = 0.001  # a timeout of 0 means none
 
 _until: ContextVar[float] = ContextVar("until")
 
 
 @contextmanager
 def deadline(until: float) -> Iterator[None]:
-    """Bound the answers that are read inside.
+    """Bound the connections that are made and the answers that are read inside.
 
     :param until: the moment, in seconds of ``time.monotonic``.
     """
@@ -37,6 +42,19 @@ def deadline(until: float) -> Iterator[None]:
         yield
     finally:
         _until.reset(token)
+
+
+def _left() -> float:
+    return _until.get() - time.monotonic()
+
+
+def _addresses(host: str, port: int) -> list[str]:
+    """Return a host's addresses; none where its name cannot be resolved, of which urllib3 tells better."""
+    try:
+        found = socket.getaddrinfo(host, port, allowed_gai_family(), socket.SOCK_STREAM)
+    except (OSError, UnicodeError):
+        return []
+    return list(dict.fromkeys(str(address[0]) for *_, address in found))
 
 
 class _TimedSocketReader(io.RawIOBase):
@@ -51,7 +69,7 @@ class _TimedSocketReader(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int | None:
-        left = _until.get() - time.monotonic()
+        left = _left()
         if left <= 0:
             raise TimeoutError("the answer as a whole took too long")
         self._sock.settimeout(min(left, self._piece_seconds or left))
@@ -71,9 +89,25 @@ class _TimedResponse(http.client.HTTPResponse):
 class _HTTPConnection(HTTPConnection):
     response_class = _TimedResponse
 
+    def _new_conn(self) -> socket.socket:
+        """Try one address of the host after the other, each for its share of the time that is left."""
+        host, timeout = self._dns_host, self.timeout
+        addresses = _addresses(host, self.port) or [host]
+        try:
+            for tried, self._dns_host in enumerate(addresses):
+                share = max(_left() / (len(addresses) - tried), _LEAST_SECONDS)
+                self.timeout = share if timeout is None else min(timeout, share)
+                try:
+                    return super()._new_conn()
+                except (NewConnectionError, ConnectTimeoutError) as error:
+                    failed = error
+            raise failed
+        finally:
+            self._dns_host, self.timeout = host, timeout
 
-class _HTTPSConnection(HTTPSConnection):
-    response_class = _TimedResponse
+
+class _HTTPSConnection(_HTTPConnection, HTTPSConnection):
+    pass
 
 
 class _HTTPConnectionPool(HTTPConnectionPool):

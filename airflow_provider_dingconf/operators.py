@@ -396,17 +396,18 @@ class _ConferenceOperator(BaseOperator):
         """Unlock what the task has locked in vain, and forget what no retry will ask for."""
         from airflow_provider_dingconf.termination import termination
 
-        if not (self.unlock_on_failure or made.progress):
-            return
         goes_on = isinstance(error, TaskDeferred) or _tries_are_left(context)
         ended = isinstance(error, (AirflowFailException, AirflowSkipException)) or not goes_on
         killed = not isinstance(error, (Exception, TaskDeferred, AirflowTaskTimeout))
+        undoes = self.unlock_on_failure or (killed and not goes_on and self.action == "lock")
+        if not (undoes or made.progress):
+            return
         in_vain = [*made.in_doubt, *(made.for_sure if ended or killed else ())]
         with termination() as hold_termination:
             hold_termination()
-            if made.progress and (ended or (killed and self.unlock_on_failure)):
+            if made.progress and (ended or (killed and undoes)):
                 made.progress.clear()  # first: what is to be unlocked is not settled, however far that gets
-            if self.unlock_on_failure and in_vain:
+            if undoes and in_vain:
                 self.log.warning("Unlocking again what this task has locked, or may have: %d", len(in_vain))
                 results = hook.undo_locks(
                     in_vain,

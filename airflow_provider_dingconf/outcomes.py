@@ -94,7 +94,7 @@ def apply_outcome(error: DingTalkError, on_error: Mapping[str, Outcome]) -> None
     if outcome is Outcome.SKIP:
         raise AirflowSkipException(str(error)) from error
     if outcome is Outcome.RETRY:
-        raise error from None
+        raise error from error.__cause__
 
 
 @contextmanager

@@ -14,6 +14,7 @@ import threading
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from contextvars import copy_context
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 if TYPE_CHECKING:
@@ -59,6 +60,59 @@ def termination() -> Iterator[Callable[[], None]]:
         signal.signal(signal.SIGTERM, before)
         if missed:
             signal.raise_signal(signal.SIGTERM)
+
+
+class _AwaitedBlocks:
+    """The blocks that are open in event loops of the main thread; they overlap as they like."""
+
+    def __init__(self) -> None:
+        self._cancels: dict[object, Callable[[], object]] = {}
+        self._before: Any = None
+        self._process = 0
+        self._missed = False
+
+    @contextmanager
+    def cancelled_by_termination(self) -> Iterator[None]:
+        """Cancel the asyncio task that is in the block when SIGTERM comes.
+
+        The signal is passed on to whoever handled it before when the last of the blocks has ended. Outside
+        the main thread, the block is left as it is.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = signal.getsignal(signal.SIGTERM)
+        if before is signal.SIG_IGN or before is None:
+            yield
+            return
+        if not self._cancels:
+            self._process, self._missed = os.getpid(), False
+            if before != self._handle:
+                self._before = before
+                signal.signal(signal.SIGTERM, self._handle)
+        task = cast("asyncio.Task[Any]", asyncio.current_task())
+        block = object()
+        self._cancels[block] = partial(asyncio.get_running_loop().call_soon_threadsafe, task.cancel)
+        try:
+            yield
+        finally:
+            del self._cancels[block]
+            if not self._cancels and signal.getsignal(signal.SIGTERM) == self._handle:
+                signal.signal(signal.SIGTERM, self._before)
+                if self._missed:
+                    signal.raise_signal(signal.SIGTERM)
+
+    def _handle(self, signum: int, _frame: Any) -> None:
+        if not self._cancels or os.getpid() != self._process:  # a process forked in a block is none of it
+            signal.signal(signum, self._before)
+            signal.raise_signal(signum)
+        elif not self._missed:
+            self._missed = True
+            for cancel in list(self._cancels.values()):
+                cancel()
+
+
+cancelled_by_termination = _AwaitedBlocks().cancelled_by_termination
 
 
 def run_in_thread(work: Coroutine[Any, Any, T], *, to_the_end: bool = False) -> T:

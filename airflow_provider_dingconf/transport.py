@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import ssl
 import time
 from contextlib import asynccontextmanager, suppress
@@ -62,6 +63,7 @@ class Transport:
     """
 
     def __init__(self, settings: Settings) -> None:
+        self.process = os.getpid()
         self._settings = settings
         self._session = _TransportHook(settings).get_conn()
         self._adapter = self._session.get_adapter(settings.base_url)

@@ -8,6 +8,7 @@ import re
 import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -29,6 +30,7 @@ from airflow_provider_dingconf.dingtalk.errors import (
     ThrottledError,
 )
 from airflow_provider_dingconf.hooks import DingTalkConferenceHook
+from airflow_provider_dingconf.outcomes import task_outcome
 from airflow_provider_dingconf.sandbox import Fault, Sandbox
 
 if TYPE_CHECKING:
@@ -186,6 +188,16 @@ def test_an_unlock_that_fails_is_an_error(face: Face, sandbox: Sandbox) -> None:
         in_lock(face, "sandbox-open", lambda: None)
 
 
+def test_an_unlock_that_fails_hides_no_error_of_the_block(face: Face, sandbox: Sandbox) -> None:
+    sandbox.fail(Fault(call="unlock", code="systemError"))
+    for wrapped in (nullcontext(), task_outcome(), task_outcome({"systemError": "fail"})):
+        with pytest.raises(Exception, match="systemError") as caught, wrapped:
+            in_lock(face, "sandbox-open", raises(ZeroDivisionError("the block's own")), max_attempts=1)
+        shown = "".join(traceback.format_exception(caught.value))
+        assert "ZeroDivisionError: the block's own" in shown
+        assert sandbox.client_secret not in shown
+
+
 def test_a_cancelled_lock_is_undone(sandbox: Sandbox) -> None:
     meeting = sandbox.create_conference()
     sandbox.fail(Fault(call="lock", delay=20.0, after=True))
@@ -310,6 +322,38 @@ def test_a_banned_address_makes_one_call_and_none_afterwards(face: Face, sandbox
             face.do("lock_conference", "sandbox-open")
         assert 290 < caught.value.retry_after <= 300
     assert len(sandbox.calls) == 1
+
+
+@pytest.mark.parametrize("page", ["addressBanned", "addressBanned-html"])
+def test_a_ban_that_the_token_call_meets_is_heeded_by_all(face: Face, sandbox: Sandbox, page: str) -> None:
+    sandbox.fail(Fault(call="token", code=page))
+    for call in ("lock_conferences", "test_connection", "lock_conferences"):
+        token_store.forget()  # as another process begins
+        if call == "test_connection":
+            worked, said = face.do(call)
+            assert not worked
+            assert "addressBanned" in said
+        else:
+            with pytest.raises(AddressBannedError):
+                face.do(call, ["a", "b"])
+    assert len(sandbox.calls) == 1
+
+
+def test_what_was_not_sent_is_not_in_doubt(face: Face, conn: Callable[..., None], sandbox: Sandbox) -> None:
+    sandbox.fail(Fault(call="lock", code="addressBanned", times=1))
+    for _ in range(2):
+        with pytest.raises(AddressBannedError) as caught:
+            face.do("lock_conference", "sandbox-open")
+        assert not caught.value.in_doubt
+    assert len(sandbox.calls_of("lock")) == 1
+
+
+def test_those_that_were_not_tried_are_not_in_doubt(face: Face, sandbox: Sandbox) -> None:
+    made = [sandbox.create_conference() for _ in range(5)]
+    sandbox.fail(Fault(call="lock", drop=True, after=True, times=1))
+    sandbox.fail(Fault(call="lock", code=THROTTLED, headers={"Retry-After": "600"}))
+    results = face.do("lock_conferences", made, concurrency=1)
+    assert [(one.attempts, one.error.in_doubt) for one in results] == [(2, True), *[(0, False)] * 4]
 
 
 def test_a_lost_answer_is_asked_for_again(face: Face, sandbox: Sandbox) -> None:
@@ -466,6 +510,19 @@ def test_a_static_token_that_is_refused_is_found_bad(
     worked, said = face.do("test_connection")
     assert not worked
     assert "InvalidAuthentication" in said
+
+
+def test_a_static_token_that_may_not_read_is_found_good(
+    face: Face, conn: Callable[..., None], sandbox: Sandbox
+) -> None:
+    conn("static_token")
+    sandbox.fail(Fault(call="list", code="Forbidden.AccessDenied.AccessTokenPermissionDenied", times=1))
+    worked, said = face.do("test_connection")
+    assert worked, said
+    sandbox.fail(Fault(call="list", code="Forbidden.AccessDenied.IpNotInWhiteList"))
+    worked, said = face.do("test_connection")
+    assert not worked
+    assert "IpNotInWhiteList" in said
 
 
 # What is said.

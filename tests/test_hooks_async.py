@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 async def _until(came: Callable[[], object]) -> None:
     """Wait until something has come about."""
-    for _ in range(500):
+    for _ in range(6000):
         if came():
             return
         await asyncio.sleep(0.01)
@@ -45,6 +46,79 @@ def test_coroutines_share_the_connections_of_one_hook(sandbox: Sandbox, conn: An
 
     assert all(result["success"] for result in asyncio.run(all_at_once()))
     assert len(sandbox.calls_of("token")) == 1
+
+
+def test_one_hook_locks_many_and_one_at_the_same_time_and_whoever_ends_first_ends_no_other(
+    sandbox: Sandbox, conn: Any, recwarn: pytest.WarningsRecorder
+) -> None:
+    first, last = sandbox.create_conference(), sandbox.create_conference()
+    many = [sandbox.create_conference() for _ in range(10)]
+    sandbox.fail(Fault(call="lock", path=f"/({last}|{many[-1]})/", delay=0.5))
+    hook = DingTalkConferenceHook()
+
+    async def all_at_once() -> list[Any]:
+        slow = asyncio.ensure_future(hook.alock_conferences([*many]))
+        await _until(lambda: sandbox.calls_of("lock"))
+        return [
+            *await asyncio.gather(hook.alock_conferences([first]), hook.alock_conference(last)),
+            await slow,
+            await asyncio.to_thread(hook.lock_conferences, [first]),
+        ]
+
+    quick, one, others, in_a_thread = asyncio.run(all_at_once())
+    assert one["success"]
+    assert all(result.success for result in (*quick, *others, *in_a_thread))
+    assert not hook._blocks
+    assert not [warning for warning in recwarn if issubclass(warning.category, ResourceWarning)]
+
+
+def test_threads_lock_many_with_one_hook(sandbox: Sandbox, conn: Any) -> None:
+    hook, results = DingTalkConferenceHook(), []
+    start = threading.Barrier(4)
+
+    def lock() -> None:
+        start.wait()
+        results.extend(hook.lock_conferences([sandbox.create_conference() for _ in range(20)]))
+
+    threads = [threading.Thread(target=lock) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len([one for one in results if one.success]) == 80
+
+
+def test_a_block_in_a_block_keeps_the_connections_of_the_outer_one(
+    raw_server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = b'HTTP/1.1 200 OK\r\nContent-Length: 16\r\n\r\n{"success":true}'
+    server = raw_server(good)
+    static = {"conn_type": "dingtalk", "host": server.url, "extra": {"access_token": "a"}}
+    monkeypatch.setenv("AIRFLOW_CONN_DINGTALK_DEFAULT", json.dumps(static))
+
+    async def nested() -> None:
+        async with DingTalkConferenceHook() as hook:
+            async with hook:
+                await hook.alock_conference("a")
+            await hook.alock_conference("b")
+
+    asyncio.run(nested())
+    assert server.connections == 1
+
+
+def test_a_call_goes_on_when_its_block_ends_before_it(sandbox: Sandbox, conn: Any) -> None:
+    meeting = sandbox.create_conference()
+    sandbox.fail(Fault(call="lock", path=meeting, delay=0.5))
+
+    async def left() -> bool:
+        async with DingTalkConferenceHook() as hook:
+            call = asyncio.ensure_future(hook.alock_conference(meeting))
+            await _until(lambda: sandbox.calls_of("lock"))
+        done: bool = (await call)["success"]
+        return done and not hook._blocks
+
+    assert asyncio.run(left())
+    assert len(sandbox.calls_of("lock")) == 1
 
 
 def test_threads_and_coroutines_buy_one_token(sandbox: Sandbox, conn: Any) -> None:

@@ -352,6 +352,36 @@ def test_the_batch_query_tells_which_meetings_are_running(conn: Any, sandbox: Sa
     assert len(sandbox.calls_of("query")) == 2
 
 
+def test_a_wait_that_does_not_fit_into_the_hooks_time_is_not_begun_for_any(
+    face: Any, sandbox: Sandbox
+) -> None:
+    sandbox.fail(Fault(call="lock", code="systemBusy", headers={"Retry-After": "30"}))
+    made = [sandbox.create_conference() for _ in range(5)]
+    results = face.do("lock_conferences", made, hook=face.hook(max_seconds=30), concurrency=1)
+    assert [one.attempts for one in results] == [1, 0, 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("method", "call", "body"),
+    [
+        ("get_conference", "info", {"confInfo": {"title": "no id"}}),
+        ("find_conferences", "roomCode", {"conferenceList": "none"}),
+        ("lock_conference", "token", {"expireIn": 7200}),
+    ],
+)
+def test_what_dingtalk_does_not_document_keeps_its_request_id_and_is_asked_for_again(
+    face: Any, sandbox: Sandbox, method: str, call: str, body: dict[str, Any]
+) -> None:
+    sandbox.create_conference(conference_id="m", room_code="1234567890")
+    arguments = {"room_code": "1234567890"} if call == "roomCode" else {"conference_id": "m"}
+    sandbox.fail(Fault(call=call, body={**body, "requestid": "R-1"}, times=1))
+    with pytest.raises(AnswerError) as caught:
+        face.do(method, hook=face.hook(max_attempts=1), **arguments)
+    assert (caught.value.request_id, caught.value.http_status) == ("R-1", 200)
+    sandbox.fail(Fault(call=call, body={**body, "requestid": "R-1"}, times=1))
+    assert face.do(method, **arguments)
+
+
 def test_a_room_code_that_is_none_is_refused_by_dingtalk(face: Any) -> None:
     with pytest.raises(ParameterError):
         face.do("find_conferences", room_code="not-digits")

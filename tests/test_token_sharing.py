@@ -263,6 +263,35 @@ def test_a_process_forked_while_a_thread_buys_a_token_is_not_held_up_for_ever(
     thread.join()
 
 
+def test_a_forked_process_opens_connections_of_its_own(
+    start: Any, raw_server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = raw_server(b'HTTP/1.1 200 OK\r\nContent-Length: 16\r\n\r\n{"success":true}')
+    static = {"conn_type": "dingtalk", "host": server.url, "extra": {"access_token": "a"}}
+    monkeypatch.setenv("AIRFLOW_CONN_DINGTALK_DEFAULT", json.dumps(static))
+    hook = DingTalkConferenceHook()
+
+    def lock_again() -> bool:
+        return hook.lock_conference("meeting")["success"]
+
+    assert lock_again()
+    assert start(lock_again).result() is True
+    assert server.connections == 2
+    assert lock_again()
+    assert server.connections == 2
+    hook.close()
+
+
+def test_a_forked_process_locks_many_as_its_parent_did(start: Any, conn: Any, sandbox: Sandbox) -> None:
+    hook = DingTalkConferenceHook()
+
+    def lock_many() -> list[bool]:
+        return [one.success for one in hook.lock_conferences(["sandbox-open"])]
+
+    assert lock_many() == [True]
+    assert start(lock_many).result(60) == [True]
+
+
 class Warnings(logging.Handler):
     """Counts the warnings of the token store."""
 

@@ -8,12 +8,14 @@ import ssl
 import subprocess
 import threading
 import time
-from contextlib import nullcontext, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from conftest import Face
 
+from airflow_provider_dingconf import deadline
 from airflow_provider_dingconf.dingtalk.errors import (
     AnswerError,
     CallTimeoutError,
@@ -30,7 +32,7 @@ from airflow_provider_dingconf.sandbox import Fault, Sandbox
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from conftest import Certificates, Face, RawServer
+    from conftest import Certificates, RawServer
 
 GOOD = b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 16\r\n\r\n{"success":true}'
 TOKEN = "a-token-bought-elsewhere"
@@ -294,6 +296,39 @@ def test_a_server_that_falls_silent_is_given_up(
     leads_to(raw_server(serve).url, timeout=10 if options else [5, 0.2])
     error = failure(face, **options)
     assert (type(error), error.code) == (CallTimeoutError, "timeout")
+
+
+@pytest.fixture
+def silent() -> Iterator[int]:
+    """Return the port at which an address, 127.0.0.2, takes no connection and refuses none."""
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.socket())
+        listener.bind(("127.0.0.2", 0))
+        listener.listen(0)
+        for _ in range(3):  # which it does not accept
+            client = stack.enter_context(socket.socket())
+            client.setblocking(False)
+            client.connect_ex(listener.getsockname())
+        yield listener.getsockname()[1]
+
+
+def test_a_host_with_many_addresses_has_no_more_time_than_one_with_one(
+    silent: int, leads_to: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deadline, "_addresses", lambda _host, _port: ["127.0.0.2"] * 20)
+    leads_to(f"http://127.0.0.1:{silent}")
+    began = time.monotonic()
+    error = failure(Face(awaited=False), max_seconds=1)
+    assert (type(error), error.code) == (CallTimeoutError, "timeout")
+    assert time.monotonic() - began < 15  # and not a second for each
+
+
+def test_of_a_host_with_many_addresses_one_that_answers_is_found(
+    raw_server: Any, leads_to: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deadline, "_addresses", lambda _host, _port: ["127.0.0.3", "127.0.0.1"])
+    leads_to(raw_server(GOOD).url)
+    assert lock(Face(awaited=False)) == LOCKED
 
 
 def test_a_server_that_drips_its_answer_is_given_up(face: Face, raw_server: Any, leads_to: Any) -> None:

@@ -16,6 +16,7 @@ from airflow_provider_dingconf.dingtalk.calls import text_of
 from airflow_provider_dingconf.dingtalk.errors import (
     ERRORS,
     AccessTokenError,
+    AnswerError,
     CredentialsError,
     DingTalkError,
     RefusedError,
@@ -47,11 +48,11 @@ _FINE = frozenset({None, "0", "200", "OK"})
 class Good:
     """What a good answer holds.
 
-    :param content: its JSON object.
+    :param content: its JSON object, or what the call's ``read`` makes of it.
     :param request_id: what DingTalk's support asks for; None where DingTalk gave none.
     """
 
-    content: dict[str, Any] = field(repr=False)
+    content: Any = field(repr=False)
     request_id: str | None
 
 
@@ -97,7 +98,10 @@ class _Reading:
             said = content.get(self.call.confirms, "missing")
             shown = str(said).lower() if isinstance(said, (bool, str)) else type(said).__name__
             raise self._own("notConfirmed", f"{self.call.confirms} is {shown} in the answer", content)
-        return Good(content, self._request_id(content))
+        try:
+            return Good(self.call.read(content), self._request_id(content))
+        except AnswerError as error:
+            raise self._own("unreadableAnswer", error.message, content) from None
 
     def _of_no_json(self, body: bytes) -> DingTalkError:
         """Tell the ban's page, whose HTTP status is not documented, from a gateway's or another server's."""

@@ -17,7 +17,7 @@ from airflow_provider_dingconf import __version__
 from airflow_provider_dingconf.dingtalk.errors import InvalidConferenceIdError, InvalidInputError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 INTERNATIONAL_HOST = "https://api.dingtalk.io"
 CHINA_HOST = "https://api.dingtalk.com"
@@ -51,6 +51,8 @@ class Call:
         does, and so carries no token.
     :param repeatable: whether sending it twice does no more than sending it once.
     :param confirms: the field of a good answer that is True; None where the call documents none.
+    :param read: makes of a good answer's JSON object what is wanted; raises an AnswerError where it holds
+        something else.
     """
 
     name: str
@@ -62,6 +64,7 @@ class Call:
     buys_token: bool = False
     repeatable: bool = True
     confirms: str | None = None
+    read: Callable[[dict[str, Any]], Any] = field(default=dict, repr=False, compare=False)
 
     def request(self, access_token: str | None = None) -> Request:
         """Return the request for the wire: what DingTalk's official SDK sends, and nothing else."""

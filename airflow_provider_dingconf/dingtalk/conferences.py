@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 from datetime import datetime
 from enum import Enum
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_dingconf.dingtalk.calls import (
@@ -232,6 +233,7 @@ def conference_call(conference_id: str) -> Call:
         method="GET",
         path=f"{_CONFERENCES}/{check_conference_id(conference_id)}",
         page="api-queryconferenceinfo",
+        read=_read_conference,
     )
 
 
@@ -246,6 +248,7 @@ def query_call(conference_ids: Sequence[str]) -> Call:
         path=f"{_CONFERENCES}/query",
         body={"conferenceIdList": list(conference_ids)},
         page="api-queryconferenceinfobatch",
+        read=_read_running,
     )
 
 
@@ -299,13 +302,14 @@ def _list_call(name: str, path: str, page: str, next_token: str | None, max_resu
     params: dict[str, Any] = {"maxResults": max_results}
     if next_token is not None:
         params["nextToken"] = next_token
-    return Call(name=name, method="GET", path=path, params=params, page=page)
+    read = partial(Page.read, before=next_token)
+    return Call(name=name, method="GET", path=path, params=params, page=page, read=read)
 
 
 # Answers
 
 
-def read_conference(content: Mapping[str, Any]) -> Conference:
+def _read_conference(content: Mapping[str, Any]) -> Conference:
     """Return the meeting in the answer to :func:`conference_call`.
 
     :raises AnswerError: there is none.
@@ -313,7 +317,7 @@ def read_conference(content: Mapping[str, Any]) -> Conference:
     return Conference.read(content.get("confInfo"))
 
 
-def read_running(content: Mapping[str, Any]) -> dict[str, Conference]:
+def _read_running(content: Mapping[str, Any]) -> dict[str, Conference]:
     """Return the running meetings in the answer to :func:`query_call`, by id.
 
     :raises AnswerError: the answer is not what DingTalk documents.
@@ -347,15 +351,15 @@ class Page:
         return cls(conferences, token)
 
 
-def conferences_of(reference: Reference) -> Generator[Call, Mapping[str, Any], list[Conference]]:
+def conferences_of(reference: Reference) -> Generator[Call, Page, list[Conference]]:
     """Find the meetings of a room code or a schedule; driven as an exchange is.
 
-    Yields the calls to make, is sent what their answers hold, and returns the meetings.
+    Yields the calls to make, is sent the pages that their answers hold, and returns the meetings.
     """
     found: list[Conference] = []
     token = None
     while True:
-        page = Page.read((yield named_call(reference, token)), token)
+        page = yield named_call(reference, token)
         found += page.conferences
         token = page.next_token
         if token is None:

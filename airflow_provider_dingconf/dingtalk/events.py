@@ -88,6 +88,7 @@ def open_call(app: App) -> Call:
         },
         page="introduction-to-stream-mode",
         buys_token=True,
+        read=address_from,
     )
 
 

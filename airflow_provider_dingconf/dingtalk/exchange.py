@@ -1,19 +1,21 @@
 """One call from beginning to end, written once for those who wait and those who await.
 
 :func:`exchange` is a generator, as httpx's ``auth_flow`` is: it yields what it wants done, is sent the
-result, and returns what the good answer holds. Its driver does the I/O and nothing else.
+result, or thrown the error, and returns what the good answer holds. Its driver does the I/O and nothing else.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import cast
 
 from airflow_provider_dingconf.dingtalk.answers import Good, read_answer
 from airflow_provider_dingconf.dingtalk.calls import Answer, Call, Request
 from airflow_provider_dingconf.dingtalk.errors import (
     AccessTokenError,
+    CertificateError,
     CredentialsError,
     RedirectError,
     RefusedError,
@@ -63,10 +65,10 @@ def exchange(
     while True:
         token = cast("Token", (yield TokenWanted(attempts.refused)))
         before, attempts.in_doubt = attempts.in_doubt, True
-        answer = cast("Answer", (yield call.request(token.value)))
         try:
+            answer = cast("Answer", (yield call.request(token.value)))
             return read_answer(call, answer, now(), (*secrets, token.value))
-        except (RefusedError, ThrottledError, RedirectError) as error:
+        except (RefusedError, ThrottledError, RedirectError, CertificateError) as error:
             attempts.in_doubt = before
             if not isinstance(error, AccessTokenError) or attempts.refused is not None or token.static:
                 raise
@@ -92,7 +94,6 @@ def purchase(app: App, now: Callable[[], float], pushed_ticket: str | None = Non
 
 
 def _purchase(app: App, now: Callable[[], float]) -> Purchase:
-    call = app.token_call()
-    asked_at = now()
+    call = replace(app.token_call(), read=partial(token_from, asked_at=now()))
     answer = yield call.request()
-    return token_from(read_answer(call, answer, now(), app.secrets).content, asked_at)
+    return cast("Token", read_answer(call, answer, now(), app.secrets).content)

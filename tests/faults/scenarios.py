@@ -6,6 +6,7 @@ They live in a module that imports no pytest, since the processes import it.
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
 import os
 import signal
 import threading
@@ -108,6 +109,52 @@ def awaited(pipe: Connection, meeting: str) -> None:
     asyncio.run(work())
 
 
+def awaited_with_a_handler(pipe: Connection, *meetings: str) -> None:
+    """Blocks that do not end in the order in which they began."""
+
+    def handle(signum: int, frame: Any) -> None:
+        pipe.send("handled")
+
+    inside: list[str] = []
+
+    async def block(meeting: str, leave: asyncio.Event) -> None:
+        async with DingTalkConferenceHook().alocked(meeting):
+            inside.append(meeting)
+            await leave.wait()
+
+    async def work() -> None:
+        leave = [asyncio.Event() for _ in meetings]
+        first, *others = map(asyncio.ensure_future, map(block, meetings, leave))
+        while len(inside) < len(meetings):
+            await asyncio.sleep(0.01)
+        leave[0].set()
+        await first
+        pipe.send("inside")
+        await asyncio.gather(*others, return_exceptions=True)
+
+    signal.signal(signal.SIGTERM, handle)
+    asyncio.run(work())
+    pipe.send("handler is back" if signal.getsignal(signal.SIGTERM) is handle else "no handler")
+
+
+def awaited_with_a_child(pipe: Connection, meeting: str) -> None:
+    async def work() -> None:
+        async with DingTalkConferenceHook().alocked(meeting):
+            child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(FOREVER,))
+            child.start()
+            child.terminate()
+            child.join()
+            pipe.send(child.exitcode)
+
+    asyncio.run(work())
+
+
+def timed_out_in_the_unlock(pipe: Connection, meeting: str) -> None:
+    DingTalkConferenceHook().test_connection()
+    with timeout(3), DingTalkConferenceHook().locked(meeting):
+        pass
+
+
 def cancelled(pipe: Connection, meeting: str) -> None:
     async def work(inside: asyncio.Event) -> None:
         async with DingTalkConferenceHook().alocked(meeting):
@@ -178,6 +225,9 @@ SCENARIOS: dict[str, Callable[..., None]] = {
         timed_out_in_the_call,
         locking,
         awaited,
+        awaited_with_a_handler,
+        awaited_with_a_child,
+        timed_out_in_the_unlock,
         cancelled,
         operator,
         lock_when_told,

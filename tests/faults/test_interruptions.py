@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from multiprocessing import forkserver
 from typing import TYPE_CHECKING, Any
 
@@ -166,12 +167,53 @@ def test_a_block_works_in_a_thread(start: Any, sandbox: Sandbox) -> None:
     assert not sandbox.conference(meeting).locked
 
 
-def test_an_awaited_block_that_is_interrupted_unlocks(start: Any, sandbox: Sandbox) -> None:
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
+def test_an_awaited_block_that_is_interrupted_unlocks(start: Any, sandbox: Sandbox, signum: int) -> None:
     meeting = sandbox.create_conference()
     process = start("awaited", meeting)
     assert process.hear() == "inside"
-    process.signal(signal.SIGINT)
+    process.signal(signum)
     assert process.end() not in {0, None}
+    assert not sandbox.conference(meeting).locked
+
+
+def test_awaited_blocks_that_overlap_unlock_and_pass_the_signal_on(start: Any, sandbox: Sandbox) -> None:
+    meetings = [sandbox.create_conference() for _ in range(3)]
+    sandbox.fail(Fault(call="unlock", delay=0.5))
+    process = start("awaited_with_a_handler", *meetings)
+    assert process.hear() == "inside"
+    process.signal(signal.SIGTERM)
+    wait_for(lambda: len(sandbox.calls_of("unlock")) > 1)
+    process.signal(signal.SIGTERM)
+    assert process.hear() == "handled"
+    assert process.hear() == "handler is back"
+    assert process.end() == 0
+    assert not any(sandbox.conference(meeting).locked for meeting in meetings)
+    assert len(sandbox.calls_of("unlock")) == 3
+
+
+def test_a_process_that_was_forked_in_an_awaited_block_can_be_ended(start: Any, sandbox: Sandbox) -> None:
+    meeting = sandbox.create_conference()
+    process = start("awaited_with_a_child", meeting)
+    assert process.hear() == -signal.SIGTERM
+    assert process.end() == 0
+    assert calls(sandbox) == ["lock", "unlock"]
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [Fault(delay=60.0), Fault(code="systemBusy", headers={"Retry-After": "30"})],
+    ids=["slow", "busy"],
+)
+def test_an_execution_timeout_that_comes_while_a_block_unlocks_does_not_stop_it(
+    start: Any, sandbox: Sandbox, fault: Fault
+) -> None:
+    meeting = sandbox.create_conference()
+    sandbox.fail(replace(fault, call="unlock"))
+    process = start("timed_out_in_the_unlock", meeting)
+    wait_for(lambda: sandbox.calls_of("unlock"))
+    sandbox.heal()
+    assert process.end() == 1
     assert not sandbox.conference(meeting).locked
 
 
