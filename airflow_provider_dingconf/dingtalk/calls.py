@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
-from typing import TYPE_CHECKING, Any
+from functools import cached_property
+from typing import Any
 from urllib.parse import quote, urlencode
 
 from airflow_provider_dingconf import __version__
 from airflow_provider_dingconf.dingtalk.errors import InvalidConferenceIdError, InvalidInputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
 INTERNATIONAL_HOST = "https://api.dingtalk.io"
 CHINA_HOST = "https://api.dingtalk.com"
@@ -69,16 +71,18 @@ class Call:
     def request(self, access_token: str | None = None) -> Request:
         """Return the request for the wire: what DingTalk's official SDK sends, and nothing else."""
         headers = {"Accept": "application/json", "User-Agent": USER_AGENT}
-        content = None
-        if self.body is not None:
-            content = json.dumps(
-                self.body, ensure_ascii=False, separators=(",", ":"), allow_nan=False
-            ).encode()
+        if self._content is not None:
             headers["Content-Type"] = "application/json; charset=utf-8"
         if access_token is not None:
             headers[TOKEN_HEADER] = access_token
         query = f"?{urlencode(_query(self.params))}" if self.params else ""
-        return Request(self.method, self.path + query, headers, content)
+        return Request(self.method, self.path + query, headers, self._content)
+
+    @cached_property
+    def _content(self) -> bytes | None:
+        if self.body is None:
+            return None
+        return json.dumps(self.body, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
 
 
 @dataclass(frozen=True)
@@ -112,8 +116,10 @@ class Answer:
 def _query(params: Mapping[str, Any]) -> dict[str, str]:
     """Return query parameters as texts.
 
-    :raises TypeError: one of them is neither a text nor a number nor a boolean.
+    :raises TypeError: they are no mapping, or one of them is neither a text nor a number nor a boolean.
     """
+    if not isinstance(params, Mapping):
+        raise TypeError(f"params is a {type(params).__name__}, not a mapping")
     texts = {}
     for name, value in params.items():
         if not isinstance(value, (str, int, float)):
@@ -202,7 +208,7 @@ def any_call(
     )
     try:
         call.request()
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise InvalidInputError(f"params or json: they cannot be sent: {error}") from None
     return call
 

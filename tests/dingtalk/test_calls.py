@@ -118,6 +118,39 @@ def test_any_call_refuses_what_is_no_plain_path(path: Any) -> None:
         any_call("GET", path)
 
 
+def nested(depth: int) -> dict[str, Any]:
+    body: dict[str, Any] = {}
+    for _ in range(depth):
+        body = {"x": body}
+    return body
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        {"params": "a=1"},
+        {"params": [("a", 1)]},
+        {"params": {"a": [1]}},
+        {"params": {"a": "\ud800"}},
+        {"json": nested(100_000)},
+        {"json": {"a": {1}}},
+        {"json": {"a": float("nan")}},
+        {"json": {"a": "\ud800"}},
+    ],
+    ids=lambda what: next(iter(what)),
+)
+def test_any_call_refuses_what_cannot_be_sent(what: Any) -> None:
+    with pytest.raises(InvalidInputError, match=r"^params or json: they cannot be sent: "):
+        any_call("POST", "/v1.0/x", **what)
+
+
+def test_a_body_is_sent_as_it_was_when_it_was_found_to_be_sound() -> None:
+    body: dict[str, Any] = {"n": 1}
+    call = any_call("POST", "/v1.0/x", json=body)
+    body["n"] = {1}
+    assert call.request("t").content == b'{"n":1}'
+
+
 @pytest.mark.parametrize(
     ("host", "site"),
     [
