@@ -42,6 +42,7 @@ _TITLE = re.compile(r"<title[^>]{0,100}>([^<]+)", re.IGNORECASE)
 # What Alibaba's firewall puts into its pages of refusal.
 _BAN_MARKS = re.compile(rb"punish|x5secdata|x5referer|_____tmd_____|\b1111\b", re.IGNORECASE)
 _FINE = frozenset({None, "0", "200", "OK"})
+_MESSAGE = ("message", "Message", "errmsg")
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,9 @@ class _Reading:
         if self.call.confirms and content.get(self.call.confirms) is not True:
             said = content.get(self.call.confirms, "missing")
             shown = str(said).lower() if isinstance(said, (bool, str)) else type(said).__name__
-            raise self._own("notConfirmed", f"{self.call.confirms} is {shown} in the answer", content)
+            reasons = filter(None, (None if code in _FINE else code, text_of(content, *_MESSAGE)))
+            told = ": ".join((f"{self.call.confirms} is {shown} in the answer", *reasons))
+            raise self._own("notConfirmed", told, content)
         try:
             return Good(self.call.read(content), self._request_id(content))
         except AnswerError as error:
@@ -129,7 +132,7 @@ class _Reading:
         retry_after = parse_retry_after(self.answer.headers.get("retry-after"), self.now)
         if retry_after is None and row is not None:
             retry_after = row.wait
-        said = text_of(content, "message", "Message", "errmsg") or (row.meaning if row else kind.meaning)
+        said = text_of(content, *_MESSAGE) or (row.meaning if row else kind.meaning)
         return self._made(kind, said, code, content, retry_after)
 
     def _own(

@@ -212,6 +212,26 @@ def test_deprecated_forms_of_the_message_are_read() -> None:
 
 
 @pytest.mark.parametrize(
+    ("body", "reasons"),
+    [
+        ({"code": "conf.readonly", "message": "the host has left"}, ": conf.readonly: the host has left"),
+        ({"Code": "conf.readonly"}, ": conf.readonly"),
+        ({"code": "0", "Message": "the host\x1b\nhas left"}, ": the host has left"),
+        ({"code": None, "message": ["x"]}, ""),
+    ],
+)
+def test_why_an_answer_does_not_confirm_is_told(body: dict[str, Any], reasons: str) -> None:
+    error = error_of(200, {"success": False, **body})
+    assert (error.code, error.message) == ("notConfirmed", f"success is false in the answer{reasons}")
+
+
+def test_why_an_answer_does_not_confirm_is_told_briefly() -> None:
+    message = error_of(200, {"success": False, "code": "x", "message": "y" * 10_000}).message
+    assert message.startswith("success is false in the answer: x: yyy")
+    assert len(message) < 310
+
+
+@pytest.mark.parametrize(
     ("status", "body", "kind"),
     [
         (400, {"code": "invalidClientIdOrSecret"}, errors.CredentialsError),
@@ -303,6 +323,8 @@ ECHOES = {
     "request id header": lambda word: (500, {}, {"x-acs-request-id": word}),
     "location": lambda word: (302, b"", {"location": f"https://other.example/?token={word}"}),
     "success": lambda word: (200, {"success": word}, {}),
+    "code without success": lambda word: (200, {"success": False, "code": word}, {}),
+    "message without success": lambda word: (200, {"success": False, "message": word}, {}),
     "page": lambda word: (502, f"upstream said {word}".encode(), {}),
     "JSON in a page": lambda word: (502, f"upstream said {json.dumps(word)}".encode(), {}),
     "cut by the message's end": lambda word: (400, {"code": "x", "message": "-" * 285 + word}, {}),
