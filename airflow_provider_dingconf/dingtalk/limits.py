@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
+import math
+from typing import TypeGuard
+
 from airflow_provider_dingconf.dingtalk.errors import InvalidInputError
 
 MAX_ATTEMPTS = 5
 MAX_SECONDS = 60.0
+
+LONGEST_SECONDS = 86_400
+"""A day: more is a mistake, and too much for the clocks of a transport."""
 
 CONCURRENCY = 20
 CALLS_PER_SECOND = 200.0
 """DingTalk bans a public address that makes more than 10,000 calls in 20 s, over all its apps."""
 
 
-def check_limits(max_attempts: object, max_seconds: object) -> None:
+def check_limits(max_attempts: object, max_seconds: object, max_wait: object = None) -> None:
     """Check the limits of a call.
 
-    :raises InvalidInputError: one of them is not a positive number.
+    :param max_wait: of one wait; None for no such limit.
+    :raises InvalidInputError: one of them is not such a number, or is more than a day.
     """
     if isinstance(max_attempts, bool) or not isinstance(max_attempts, int) or max_attempts < 1:
         raise InvalidInputError(f"max_attempts: {max_attempts!r} is not a whole number of at least 1")
-    if isinstance(max_seconds, bool) or not isinstance(max_seconds, (int, float)) or not max_seconds > 0:
-        raise InvalidInputError(f"max_seconds: {max_seconds!r} is not a number of seconds above 0")
+    if not _is_number(max_seconds) or not 0 < max_seconds <= LONGEST_SECONDS:
+        raise InvalidInputError(
+            f"max_seconds: {max_seconds!r} is not a number of seconds above 0 and up to a day "
+            f"({LONGEST_SECONDS})"
+        )
+    if max_wait is not None and not (_is_number(max_wait) and 0 <= max_wait < math.inf):
+        raise InvalidInputError(f"max_wait: {max_wait!r} is neither None nor a number of seconds from 0")
 
 
 def check_bulk_limits(concurrency: object, calls_per_second: object) -> None:
@@ -30,9 +42,9 @@ def check_bulk_limits(concurrency: object, calls_per_second: object) -> None:
     """
     if isinstance(concurrency, bool) or not isinstance(concurrency, int) or concurrency < 1:
         raise InvalidInputError(f"concurrency: {concurrency!r} is not a whole number of at least 1")
-    if (
-        isinstance(calls_per_second, bool)
-        or not isinstance(calls_per_second, (int, float))
-        or not calls_per_second > 0
-    ):
+    if not _is_number(calls_per_second) or not calls_per_second > 0:
         raise InvalidInputError(f"calls_per_second: {calls_per_second!r} is not a number above 0")
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

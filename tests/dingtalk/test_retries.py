@@ -22,6 +22,7 @@ from airflow_provider_dingconf.dingtalk.errors import (
     ServerError,
     ThrottledError,
 )
+from airflow_provider_dingconf.dingtalk.limits import check_limits
 from airflow_provider_dingconf.dingtalk.retries import policy
 
 REPEATABLE = any_call("POST", "/v1.0/x")
@@ -106,8 +107,19 @@ def test_a_wait_that_fits_is_sat_out() -> None:
 
 @pytest.mark.parametrize("limits", [
     *({"max_attempts": value} for value in (0, -1, 1.5, "3", None, True)),
-    *({"max_seconds": value} for value in (0, -1, "60", None, True, float("nan"))),
+    *({"max_seconds": value} for value in (0, -1, "60", None, True, float("nan"), float("inf"), 86_401, 10**400)),
 ])  # fmt: skip
 def test_a_limit_that_is_none_is_refused_by_name(limits: dict[str, Any]) -> None:
     with pytest.raises(InvalidInputError, match=f"^{next(iter(limits))}: "):
         policy(REPEATABLE, **limits)
+
+
+@pytest.mark.parametrize("max_wait", [-1, "5", True, float("nan"), float("inf"), [1]])
+def test_a_longest_wait_that_is_none_is_refused(max_wait: Any) -> None:
+    with pytest.raises(InvalidInputError, match=r"^max_wait: "):
+        check_limits(1, 1, max_wait)
+
+
+@pytest.mark.parametrize("max_wait", [None, 0, 0.5, 86_401, 1e300])
+def test_a_wait_may_be_as_long_as_one_likes(max_wait: Any) -> None:
+    check_limits(1, 86_400, max_wait)
