@@ -23,6 +23,9 @@ from airflow_provider_dingconf.dingtalk.errors import DingTalkError, Outcome
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
+LONGEST_DELAY = timedelta(days=1)
+"""As of Airflow's own growing delays; its scheduler fails where a delay leads past the year 9999."""
+
 
 class DingTalkRetryPolicy(RetryPolicy):
     """Decide by the DingTalk error that a task failed with, whether and when Airflow retries the task.
@@ -33,8 +36,9 @@ class DingTalkRetryPolicy(RetryPolicy):
         def lock(conference_id):
             DingTalkConferenceHook().lock_conference(conference_id)
 
-    A throttled or banned call is retried after the time DingTalk named. An error that repeating does not
-    change fails the task at once. Anything else is left to the task's own ``retries`` and ``retry_delay``.
+    A throttled or banned call is retried after the time DingTalk named, a day at most. An error that
+    repeating does not change fails the task at once. Anything else is left to the task's own ``retries`` and
+    ``retry_delay``.
     """
 
     def evaluate(
@@ -52,7 +56,8 @@ class DingTalkRetryPolicy(RetryPolicy):
             return RetryDecision.fail(reason=error.summary)
         if error.retry_after is None:
             return RetryDecision.default()
-        return RetryDecision.retry(delay=timedelta(seconds=error.retry_after), reason=error.summary)
+        delay = min(timedelta(seconds=error.retry_after), LONGEST_DELAY)
+        return RetryDecision.retry(delay=delay, reason=error.summary)
 
     def serialize(self) -> dict[str, Any]:
         """Return what the serialized DAG holds of the policy: it has no settings."""

@@ -14,7 +14,7 @@ import pytest
 from airflow.exceptions import AirflowFailException
 from airflow.providers.common.compat.sdk import DAG
 
-from airflow_provider_dingconf.dingtalk.errors import ERRORS, DingTalkError, Outcome
+from airflow_provider_dingconf.dingtalk.errors import ERRORS, DingTalkError, Outcome, ThrottledError
 from airflow_provider_dingconf.operators import (
     LockConferenceOperator,
     UnlockConferenceOperator,
@@ -84,6 +84,12 @@ def test_an_error_is_retried_when_dingtalk_said_or_not_at_all(row: Any, wrapped:
         assert found.action.value == "default"
     else:
         assert (found.action.value, found.retry_delay) == ("retry", timedelta(seconds=row.wait))
+
+
+@since_3_3
+def test_a_retry_is_a_day_away_at_most() -> None:
+    found = decision(ThrottledError("x", retry_after=999_999_999_999.0))
+    assert (found.action.value, found.retry_delay) == ("retry", timedelta(days=1))
 
 
 @since_3_3
