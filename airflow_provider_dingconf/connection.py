@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 from airflow_provider_dingconf.dingtalk.calls import INTERNATIONAL_HOST
 from airflow_provider_dingconf.dingtalk.errors import InvalidConnectionError
+from airflow_provider_dingconf.dingtalk.limits import LONGEST_SECONDS
 from airflow_provider_dingconf.dingtalk.tokens import App, Token
 
 if TYPE_CHECKING:
@@ -33,6 +34,9 @@ _SEGMENT = re.compile(r"[A-Za-z0-9\-._~]+")
 _PRINTABLE = re.compile(r"[\x21-\x7e]+")
 # The host itself is not shown: the address of a robot, pasted by mistake, holds an access token.
 _NO_HOST = "it is not a host, with or without https:// and a port"
+_NETLOC = re.compile(r"([A-Za-z0-9.\-]+|\[[A-Fa-f0-9.]*:[A-Fa-f0-9:.]*\])(:[0-9]*)?")
+# RFC 1035's lengths; a name that ends in a number would be an address.
+_HOST_NAME = re.compile(r"(?=.{1,253}\.?$)([a-z0-9\-]{1,63}\.)*(?![0-9]+\.?$)[a-z0-9\-]{1,63}\.?")
 _TRUE = frozenset({"true", "yes", "on", "1"})
 _FALSE = frozenset({"false", "no", "off", "0"})
 
@@ -134,7 +138,8 @@ class _Reader:
         )
 
     def fail(self, name: str, problem: str) -> NoReturn:
-        raise InvalidConnectionError(f"connection {self.conn_id!r}, {name}: {problem}")
+        # What an error of Python's shows can be a secret.
+        raise InvalidConnectionError(f"connection {self.conn_id!r}, {name}: {problem}") from None
 
     def _extra(self) -> dict[str, Any]:
         text = self.conn.extra
@@ -195,6 +200,9 @@ class _Reader:
         if not host:
             host = INTERNATIONAL_HOST
         url = host if "://" in host else f"{schema or 'https'}://{host}"
+        scheme, _, rest = url.partition("://")
+        if ":" in rest and _address(rest):
+            url = f"{scheme}://[{rest}]"  # Airflow takes the brackets from the host of a URI
         try:
             parts = urlsplit(url)
             port = parts.port
@@ -204,13 +212,16 @@ class _Reader:
             self.fail("host", "it holds credentials; they go into login and password")
         if parts.scheme not in {"http", "https"} or not parts.hostname or parts.path not in {"", "/"}:
             self.fail("host", _NO_HOST)
-        if parts.query or parts.fragment or not re.fullmatch(r"[A-Za-z0-9.\-:\[\]]+", parts.netloc):
+        if parts.query or parts.fragment or not _NETLOC.fullmatch(parts.netloc) or port == 0:
             self.fail("host", _NO_HOST)
+        if not _address(parts.hostname) and not _HOST_NAME.fullmatch(parts.hostname):
+            self.fail("host", "no host can have this name")
         if schema and schema != parts.scheme:
             self.fail("schema", f"{schema} contradicts the host's {parts.scheme}")
-        if self.conn.port and port and self.conn.port != port:
-            self.fail("port", f"{self.conn.port} contradicts the host's {port}")
-        port = port or self.conn.port
+        own_port = self._port()
+        if own_port and port and own_port != port:
+            self.fail("port", f"{own_port} contradicts the host's {port}")
+        port = port or own_port
         if port == {"http": 80, "https": 443}[parts.scheme]:
             port = None
         if parts.scheme == "http" and not _is_loopback(parts.hostname):
@@ -218,14 +229,25 @@ class _Reader:
         name = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
         return f"{parts.scheme}://{name}" + (f":{port}" if port else "")
 
+    def _port(self) -> int | None:
+        port = self.conn.port
+        if not port:
+            return None  # the Test button of Airflow 3 sends 0 for none
+        if not re.fullmatch("[0-9]{1,5}", str(port)) or not 0 < int(port) < 65536:
+            self.fail("port", f"{ascii(port)[:80]} is not a port, from 1 to 65535")
+        return int(port)
+
+
+def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        return ipaddress.ip_address(host)
+    except ValueError:
+        return None
+
 
 def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    address = _address(host)
+    return address.is_loopback if address else host == "localhost"
 
 
 def _given(value: object) -> bool:
@@ -262,8 +284,11 @@ def _seconds(reader: _Reader, name: str, value: Any) -> float:
         )
     except (ValueError, OverflowError):
         seconds = 0.0
-    if not 0 < seconds < float("inf"):
-        reader.fail(f"extra {name!r}", "expected a number of seconds above 0, or [connect, read]")
+    if not 0 < seconds <= LONGEST_SECONDS:
+        reader.fail(
+            f"extra {name!r}",
+            f"expected a number of seconds above 0 and up to a day ({LONGEST_SECONDS}), or [connect, read]",
+        )
     return seconds
 
 
@@ -337,13 +362,20 @@ def _loaded(reader: _Reader, name: str, load: Callable[..., object], *args: str,
 
 
 def _file(reader: _Reader, name: str, value: Any) -> str:
-    if not isinstance(value, str) or "\0" in value or not Path(value).exists():
-        reader.fail(
-            f"extra {name!r}",
-            "expected true, false or an existing file"
-            if name == "verify"
-            else "expected an existing certificate file, or [certificate, key]",
-        )
+    expected = (
+        "expected true, false or an existing file"
+        if name == "verify"
+        else "expected an existing certificate file, or [certificate, key]"
+    )
+    if not isinstance(value, str):
+        reader.fail(f"extra {name!r}", expected)
+    try:
+        Path(value).stat()
+    except OSError as error:
+        # The value itself is not shown: a private key, pasted by mistake, is no file either.
+        reader.fail(f"extra {name!r}", f"{expected}: {error.strerror}")
+    except ValueError:
+        reader.fail(f"extra {name!r}", expected)
     return value
 
 

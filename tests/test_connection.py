@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
+import traceback
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 from airflow.models import Connection
@@ -68,6 +71,16 @@ SAME = {
         "dingtalk://http://id:the-secret@127.0.0.1:8790",
         {"host": "http://127.0.0.1", "port": 8790},
         replace(PLAIN, base_url="http://127.0.0.1:8790"),
+    ),
+    "address of IPv6": (
+        "dingtalk://id:the-secret@[::1]:8790/http",
+        {"host": "::1", "schema": "http", "port": 8790},
+        replace(PLAIN, base_url="http://[::1]:8790"),
+    ),
+    "address of IPv6 with a scheme": (
+        "dingtalk://https://id:the-secret@[2001:db8::1]",
+        {"host": "https://2001:db8::1"},
+        replace(PLAIN, base_url="https://[2001:db8::1]"),
     ),
     "secrets with every kind of character": (
         "dingtalk://i%40d:p%2F%3A%40%25%23%3F%2Bs@",
@@ -156,6 +169,14 @@ def test_a_connection_means_the_same_as_a_uri_as_json_and_in_the_form(name: str)
         ({"host": "http://localhost:1"}, "http://localhost:1"),
         ({"host": "http://127.8.9.10"}, "http://127.8.9.10"),
         ({"host": "http://[::1]:80"}, "http://[::1]"),
+        ({"host": "::1", "schema": "http"}, "http://[::1]"),
+        ({"host": "2001:DB8::1", "port": 65535}, "https://[2001:db8::1]:65535"),
+        ({"host": "192.0.2.1", "port": 1}, "https://192.0.2.1:1"),
+        ({"host": f"{'a' * 63}.example."}, f"https://{'a' * 63}.example."),
+        ({"host": "a" + ".a" * 126}, "https://a" + ".a" * 126),
+        ({"host": "api.dingtalk.io", "port": 0}, "https://api.dingtalk.io"),
+        ({"host": "api.dingtalk.io", "port": "8443"}, "https://api.dingtalk.io:8443"),
+        ({"host": "api.dingtalk.io:8443", "port": "8443"}, "https://api.dingtalk.io:8443"),
         ({"host": "localhost", "schema": "http", "port": 80}, "http://localhost"),
         ({"host": "api.dingtalk.io", "schema": "HTTPS"}, "https://api.dingtalk.io"),
         ({"schema": "https"}, "https://api.dingtalk.io"),
@@ -224,9 +245,34 @@ WRONG = {
     "host not ASCII": ({"host": "钉钉.example"}, "host", "not a host"),
     "host with a space": ({"host": "api .dingtalk.io"}, "host", "not a host"),
     "no host at all": ({"host": "https://"}, "host", "not a host"),
+    "port 0 in the host": ({"host": "api.dingtalk.io:0"}, "host", "not a host"),
+    **{
+        f"port {port!r}": ({"port": port}, "port", "from 1 to 65535")
+        for port in (-1, 65536, 70000, 10**6, "https", "\u0663", 44.3, "1 ")
+    },
+    **{
+        f"host {host[:40]}": ({"host": host}, "host", "no host can have this name")
+        for host in (
+            "a..b",
+            ".a",
+            "a" * 64 + ".com",
+            "a" + ".a" * 127,
+            "256.1.1.1",
+            "1.2.3",
+            "..",
+            "https://a..b",
+        )
+    },
+    **{
+        f"host {host}": ({"host": host}, "host", "host")
+        for host in ("[a.b]", "[v1.a]", "[1:2]", "::1]", "1:2:3")
+    },
     **{
         f"timeout {value!r}": ({"extra": {"timeout": value}}, "extra 'timeout'", "seconds")
-        for value in (0, -1, "soon", True, [1], [1, 2, 3], [1, 0], {"read": 1}, "NaN", "inf", "[1, 2")
+        for value in (
+            *(0, -1, "soon", True, [1], [1, 2, 3], [1, 0], {"read": 1}, "NaN", "inf", "[1, 2"),
+            *(86_401, "1e10", [1, 1e300]),
+        )
     },
     **{
         f"proxies {value!r}": ({"extra": {"proxies": value}}, "extra 'proxies'", "proxy URLs")
@@ -308,6 +354,31 @@ def test_files_that_hold_no_certificate_are_errors(certificates: Certificates, t
             InvalidConnectionError, match=f"^connection 'dingtalk_default', extra '{next(iter(extra))}'"
         ):
             by_form(extra=extra)
+
+
+PEM = f"-----BEGIN PRIVATE KEY-----\n{'hidden' * 1_000}\n-----END PRIVATE KEY-----\n"
+
+
+@pytest.mark.parametrize("value", [PEM, PEM[:200], [PEM, PEM], f"/{'hidden/' * 1_000}", "/hidden\ud800"])
+@pytest.mark.parametrize("name", ["verify", "cert"])
+def test_a_key_in_place_of_its_file_is_shown_to_no_one(name: str, value: Any) -> None:
+    with pytest.raises(InvalidConnectionError, match=f"extra {name!r}: expected .*existing") as caught:
+        by_form(extra={name: value})
+    assert "hidden" not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.mark.parametrize("name", ["verify", "cert"])
+def test_a_file_that_may_not_be_looked_at_is_an_error(
+    name: str, certificates: Certificates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Whoever runs the tests may enter every directory, as root.
+    def stat(_path: Path, **_options: Any) -> NoReturn:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "/hidden")
+
+    monkeypatch.setattr(Path, "stat", stat)
+    with pytest.raises(InvalidConnectionError, match=f"extra {name!r}: .*: Permission denied") as caught:
+        by_form(extra={name: certificates.authority})
+    assert "hidden" not in str(caught.value)
 
 
 def test_the_settings_show_no_secret() -> None:
