@@ -7,13 +7,13 @@ and tokens are masked.
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 from airflow_provider_dingconf.sandbox.faults import Fault
+from airflow_provider_dingconf.sandbox.state import TooDeepError, from_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -67,7 +67,9 @@ def payload(route: Route, raw: bytes) -> dict[str, Any]:
     :raises ValueError: when it is not; says why.
     """
     try:
-        body = json.loads(raw or b"{}")
+        body = from_json(raw or b"{}")
+    except TooDeepError:
+        raise
     except ValueError:
         body = None
     if not isinstance(body, dict):
@@ -99,7 +101,7 @@ def _shown(call: Call) -> dict[str, Any]:
     try:
         body = masked(call.json()) if call.body else None
     except ValueError:
-        body = f"{len(call.body)} bytes that are not JSON"
+        body = f"{len(call.body)} bytes that are not JSON, or of too many levels"
     return {
         "call": call.name,
         "method": call.method,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Final
@@ -31,6 +32,8 @@ OLD_FORM: Final = "-errcode"
 
 _JSON: Final = "application/json; charset=utf-8"
 _HTML: Final = "text/html; charset=utf-8"
+_HEADER_NAME: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110, 5.1
+_OWN_HEADERS: Final = ("content-length", "transfer-encoding")  # the sandbox says how long the body is
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,7 @@ class Fault:
     :param code: an answer by name, one of :data:`ANSWERS`.
     :param status: the HTTP status, in place of the code's; 200 where there is only a body.
     :param body: the body, in place of the code's (see :class:`Answer`).
-    :param headers: further headers, such as ``Retry-After``.
+    :param headers: further headers, such as ``Retry-After``; none that says how long the body is.
     :param delay: seconds to wait before answering.
     :param drop: close the connection without an answer; where there is one, after half its body.
     :param after: let the call take effect first: what goes wrong is only the answer.
@@ -200,7 +203,8 @@ def _checks(fault: Fault) -> list[tuple[bool, str]]:
         ),
         (
             _is_headers(fault.headers),
-            f"headers are names and values of one line each, not {fault.headers!r}.",
+            "headers are names and values of one line each, "
+            f"other than {' and '.join(_OWN_HEADERS)}, not {fault.headers!r}.",
         ),
         (
             fault.delay is not None and _is_number(fault.delay, 0),
@@ -211,7 +215,7 @@ def _checks(fault: Fault) -> list[tuple[bool, str]]:
     ]
 
 
-def _is_number(value: object, least: float, most: float = float("inf"), *, whole: bool = False) -> bool:
+def _is_number(value: object, least: float, most: float = sys.float_info.max, *, whole: bool = False) -> bool:
     kinds = int if whole else (int, float)
     if value is None:
         return True
@@ -221,11 +225,16 @@ def _is_number(value: object, least: float, most: float = float("inf"), *, whole
 def _is_pattern(value: object) -> bool:
     try:
         return value is None or bool(re.compile(value))  # type: ignore[call-overload]
-    except (re.error, TypeError):
+    except (re.error, TypeError, OverflowError, RecursionError):
         return False
 
 
 def _is_headers(value: object) -> bool:
     return isinstance(value, Mapping) and all(
-        isinstance(part, str) and part.isprintable() for pair in value.items() for part in pair
+        isinstance(name, str)
+        and _HEADER_NAME.fullmatch(name)
+        and name.lower() not in _OWN_HEADERS
+        and isinstance(text, str)
+        and text.isprintable()
+        for name, text in value.items()
     )

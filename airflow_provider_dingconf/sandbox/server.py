@@ -310,6 +310,8 @@ class Sandbox:
             return web.json_response({"error": str(missing)}, status=404)
         except ValueError as wrong:
             return web.json_response({"error": str(wrong)}, status=400)
+        except web.HTTPRequestEntityTooLarge as large:
+            return web.json_response({"error": large.text}, status=large.status)
 
     async def _dingtalk(self, route: api.Route, request: web.Request) -> web.StreamResponse:
         call = await _received(route, request)

@@ -13,15 +13,48 @@ from typing import TYPE_CHECKING, Any, Final, get_args
 from airflow_provider_dingconf.sandbox.reserved import Reserved, Status, with_slow
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from airflow_provider_dingconf.sandbox.faults import Fault
 
 TOKEN_LIFETIME: Final = 7200.0
 """Seconds, as with DingTalk."""
 
+DEEPEST: Final = 100
+"""Levels of JSON that the sandbox takes: far fewer than it could not show again."""
+
 STREAM_TICKET_LIFETIME: Final = 90.0
 """Seconds, of the ticket for one connection to an event stream."""
+
+
+class TooDeepError(ValueError):
+    """Raised for JSON of more levels than are taken."""
+
+    def __init__(self) -> None:
+        super().__init__(f"The JSON has more than {DEEPEST} levels.")
+
+
+def from_json(text: str | bytes) -> Any:
+    """Return what is written in JSON.
+
+    :raises ValueError: when it is none; :class:`TooDeepError` when it has more than ``DEEPEST`` levels.
+    """
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise TooDeepError() from None
+    level = [value]
+    for _ in range(DEEPEST):
+        level = [inner for one in level for inner in _inside(one)]
+        if not level:
+            return value
+    raise TooDeepError()
+
+
+def _inside(value: Any) -> Iterable[Any]:
+    if isinstance(value, dict):
+        return value.values()
+    return value if isinstance(value, list) else ()
 
 
 @dataclass(frozen=True)
@@ -104,7 +137,7 @@ class Call:
 
         :raises ValueError: when it is none.
         """
-        return json.loads(self.body)
+        return from_json(self.body)
 
 
 @dataclass

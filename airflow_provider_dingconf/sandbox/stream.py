@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from aiohttp import WSMsgType, web
 
 from airflow_provider_dingconf.sandbox.api import details
-from airflow_provider_dingconf.sandbox.state import APPS, CORP_ID, THIRD_PARTY_APP, App
+from airflow_provider_dingconf.sandbox.state import APPS, CORP_ID, THIRD_PARTY_APP, App, from_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -214,14 +214,12 @@ class Streams:
     def _answered(self, connection: _Connection, text: str) -> None:
         """Read an answer: what is none that an event waits for is left alone, as an answer to a ping."""
         try:
-            answer = json.loads(text)
+            answer = from_json(text)
             message_id = answer["headers"]["messageId"]
-            data = json.loads(answer.get("data") or "{}")
+            data = from_json(answer.get("data") or "{}")
+            event, timer = connection.sent[message_id]
         except (ValueError, KeyError, TypeError):
             return
-        if message_id not in connection.sent:
-            return
-        event, timer = connection.sent[message_id]
         said = data.get("status", "SUCCESS") if isinstance(data, dict) else "SUCCESS"
         said = said if answer.get("code") == 200 else f"code {answer.get('code')}"
         event.acknowledgements.append(said)

@@ -6,10 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from .conftest import CONFERENCES, code
+
 if TYPE_CHECKING:
     from airflow_provider_dingconf.sandbox import Sandbox
 
     from .conftest import Caller
+
+JSON = {"Content-Type": "application/json"}
 
 
 def test_a_meeting_lives_its_life_over_http(sandbox: Sandbox, caller: Caller) -> None:
@@ -68,7 +72,7 @@ def test_secrets_and_tokens_are_masked_on_the_screen_and_whole_for_tests(
         "appSecret": "***",
         "list": [{"suiteTicket": "***"}],
     }
-    assert second["body"] == "16 bytes that are not JSON"
+    assert second["body"] == "16 bytes that are not JSON, or of too many levels"
     assert second["headers"][-1][0] != "***"
     assert sandbox.calls[0].json() == body
     assert sandbox.calls[0].header("x-acs-dingtalk-access-token") == token
@@ -87,6 +91,24 @@ def test_secrets_and_tokens_are_masked_on_the_screen_and_whole_for_tests(
         ("POST", "/conferences/sandbox-open/start", {"x": 1}, (400, "known: nothing")),
         ("POST", "/conferences/sandbox-open/join", {}, (400, "user is missing")),
         ("POST", "/faults", {"code": "confClose"}, (400, "confClose")),
+        (
+            "POST",
+            "/faults",
+            {"headers": {"Content-Length": "5"}},
+            (400, "other than content-length and tran"),
+        ),
+        (
+            "POST",
+            "/faults",
+            {"headers": {"transfer-Encoding": "chunked"}},
+            (400, "other than content-length"),
+        ),
+        ("POST", "/faults", {"headers": {"a b": "c"}}, (400, "headers are names")),
+        ("POST", "/faults", {"headers": {"a": "b\nc"}}, (400, "headers are names")),
+        ("POST", "/faults", {"path": "a{99999999999999999999}"}, (400, "regular expression")),
+        ("POST", "/faults", {"sent": "(" * 5_000 + ")" * 5_000}, (400, "regular expression")),
+        ("POST", "/faults", {"delay": 10**400}, (400, "delay is a number")),
+        ("POST", "/faults", {"duration": 10**400}, (400, "duration is a number")),
         ("POST", "/fault", {}, (404, "POST /sandbox/faults")),
         ("PATCH", "/calls", None, (404, "GET /sandbox/calls")),
         ("GET", "", None, (404, "GET /sandbox/calls")),
@@ -104,6 +126,38 @@ def test_a_wrong_control_call_is_told_what_is_wrong(
 def test_a_control_call_that_is_no_json_is_told_so(caller: Caller) -> None:
     answer = caller.control("POST", "/conferences", data=b"\xff{")
     assert (answer.status_code, answer.json()) == (400, {"error": "The body is not a JSON object."})
+
+
+@pytest.mark.parametrize("levels", [101, 900, 100_000])
+@pytest.mark.parametrize(
+    ("path", "field"),
+    [("/conferences", "title"), ("/faults", "body"), ("/events", "data")],
+)
+def test_a_body_of_too_many_levels_is_told_so(caller: Caller, path: str, field: str, levels: int) -> None:
+    body = f'{{"{field}": {"[" * (levels - 1)}{"]" * (levels - 1)}}}'
+    answer = caller.control("POST", path, data=body)
+    assert (answer.status_code, answer.json()) == (400, {"error": "The JSON has more than 100 levels."})
+
+
+def test_a_body_of_many_levels_is_taken(caller: Caller) -> None:
+    body = f'{{"call": "lock", "body": {"[" * 99}{"]" * 99}}}'
+    assert caller.control("POST", "/faults", data=body).status_code == 200
+    assert caller.lock("sandbox-open").text == "[" * 99 + "]" * 99
+
+
+def test_a_body_that_is_too_long_is_told_so(caller: Caller) -> None:
+    answer = caller.control("POST", "/conferences", {"title": "x" * 2**20})
+    assert answer.status_code == 413
+    assert "1048576" in answer.json()["error"]
+
+
+@pytest.mark.parametrize("levels", [101, 900, 50_000])
+def test_a_call_of_too_many_levels_is_wrong_and_shown_by_its_length(caller: Caller, levels: int) -> None:
+    body = '{"action":' * (levels - 1) + "{}" + "}" * (levels - 1)
+    answer = caller.call("POST", f"{CONFERENCES}/sandbox-open/lock", data=body, headers=JSON)
+    assert code(answer) == (400, "paramsError")
+    (shown,) = caller.control("GET", "/calls").json()["calls"]
+    assert shown["body"] == f"{len(body)} bytes that are not JSON, or of too many levels"
 
 
 @pytest.mark.parametrize(

@@ -238,6 +238,18 @@ def test_an_event_that_a_client_fails_to_handle_comes_again(sandbox: Sandbox, ca
     drive(steps)
 
 
+@pytest.mark.parametrize("text", ["x", "[]", '{"headers": {"messageId": []}}', "[" * 100_000])
+def test_an_answer_to_nothing_is_left_alone(sandbox: Sandbox, caller: Caller, text: str) -> None:
+    async def steps() -> None:
+        async with connected(caller) as client:
+            await client.socket.send_str(text)
+            sandbox.push_event("anything", {})
+            await client.event()
+            await until(lambda: sandbox.events[0].acknowledged)
+
+    drive(steps)
+
+
 def test_what_a_closed_connection_did_not_acknowledge_comes_over_the_next(
     sandbox: Sandbox, caller: Caller
 ) -> None:
