@@ -237,9 +237,11 @@ def test_a_static_token_that_is_refused_costs_one_call(
 ) -> None:
     conn("static_token")
     sandbox.revoke_tokens()
-    with pytest.raises(AccessTokenError):
+    with pytest.raises(AccessTokenError) as caught:
         face.do("lock_conference", "sandbox-open")
     assert [call.name for call in sandbox.calls] == ["lock"]
+    assert "a static access token has to be replaced" in str(caught.value)
+    assert "fresh" not in str(caught.value), "none was tried"
 
 
 def test_a_token_is_renewed_before_it_expires(face: Face, monkeypatch: pytest.MonkeyPatch) -> None:

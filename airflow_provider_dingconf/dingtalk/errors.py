@@ -189,7 +189,7 @@ class CredentialsError(RefusedError):
 
 
 class AccessTokenError(RefusedError):
-    """Raised when DingTalk refuses the access token, and a fresh one as well."""
+    """Raised when DingTalk refuses the access token, and a fresh one as well, unless it is a static one."""
 
     meaning = "The access token is missing, expired, revoked or not known."
     remedy = "Check that the connection belongs to this host; a static access token has to be replaced."
@@ -381,7 +381,8 @@ def _rows() -> Iterable[ErrorCode]:
         (400, 401),
         AccessTokenError,
         "The access token is expired, revoked or not known.",
-        "A fresh one was tried already: check that the connection's app and host belong together.",
+        "Check that the connection's app and host belong together; "
+        "a static access token has to be replaced by a new one in Access token.",
     )
     yield row(
         "invalidClientIdOrSecret",
