@@ -346,40 +346,47 @@ def _cipher(secret: bytes, salt: bytes, purpose: bytes) -> Fernet:
 
 
 class Ban:
-    """What is known of an address ban of one host, in memory and, where ``file`` is given, on disk.
+    """What is known of an address ban of one host: in memory, for all connections, and on disk.
 
-    :param file: the file; None for no sharing between processes.
+    :param host: its URL.
+    :param file: the file of the connection that asks; None for no sharing between processes.
     """
 
-    def __init__(self, file: SharedFile | None = None) -> None:
+    def __init__(self, host: str, file: SharedFile | None = None) -> None:
+        self._host = host
         self._file = file
-        self._known = (0.0, 0.0)
 
     def seconds_left(self, now: float) -> float:
         """Return how long DingTalk must not be called; 0 where it may.
 
         :param now: seconds since the epoch.
         """
-        began, until = max(self._known, self._shared(), key=lambda ban: ban[1])
-        return until - now if began <= now < until else 0.0  # a ban of the future: the clock went back
+        bans = [_bans.get(self._host, _NO_BAN), self._shared()]
+        lasting = [ban for ban in bans if ban[0] <= now < ban[1]]  # a ban of the future: the clock went back
+        if not lasting:
+            return 0.0
+        known = _bans[self._host] = max(lasting, key=lambda ban: ban[1])
+        return known[1] - now
 
     def put(self, now: float, seconds: float) -> None:
         """Remember a ban, for this process and the others."""
-        self._known = (now, now + seconds)
+        known = _bans[self._host] = (now, now + seconds)
         if self._file:
-            self._file.write(json.dumps(self._known).encode())
+            self._file.write(json.dumps(known).encode())
 
     def _shared(self) -> tuple[float, float]:
         content = self._file.read() if self._file else None
         try:
-            began, until = json.loads(content or b"[0, 0]")
+            began, until = json.loads(content or b"")
             return float(began), float(until)
         except (ValueError, TypeError, OverflowError, RecursionError):
-            return 0.0, 0.0
+            return _NO_BAN
 
+
+_NO_BAN = (0.0, 0.0)
 
 _shelves: dict[object, Shelf] = {}
-_bans: dict[object, Ban] = {}
+_bans: dict[str, tuple[float, float]] = {}
 _suite_tickets: dict[object, SuiteTicket] = {}
 _seen_events: dict[object, SeenEvents] = {}
 
@@ -398,11 +405,8 @@ def shelf_of(settings: Settings) -> Shelf:
 
 def ban_of(settings: Settings) -> Ban:
     """Return what is known of a ban of the connection's host."""
-    key = (settings.token_cache, settings.base_url)
-    if key not in _bans:
-        name = sha256(settings.base_url.encode()).hexdigest()
-        _bans.setdefault(key, Ban(shared_file(settings, f"{name}.ban")))
-    return _bans[key]
+    name = sha256(settings.base_url.encode()).hexdigest()
+    return Ban(settings.base_url, shared_file(settings, f"{name}.ban"))
 
 
 def suite_ticket_of(settings: Settings) -> SuiteTicket:

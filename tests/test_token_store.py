@@ -133,6 +133,18 @@ def test_a_ban_is_remembered_in_a_file_of_its_owner_alone(tmp_path: Path) -> Non
     assert ban_of(settings).seconds_left(now=1_100) == 200
 
 
+def test_a_ban_that_the_process_knows_of_holds_for_connections_with_other_files(tmp_path: Path) -> None:
+    one, other = (replace(SETTINGS, token_cache=str(tmp_path / name)) for name in ("one", "other"))
+    alone = replace(SETTINGS, token_cache=False)
+    ban_of(one).put(now=1_000, seconds=300)
+    assert [ban_of(each).seconds_left(now=1_100) for each in (one, other, alone)] == [200, 200, 200]
+    assert not (tmp_path / "other").exists()
+
+    token_store.forget()  # as another process begins
+    assert [ban_of(each).seconds_left(now=1_100) for each in (other, one, alone)] == [0, 200, 200]
+    assert ban_of(replace(one, base_url="https://api.dingtalk.com")).seconds_left(now=1_100) == 0
+
+
 @pytest.mark.parametrize("kind", ["internal", "third_party", "unified"])
 def test_the_files_say_nothing_in_the_clear_and_nor_do_their_names(
     lock: Any, conn: Any, sandbox: Sandbox, kind: Any
@@ -414,10 +426,11 @@ def test_a_damaged_file_of_a_ban_is_as_none(private: Path, content: bytes) -> No
     file = private / "host.ban"
     file.write_bytes(content)
     file.chmod(0o600)
-    ban = Ban(SharedFile(file))
+    ban = Ban(SETTINGS.base_url, SharedFile(file))
     assert ban.seconds_left(now=1_000) == 0
     ban.put(now=1_000, seconds=300)
-    assert Ban(SharedFile(file)).seconds_left(now=1_001) == 299
+    token_store.forget()
+    assert ban.seconds_left(now=1_001) == 299
 
 
 @pytest.mark.parametrize(
@@ -612,7 +625,7 @@ def test_a_token_that_dingtalk_renewed_is_newer_though_its_value_is_the_same(pri
 
 
 def test_a_ban_does_not_outlast_a_clock_that_went_back() -> None:
-    ban = Ban()
+    ban = Ban(SETTINGS.base_url)
     ban.put(now=2e9, seconds=300)
     assert ban.seconds_left(now=2e9 + 1) == 299
     assert ban.seconds_left(now=1e9) == 0
