@@ -6,7 +6,7 @@ read, and that only who knows the client secret can decrypt. While one of them b
 A suite ticket that DingTalk pushed is kept in the same way, and so are, as digests, the ids of events.
 
 The files are a convenience: where they cannot be used, for whatever reason, that costs the sharing and one
-warning, never the call.
+warning a directory, never the call.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import threading
 import time
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
 from cryptography.fernet import Fernet, InvalidToken
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -70,7 +70,8 @@ class SharedFile:
     :param max_bytes: how much of it is read.
     """
 
-    _warned = False
+    _warned: ClassVar[set[Path]] = set()
+    """The directories that cost a warning already."""
 
     def __init__(self, path: Path, max_bytes: int = _MAX_FILE_BYTES) -> None:
         self.path = path
@@ -101,8 +102,8 @@ class SharedFile:
         except Timeout:
             raise
         except (OSError, NotImplementedError) as error:  # the latter: a file system without locks
-            if not SharedFile._warned:
-                SharedFile._warned = True
+            if self.path.parent not in self._warned:
+                self._warned.add(self.path.parent)
                 log.warning(
                     "DingTalk access tokens and events are not shared between processes: %s: %s; "
                     "set token_cache on the connection to another directory, or to false",
@@ -455,4 +456,4 @@ def forget() -> None:
     _bans.clear()
     _suite_tickets.clear()
     _seen_events.clear()
-    SharedFile._warned = False
+    SharedFile._warned.clear()

@@ -453,6 +453,19 @@ def test_a_directory_that_cannot_be_used_costs_one_warning_and_never_a_call(
     assert bought(sandbox) == 2
 
 
+def test_each_directory_that_cannot_be_used_costs_a_warning_of_its_own(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    in_the_way = [tmp_path / "one", tmp_path / "other"]
+    for path in in_the_way:
+        path.touch()
+        for name in ("a.token", "b.ban"):
+            SharedFile(path / name).write(b"content")
+    said = warnings_of(caplog)
+    assert len(said) == 2
+    assert all(str(path) in warning for path, warning in zip(in_the_way, said, strict=True))
+
+
 def test_a_read_only_directory_costs_the_sharing_and_one_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
