@@ -71,6 +71,14 @@ def test_the_readme_is_short_and_its_links_lead_somewhere() -> None:
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
+@pytest.mark.parametrize("page", [README, *sorted(DOCS.glob("*.md"))], ids=lambda page: page.name)
+def test_no_blank_line_parts_a_table_from_its_header(page: Path) -> None:
+    lines = ["", *page.read_text().splitlines(), ""]
+    for before, row, after in zip(lines, lines[1:], lines[2:], strict=False):
+        if row.startswith("|") and not before.startswith("|"):
+            assert re.fullmatch(r"\|( *:?-+:? *\|)+", after), row
+
+
 def test_the_page_of_promises_names_tests_that_exist() -> None:
     tests = Path(__file__).parent
     named = re.findall(r"`([\w/]+\.py)::(\w+)`", (DOCS / "promises.md").read_text())
