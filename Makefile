@@ -36,6 +36,7 @@ test-matrix: .venv/bin/uv  ## run the tests with every supported Airflow
 test-with-%: .matrix/%/.ready
 	@echo "Python $(subst -, with Airflow ,$*)"
 	@.matrix/$*/bin/python -m pytest --quiet -p no:cacheprovider
+	@.matrix/$*/bin/python -m pytest --quiet -p no:cacheprovider tests/faults/test_interruptions.py
 
 test-faults: .venv/.ready  ## run the tests behind a network that breaks
 	.venv/bin/python -m pytest $(IN_PARALLEL) --quiet tests/faults
