@@ -21,6 +21,7 @@ from airflow_provider_dingconf.dingtalk.calls import INTERNATIONAL_HOST
 from airflow_provider_dingconf.dingtalk.errors import InvalidConnectionError
 from airflow_provider_dingconf.dingtalk.limits import LONGEST_SECONDS
 from airflow_provider_dingconf.dingtalk.tokens import App, Token
+from airflow_provider_dingconf.get_provider_info import CONNECTION_TYPE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -165,8 +166,8 @@ class _Reader:
         corp_id, ticket, token = (read.get(name) for name in ("corp_id", "suite_ticket", "access_token"))
         if ticket and not corp_id:
             self.fail(
-                "extra 'suite_ticket'",
-                "it needs 'corp_id', the organisation that authorised the third-party app",
+                _of_extra("suite_ticket"),
+                f"it needs {_of_extra('corp_id')}, which authorised the third-party app",
             )
         if token:
             return None, Token(token)
@@ -178,11 +179,13 @@ class _Reader:
         """Refuse a proxy that would be shown what plain http is for this machine alone to see."""
         for scheme, url in proxies.items():
             if not scheme.startswith("https") and not _is_loopback(urlsplit(url).hostname or ""):
-                self.fail("extra 'proxies'", "plain http would show the credentials to the proxy; use https")
+                self.fail(
+                    _of_extra("proxies"), "plain http would show the credentials to the proxy; use https"
+                )
 
     def _plain(self, name: str, value: str | None) -> str:
         if not value:
-            self.fail(name, "it is missing; give it, or an access token in extra 'access_token'")
+            self.fail(name, f"it is missing; give it, or {_of_extra('access_token')}")
         return self.printable(name, value)
 
     def printable(self, name: str, value: str) -> str:
@@ -238,6 +241,11 @@ class _Reader:
         return int(port)
 
 
+def _of_extra(name: str) -> str:
+    """Return what a field of the extra is called: by who writes JSON, and in the form."""
+    return f"extra {name!r} ({CONNECTION_TYPE['conn-fields'][name]['label']})"
+
+
 def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
         return ipaddress.ip_address(host)
@@ -266,14 +274,14 @@ def _structured(value: Any) -> Any:
 
 def _text(reader: _Reader, name: str, value: Any) -> str:
     if not isinstance(value, str):
-        reader.fail(f"extra {name!r}", f"expected a string, got {type(value).__name__}")
-    return reader.printable(f"extra {name!r}", value)
+        reader.fail(_of_extra(name), f"expected a string, got {type(value).__name__}")
+    return reader.printable(_of_extra(name), value)
 
 
 def _corp_id(reader: _Reader, name: str, value: Any) -> str:
     text = _text(reader, name, value)
     if not _SEGMENT.fullmatch(text) or text in {".", ".."}:
-        reader.fail(f"extra {name!r}", "it is not a corpId, such as dingxxxxxxxx")
+        reader.fail(_of_extra(name), "it is not a corpId, such as dingxxxxxxxx")
     return text
 
 
@@ -286,7 +294,7 @@ def _seconds(reader: _Reader, name: str, value: Any) -> float:
         seconds = 0.0
     if not 0 < seconds <= LONGEST_SECONDS:
         reader.fail(
-            f"extra {name!r}",
+            _of_extra(name),
             f"expected a number of seconds above 0 and up to a day ({LONGEST_SECONDS}), or [connect, read]",
         )
     return seconds
@@ -304,7 +312,7 @@ def _proxies(reader: _Reader, name: str, value: Any) -> dict[str, str]:
     value = _structured(value)
     if not isinstance(value, dict) or not all(map(_is_proxy, value.values())):
         reader.fail(
-            f"extra {name!r}",
+            _of_extra(name),
             'expected an object of proxy URLs, http or https, such as {"https": "http://proxy:3128"}',
         )
     return value
@@ -340,7 +348,7 @@ def _token_cache(reader: _Reader, name: str, value: Any) -> bool | str:
     if switch is not None:
         return switch
     if not isinstance(value, str) or "\0" in value or not Path(value).is_absolute():
-        reader.fail(f"extra {name!r}", "expected true, false, or the absolute path of a directory")
+        reader.fail(_of_extra(name), "expected true, false, or the absolute path of a directory")
     return value
 
 
@@ -358,7 +366,7 @@ def _loaded(reader: _Reader, name: str, load: Callable[..., object], *args: str,
     try:
         load(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), *args, **kwargs)
     except (OSError, ValueError) as error:
-        reader.fail(f"extra {name!r}", f"it cannot be used: {error}")
+        reader.fail(_of_extra(name), f"it cannot be used: {error}")
 
 
 def _file(reader: _Reader, name: str, value: Any) -> str:
@@ -368,14 +376,14 @@ def _file(reader: _Reader, name: str, value: Any) -> str:
         else "expected an existing certificate file, or [certificate, key]"
     )
     if not isinstance(value, str):
-        reader.fail(f"extra {name!r}", expected)
+        reader.fail(_of_extra(name), expected)
     try:
         Path(value).stat()
     except OSError as error:
         # The value itself is not shown: a private key, pasted by mistake, is no file either.
-        reader.fail(f"extra {name!r}", f"{expected}: {error.strerror}")
+        reader.fail(_of_extra(name), f"{expected}: {error.strerror}")
     except ValueError:
-        reader.fail(f"extra {name!r}", expected)
+        reader.fail(_of_extra(name), expected)
     return value
 
 

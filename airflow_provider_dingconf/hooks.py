@@ -172,7 +172,7 @@ class DingTalkConferenceHook(BaseHook):
         max_wait: float | None = None,
     ) -> None:
         super().__init__()
-        check_limits(max_attempts, max_seconds)
+        check_limits(max_attempts, max_seconds, max_wait)
         self.max_wait = max_wait
         self.dingtalk_conn_id = dingtalk_conn_id
         self.max_attempts = max_attempts

@@ -396,12 +396,13 @@ class _ConferenceOperator(BaseOperator):
         """Unlock what the task has locked in vain, and forget what no retry will ask for."""
         from airflow_provider_dingconf.termination import termination
 
+        killed = not isinstance(error, (Exception, TaskDeferred, AirflowTaskTimeout))
+        may_undo = self.unlock_on_failure or (killed and self.action == "lock" and bool(made.for_sure))
+        if not (may_undo or made.progress):
+            return
         goes_on = isinstance(error, TaskDeferred) or _tries_are_left(context)
         ended = isinstance(error, (AirflowFailException, AirflowSkipException)) or not goes_on
-        killed = not isinstance(error, (Exception, TaskDeferred, AirflowTaskTimeout))
-        undoes = self.unlock_on_failure or (killed and not goes_on and self.action == "lock")
-        if not (undoes or made.progress):
-            return
+        undoes = self.unlock_on_failure or (may_undo and not goes_on)
         in_vain = [*made.in_doubt, *(made.for_sure if ended or killed else ())]
         with termination() as hold_termination:
             hold_termination()

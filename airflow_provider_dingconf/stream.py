@@ -50,6 +50,9 @@ and how long is waited for that at most."""
 WAIT_SECONDS = (1.0, 60.0)
 """Between attempts to connect: about so long after the first one that failed, and at most."""
 
+MOST_SECONDS = 3_600.0
+"""Before the next attempt, whatever DingTalk asks for."""
+
 REFUSED_SECONDS = (60.0, 600.0)
 """After an error that repeating does not change: the Airflow connection is read again after the first, and
 DingTalk is asked again after the second, or as soon as the connection has been changed."""
@@ -254,7 +257,7 @@ class EventStream:
                 await self._hold()
             except TransientError as error:
                 log.warning("event stream: %s", error.summary)
-                asked, lost = error.retry_after or 0.0, True
+                asked, lost = min(error.retry_after or 0.0, MOST_SECONDS), True
             except DingTalkError as error:
                 log.error("no events are received: %s", error)
                 if await self._connection_changed():

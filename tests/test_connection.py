@@ -18,6 +18,7 @@ from airflow.models import Connection
 from airflow_provider_dingconf.connection import Settings, Timeout, read_connection
 from airflow_provider_dingconf.dingtalk.errors import InvalidConnectionError
 from airflow_provider_dingconf.dingtalk.tokens import App, Token
+from airflow_provider_dingconf.get_provider_info import CONNECTION_TYPE
 
 if TYPE_CHECKING:
     from conftest import Certificates
@@ -310,7 +311,10 @@ def test_a_mistake_is_one_error_that_names_the_connection_and_the_field(name: st
     with pytest.raises(InvalidConnectionError) as caught:
         by_form(**fields)
     message = str(caught.value)
-    assert message.startswith(f"connection 'dingtalk_default', {field}: ")
+    name = field.removeprefix("extra ").strip("'")
+    in_form = CONNECTION_TYPE["conn-fields"].get(name)
+    shown = f"{field} ({in_form['label']})" if in_form else field
+    assert message.startswith(f"connection 'dingtalk_default', {shown}: ")
     assert hint in message
     assert "hidden" not in message
     assert message.isprintable()
@@ -362,7 +366,7 @@ PEM = f"-----BEGIN PRIVATE KEY-----\n{'hidden' * 1_000}\n-----END PRIVATE KEY---
 @pytest.mark.parametrize("value", [PEM, PEM[:200], [PEM, PEM], f"/{'hidden/' * 1_000}", "/hidden\ud800"])
 @pytest.mark.parametrize("name", ["verify", "cert"])
 def test_a_key_in_place_of_its_file_is_shown_to_no_one(name: str, value: Any) -> None:
-    with pytest.raises(InvalidConnectionError, match=f"extra {name!r}: expected .*existing") as caught:
+    with pytest.raises(InvalidConnectionError, match=f"extra {name!r} .*: expected .*existing") as caught:
         by_form(extra={name: value})
     assert "hidden" not in "".join(traceback.format_exception(caught.value))
 
@@ -376,7 +380,7 @@ def test_a_file_that_may_not_be_looked_at_is_an_error(
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), "/hidden")
 
     monkeypatch.setattr(Path, "stat", stat)
-    with pytest.raises(InvalidConnectionError, match=f"extra {name!r}: .*: Permission denied") as caught:
+    with pytest.raises(InvalidConnectionError, match=f"extra {name!r} .*: Permission denied") as caught:
         by_form(extra={name: certificates.authority})
     assert "hidden" not in str(caught.value)
 

@@ -72,7 +72,7 @@ def policy(
     :param max_seconds: seconds in all, waits included.
     :param max_wait: seconds of one wait, over which the error is raised instead; None for no such limit.
     """
-    check_limits(max_attempts, max_seconds)
+    check_limits(max_attempts, max_seconds, max_wait)
     return _policy(call.repeatable, max_attempts, max_seconds, max_wait)
 
 
