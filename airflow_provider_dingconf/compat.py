@@ -1,10 +1,11 @@
-"""The one import path that ``common-compat`` does not have on every supported Airflow."""
+"""What ``common-compat`` does not have on every supported Airflow, or not in every version."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_0_PLUS, AIRFLOW_V_3_1_PLUS
+from asgiref.sync import sync_to_async
 
 if TYPE_CHECKING or AIRFLOW_V_3_1_PLUS:
     from airflow.sdk.log import mask_secret
@@ -13,4 +14,15 @@ elif AIRFLOW_V_3_0_PLUS:
 else:
     from airflow.utils.log.secrets_masker import mask_secret
 
-__all__ = ["mask_secret"]
+if TYPE_CHECKING:
+    from airflow.providers.common.compat.sdk import BaseHook, Connection
+
+
+async def get_async_connection(conn_id: str, hook: BaseHook) -> Connection:
+    """Return a connection as a hook finds it, without blocking the loop: ``common-compat``'s, from 1.17."""
+    if hasattr(hook, "aget_connection"):
+        return await hook.aget_connection(conn_id)
+    return await sync_to_async(hook.get_connection, thread_sensitive=False)(conn_id)
+
+
+__all__ = ["get_async_connection", "mask_secret"]

@@ -17,7 +17,6 @@ from datetime import datetime, timezone
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypedDict, cast
 
-from airflow.providers.common.compat.connection import get_async_connection
 from airflow.providers.common.compat.sdk import BaseHook
 from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_0_PLUS
 from asgiref.sync import sync_to_async
@@ -30,7 +29,7 @@ from airflow_provider_dingconf.bulk import (
     each_of,
     to_the_end,
 )
-from airflow_provider_dingconf.compat import mask_secret
+from airflow_provider_dingconf.compat import get_async_connection, mask_secret
 from airflow_provider_dingconf.connection import Settings, read_connection
 from airflow_provider_dingconf.dingtalk.calls import Call, any_call, lock_call
 from airflow_provider_dingconf.dingtalk.conferences import (

@@ -532,7 +532,8 @@ class LockConferenceOperator(_ConferenceOperator):
     :param max_seconds: seconds of the call in all, the waits between attempts included; for a deferrable
         task, those in a worker slot.
     :param unlock_on_failure: whether a task that fails, is skipped or is ended unlocks what it has locked:
-        as in :func:`conference_lock`, whose unlock does not run then.
+        as in :func:`conference_lock`, whose unlock does not run then. One that is ended, and that has no try
+        left, does so in any case.
     :param deferrable: whether a long wait is left to the triggerer; the call is made in the worker.
         Airflow's ``[operators] default_deferrable`` by default.
     :param retry_policy: Airflow 3.3's; :class:`~airflow_provider_dingconf.retry_policies.DingTalkRetryPolicy`

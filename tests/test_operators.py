@@ -324,7 +324,10 @@ def test_no_secret_is_in_the_database_or_the_log(ran: Ran) -> None:
 
 
 class Instance:
-    """A task instance, of which the operator knows how to push an XCom."""
+    """A task instance, of which the operator knows how to push an XCom, and that this is its only try."""
+
+    try_number = 1
+    max_tries = 0
 
     def __init__(self) -> None:
         self.xcoms: dict[str, Any] = {}
@@ -557,6 +560,7 @@ def test_a_killed_task_ends_its_call_and_one_that_makes_none_goes_on(
     killer.join(60)
     expected = "lock was interrupted" if AIRFLOW_V_3_0_PLUS else "Airflow 2 raises an exception of its own"
     assert said == [expected]
+    assert not sandbox.conference("sandbox-open").locked
 
 
 def test_a_dag_file_imports_neither_the_hook_nor_an_http_library() -> None:
