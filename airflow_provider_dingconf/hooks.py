@@ -705,8 +705,7 @@ class DingTalkConferenceHook(BaseHook):
         settings, loop = await self._asettings(), asyncio.get_running_loop()
         block = self._blocks.get(loop)
         if block is None:
-            block = self._blocks[loop] = _Block(AsyncTransport(settings))
-            await block.transport.__aenter__()
+            block = self._blocks[loop] = _Block(await AsyncTransport(settings).__aenter__())
         block.users += 1
         return self
 

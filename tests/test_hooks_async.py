@@ -93,7 +93,11 @@ def test_a_block_in_a_block_keeps_the_connections_of_the_outer_one(
 ) -> None:
     good = b'HTTP/1.1 200 OK\r\nContent-Length: 16\r\n\r\n{"success":true}'
     server = raw_server(good)
-    static = {"conn_type": "dingtalk", "host": server.url, "extra": {"access_token": "a"}}
+    static = {
+        "conn_type": "dingtalk",
+        "host": server.url,
+        "extra": {"access_token": "a-token-bought-elsewhere"},
+    }
     monkeypatch.setenv("AIRFLOW_CONN_DINGTALK_DEFAULT", json.dumps(static))
 
     async def nested() -> None:

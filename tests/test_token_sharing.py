@@ -267,7 +267,11 @@ def test_a_forked_process_opens_connections_of_its_own(
     start: Any, raw_server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = raw_server(b'HTTP/1.1 200 OK\r\nContent-Length: 16\r\n\r\n{"success":true}')
-    static = {"conn_type": "dingtalk", "host": server.url, "extra": {"access_token": "a"}}
+    static = {
+        "conn_type": "dingtalk",
+        "host": server.url,
+        "extra": {"access_token": "a-token-bought-elsewhere"},
+    }
     monkeypatch.setenv("AIRFLOW_CONN_DINGTALK_DEFAULT", json.dumps(static))
     hook = DingTalkConferenceHook()
 

@@ -140,8 +140,16 @@ def awaited_with_a_handler(pipe: Connection, *meetings: str) -> None:
 def awaited_with_a_child(pipe: Connection, meeting: str) -> None:
     async def work() -> None:
         async with DingTalkConferenceHook().alocked(meeting):
-            child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(FOREVER,))
+            forking = multiprocessing.get_context("fork")
+            here, there = forking.Pipe()
+
+            def live() -> None:
+                there.send("up")  # a signal that comes while Python forks is lost
+                time.sleep(FOREVER)
+
+            child = forking.Process(target=live)
             child.start()
+            here.recv()
             child.terminate()
             child.join()
             pipe.send(child.exitcode)
