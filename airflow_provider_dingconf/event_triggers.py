@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from airflow.triggers.shared_stream import SharedStreamProducer
 
-    from airflow_provider_dingconf.stream import Delivery, Watch
+    from airflow_provider_dingconf.client.event_stream import Delivery, Watch
 
 CHECK_SECONDS = 0.5
 """Before Airflow 3.3, which confirms it: between two looks whether Airflow has stored what was fired."""
@@ -139,7 +139,7 @@ class ConferenceEventTrigger(BaseEventTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Yield the events, until cancelled: Airflow before 3.3."""
-        from airflow_provider_dingconf.stream import Watch
+        from airflow_provider_dingconf.client.event_stream import Watch
 
         self._watch = Watch(self.dingtalk_conn_id)
         self._unstored = _Unstored(_outbox())
@@ -175,7 +175,7 @@ class ConferenceEventTrigger(BaseEventTrigger):
 
     async def filter_shared_stream(self, shared_stream: AsyncIterator[Any]) -> AsyncIterator[TriggerEvent]:
         """Yield the events of the shared stream that this trigger wants."""
-        from airflow_provider_dingconf.stream import note_join
+        from airflow_provider_dingconf.client.event_stream import note_join
 
         note_join()
         async for delivery in shared_stream:

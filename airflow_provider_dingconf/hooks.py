@@ -22,15 +22,24 @@ from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_0_PLUS
 from asgiref.sync import sync_to_async
 from tenacity import AsyncRetrying, Retrying
 
-from airflow_provider_dingconf.bulk import (
+from airflow_provider_dingconf.client.bulk import (
     ConferenceResult,
     Pace,
     check_conference_ids,
     each_of,
     to_the_end,
 )
+from airflow_provider_dingconf.client.http import AsyncTransport, Transport
+from airflow_provider_dingconf.client.settings import Settings, read_connection
+from airflow_provider_dingconf.client.sync import cancelled_by_termination, run_in_thread, termination
+from airflow_provider_dingconf.client.token_cache import (
+    LOCK_SECONDS,
+    Shelf,
+    ban_of,
+    shelf_of,
+    suite_ticket_of,
+)
 from airflow_provider_dingconf.compat import get_async_connection, mask_secret
-from airflow_provider_dingconf.connection import Settings, read_connection
 from airflow_provider_dingconf.dingtalk.calls import Call, any_call, lock_call
 from airflow_provider_dingconf.dingtalk.conferences import (
     BATCH,
@@ -66,9 +75,6 @@ from airflow_provider_dingconf.dingtalk.limits import (
 )
 from airflow_provider_dingconf.dingtalk.retries import policy
 from airflow_provider_dingconf.get_provider_info import CONNECTION_TYPE
-from airflow_provider_dingconf.termination import cancelled_by_termination, run_in_thread, termination
-from airflow_provider_dingconf.token_store import LOCK_SECONDS, Shelf, ban_of, shelf_of, suite_ticket_of
-from airflow_provider_dingconf.transport import AsyncTransport, Transport
 
 if TYPE_CHECKING:
     from collections.abc import (
@@ -85,10 +91,10 @@ if TYPE_CHECKING:
     from tenacity import RetryCallState
     from typing_extensions import Self, Unpack
 
-    from airflow_provider_dingconf.dingtalk.answers import Good
     from airflow_provider_dingconf.dingtalk.calls import Answer, Request
     from airflow_provider_dingconf.dingtalk.conferences import Reference
     from airflow_provider_dingconf.dingtalk.events import Address
+    from airflow_provider_dingconf.dingtalk.responses import Good
     from airflow_provider_dingconf.dingtalk.retries import Policy
     from airflow_provider_dingconf.dingtalk.tokens import App, Token
 

@@ -69,7 +69,7 @@ if TYPE_CHECKING:
 
     from airflow.providers.common.compat.sdk import Context
 
-    from airflow_provider_dingconf.bulk import ConferenceResult
+    from airflow_provider_dingconf.client.bulk import ConferenceResult
     from airflow_provider_dingconf.dingtalk.conferences import Conference
     from airflow_provider_dingconf.hooks import DingTalkConferenceHook, LockResult
     from airflow_provider_dingconf.progress import Progress
@@ -324,7 +324,7 @@ class _ConferenceOperator(BaseOperator):
         done: Sequence[dict[str, Any]] | None,
     ) -> list[dict[str, Any]]:
         """Act on every meeting that an earlier try of the task has not settled."""
-        from airflow_provider_dingconf.bulk import ConferenceResult
+        from airflow_provider_dingconf.client.bulk import ConferenceResult
 
         settled = self._settled(context, hook, made, done)
         progress = cast("Progress", made.progress)
@@ -380,7 +380,7 @@ class _ConferenceOperator(BaseOperator):
         done: Sequence[dict[str, Any]] | None = None,
     ) -> dict[str, ConferenceResult]:
         """Return what came of the meetings that need no further call, by id."""
-        from airflow_provider_dingconf.bulk import ConferenceResult
+        from airflow_provider_dingconf.client.bulk import ConferenceResult
         from airflow_provider_dingconf.progress import progress_of
 
         made.progress = progress_of(context, hook.settings, resumed=done is not None)
@@ -394,7 +394,7 @@ class _ConferenceOperator(BaseOperator):
         self, context: Context, hook: DingTalkConferenceHook, made: _Made, error: BaseException
     ) -> None:
         """Unlock what the task has locked in vain, and forget what no retry will ask for."""
-        from airflow_provider_dingconf.termination import termination
+        from airflow_provider_dingconf.client.sync import termination
 
         killed = not isinstance(error, (Exception, TaskDeferred, AirflowTaskTimeout))
         may_undo = self.unlock_on_failure or (killed and self.action == "lock" and bool(made.for_sure))
@@ -423,7 +423,7 @@ class _ConferenceOperator(BaseOperator):
 
     def _ids(self, hook: DingTalkConferenceHook) -> list[str]:
         """Return the meetings' ids: those given, or those of the running ones that are wanted."""
-        from airflow_provider_dingconf.bulk import check_conference_ids
+        from airflow_provider_dingconf.client.bulk import check_conference_ids
 
         if not self.running:
             return check_conference_ids(self.conference_id)

@@ -20,7 +20,7 @@ from airflow_provider_dingconf.dingtalk.errors import (
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from airflow_provider_dingconf.bulk import ConferenceResult
+    from airflow_provider_dingconf.client.bulk import ConferenceResult
 
 _MOST_ROWS = 50
 _WORST_LAST = (Outcome.SUCCEED, Outcome.SKIP, Outcome.RETRY, Outcome.FAIL)

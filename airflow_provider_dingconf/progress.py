@@ -13,15 +13,15 @@ import time
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from airflow_provider_dingconf.token_store import shared_file
+from airflow_provider_dingconf.client.token_cache import shared_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from airflow.providers.common.compat.sdk import Context
 
-    from airflow_provider_dingconf.connection import Settings
-    from airflow_provider_dingconf.token_store import SharedFile
+    from airflow_provider_dingconf.client.settings import Settings
+    from airflow_provider_dingconf.client.token_cache import SharedFile
 
 SAVE_SECONDS = 2.0
 """Between two saves, while meetings are being settled."""

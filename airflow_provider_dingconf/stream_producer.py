@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.common.compat.sdk import conf
 from airflow.triggers.shared_stream import SharedStreamProducer
 
-from airflow_provider_dingconf.stream import Watch
+from airflow_provider_dingconf.client.event_stream import Watch
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Hashable, Sequence
 
     from airflow.triggers.shared_stream import AdvanceItem
 
-    from airflow_provider_dingconf.stream import Delivery
+    from airflow_provider_dingconf.client.event_stream import Delivery
 
 
 class EventsProducer(SharedStreamProducer):

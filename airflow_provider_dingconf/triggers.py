@@ -33,7 +33,7 @@ class ConferenceTrigger(BaseTrigger):
     """Wait until a meeting has started, or has ended.
 
     The triggers of one connection and interval share their polls: see
-    :mod:`~airflow_provider_dingconf.polls`. The one event is a dict of ``conference``, the meeting as plain
+    :mod:`~airflow_provider_dingconf.client.polling`. The one event is a dict of ``conference``, the meeting as plain
     values, or of ``error``, what DingTalk refused.
 
     :param status: what is waited for, ``started`` or ``ended``.
@@ -77,8 +77,8 @@ class ConferenceTrigger(BaseTrigger):
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Wait, and yield one event."""
+        from airflow_provider_dingconf.client.polling import Poll
         from airflow_provider_dingconf.outcomes import check_on_error
-        from airflow_provider_dingconf.polls import Poll
 
         poll = Poll.of(self.dingtalk_conn_id, self.poke_interval)
         try:

@@ -77,10 +77,10 @@ def _let_tasks_log() -> None:
 
 def _forget_tokens() -> None:
     """Forget the access tokens and bans of this process, and the files that share them."""
-    from airflow_provider_dingconf import token_store
+    from airflow_provider_dingconf.client import token_cache
 
-    token_store.forget()
-    shutil.rmtree(token_store.default_directory(), ignore_errors=True)
+    token_cache.forget()
+    shutil.rmtree(token_cache.default_directory(), ignore_errors=True)
 
 
 @pytest.fixture
@@ -104,7 +104,7 @@ def conn(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Non
 @pytest.fixture
 def quick_polls(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the waits in the triggerer poll as often as a test wants."""
-    from airflow_provider_dingconf import polls
+    from airflow_provider_dingconf.client import polling as polls
 
     monkeypatch.setattr(polls, "LEAST_SECONDS", 0.0)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from airflow_provider_dingconf import token_store
+from airflow_provider_dingconf.client import token_cache
 from airflow_provider_dingconf.hooks import DingTalkConferenceHook
 from airflow_provider_dingconf.sandbox import Sandbox
 
@@ -27,4 +27,4 @@ def acknowledged(sandbox: Sandbox) -> bool:
 
 def restless() -> bool:
     """Return whether the stream sees a need to tick, since events have started something of late."""
-    return token_store.seen_events_of(DingTalkConferenceHook().settings).restless
+    return token_cache.seen_events_of(DingTalkConferenceHook().settings).restless

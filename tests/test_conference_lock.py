@@ -243,9 +243,9 @@ MEETINGS = ("found", "skips", "refused", "outer", "inner", "mapped-1", "mapped-2
 @pytest.fixture(scope="module")
 def ran(dags: dict[str, Any]) -> Iterator[Ran]:
     """Run the DAG of all sections once."""
-    from airflow_provider_dingconf import token_store
+    from airflow_provider_dingconf.client import token_cache
 
-    token_store.forget()
+    token_cache.forget()
     with pytest.MonkeyPatch.context() as patch, Sandbox() as sandbox:
         patch.setenv("AIRFLOW_CONN_DINGTALK_DEFAULT", sandbox.connection_json())
         for meeting in MEETINGS:

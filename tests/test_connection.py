@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import pytest
 from airflow.models import Connection
 
-from airflow_provider_dingconf.connection import Settings, Timeout, read_connection
+from airflow_provider_dingconf.client.settings import Settings, Timeout, read_connection
 from airflow_provider_dingconf.dingtalk.errors import InvalidConnectionError
 from airflow_provider_dingconf.dingtalk.tokens import App, Token
 from airflow_provider_dingconf.get_provider_info import CONNECTION_TYPE

@@ -98,7 +98,8 @@ def sandbox() -> Iterator[Sandbox]:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch, conn: Any) -> None:
     """Shorten the waits, in the same proportions."""
-    from airflow_provider_dingconf import event_triggers, stream
+    from airflow_provider_dingconf import event_triggers
+    from airflow_provider_dingconf.client import event_stream as stream
 
     monkeypatch.setattr(stream, "JOIN_SECONDS", (0.1, 1.0))
     monkeypatch.setattr(stream, "WAIT_SECONDS", (0.02, 0.1))
@@ -415,7 +416,8 @@ def test_a_sweep_is_not_forgotten_when_the_event_before_is_wanted_by_a_third_tri
 def test_a_trigger_sweeps_after_one_that_ended_before_it_could(
     sandbox: Sandbox, quick: None, monkeypatch: pytest.MonkeyPatch, process: str
 ) -> None:
-    from airflow_provider_dingconf import event_triggers, token_store
+    from airflow_provider_dingconf import event_triggers
+    from airflow_provider_dingconf.client import token_cache
 
     async def first() -> None:
         async with triggering(sandbox, make()) as (triggerer, (only,)):
@@ -431,7 +433,7 @@ def test_a_trigger_sweeps_after_one_that_ended_before_it_could(
 
     drive(first)
     if process == "another":
-        token_store.forget()
+        token_cache.forget()
         monkeypatch.setattr(event_triggers, "_firings", event_triggers._Firings())
     drive(second)
 

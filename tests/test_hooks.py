@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from airflow.exceptions import AirflowNotFoundException
 
-from airflow_provider_dingconf import token_store
+from airflow_provider_dingconf.client import token_cache
 from airflow_provider_dingconf.dingtalk.errors import (
     AccessTokenError,
     AddressBannedError,
@@ -330,7 +330,7 @@ def test_a_banned_address_makes_one_call_and_none_afterwards(face: Face, sandbox
 def test_a_ban_that_the_token_call_meets_is_heeded_by_all(face: Face, sandbox: Sandbox, page: str) -> None:
     sandbox.fail(Fault(call="token", code=page))
     for call in ("lock_conferences", "test_connection", "lock_conferences"):
-        token_store.forget()  # as another process begins
+        token_cache.forget()  # as another process begins
         if call == "test_connection":
             worked, said = face.do(call)
             assert not worked
@@ -391,7 +391,7 @@ def test_a_ban_holds_for_other_processes_and_not_for_other_hosts(
     for method in ("lock_conference", "unlock_conference"):
         with pytest.raises(AddressBannedError):
             face.do(method, "sandbox-open")
-        token_store.forget()  # as another process begins
+        token_cache.forget()  # as another process begins
     assert [made.name for made in sandbox.calls] == (["token"] if call == "token" else ["token", "lock"])
     with Sandbox() as other:
         conn(host=other.url)

@@ -68,9 +68,9 @@ class Shown:
 @pytest.fixture(scope="module")
 def shown(airflow_db: None) -> Iterator[Shown]:
     """Let Airflow run the tasks, and return what shows their links."""
-    from airflow_provider_dingconf import token_store
+    from airflow_provider_dingconf.client import token_cache
 
-    token_store.forget()
+    token_cache.forget()
     file = Path(os.environ["AIRFLOW_HOME"], "dags", "links.py")
     file.parent.mkdir(exist_ok=True)
     file.write_text(DAG_FILE)

@@ -18,7 +18,7 @@ from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSki
 from faults.scenarios import killer_of
 from test_operators import Ran, run_dag
 
-from airflow_provider_dingconf import token_store
+from airflow_provider_dingconf.client import token_cache
 from airflow_provider_dingconf.dingtalk.errors import CredentialsError, DingTalkError, InvalidInputError
 from airflow_provider_dingconf.hooks import DingTalkConferenceHook
 from airflow_provider_dingconf.links import JoinConferenceLink
@@ -81,7 +81,7 @@ MEETINGS = ["skipped-1", "skipped-2", "failed-1", "lost-1", "lost-2", "lost-3", 
 
 @pytest.fixture(scope="module")
 def world(airflow_db: None) -> Iterator[tuple[Ran, Sandbox]]:
-    token_store.forget()
+    token_cache.forget()
     with pytest.MonkeyPatch.context() as patch, Sandbox() as sandbox:
         for meeting in [*MEETINGS, *(f"a-meeting-with-a-long-id-{number}" for number in range(20))]:
             sandbox.create_conference(meeting, conference_id=meeting)
@@ -283,8 +283,8 @@ def test_a_retry_that_gets_no_token_keeps_what_is_settled(
     with pytest.raises(DingTalkError):
         lock([fine, flaky], max_attempts=1).execute(a_try(1))
     sandbox.fail(Fault(call="token", code="invalidClientIdOrSecret"))
-    token_store.forget()
-    for file in token_store.default_directory().glob("*.token"):
+    token_cache.forget()
+    for file in token_cache.default_directory().glob("*.token"):
         file.unlink()
     context = a_try(2)
     task = lock([fine, flaky], on_error={"invalidClientIdOrSecret": outcome})

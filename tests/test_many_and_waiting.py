@@ -89,9 +89,9 @@ MEETINGS = [
 
 @pytest.fixture(scope="module")
 def world(airflow_db: None) -> Iterator[tuple[Ran, Sandbox]]:
-    from airflow_provider_dingconf import token_store
+    from airflow_provider_dingconf.client import token_cache
 
-    token_store.forget()
+    token_cache.forget()
     with pytest.MonkeyPatch.context() as patch, Sandbox() as sandbox:
         for meeting in MEETINGS:
             sandbox.create_conference(meeting, conference_id=meeting)
@@ -262,7 +262,7 @@ def test_parameters_that_contradict_each_other_are_an_error_of_the_dag_file(
 
 
 def test_the_files_of_progress_are_gone_after_the_task(ran: Ran) -> None:
-    from airflow_provider_dingconf.token_store import default_directory
+    from airflow_provider_dingconf.client.token_cache import default_directory
 
     assert list(default_directory().glob("*.progress")) == []
     assert os.environ["AIRFLOW_HOME"] in str(default_directory())

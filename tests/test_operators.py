@@ -135,9 +135,9 @@ class Ran:
 @pytest.fixture(scope="module")
 def ran(airflow_db: None, self_signed: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ran]:
     """Run the DAG once, each kind of trouble over a connection of its own where it would spread."""
-    from airflow_provider_dingconf import token_store
+    from airflow_provider_dingconf.client import token_cache
 
-    token_store.forget()
+    token_cache.forget()
     with (
         pytest.MonkeyPatch.context() as patch,
         Sandbox() as usual,

@@ -15,11 +15,12 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_dingconf import hooks, polls
+from airflow_provider_dingconf import hooks
+from airflow_provider_dingconf.client import polling as polls
+from airflow_provider_dingconf.client.polling import Poll
 from airflow_provider_dingconf.dingtalk.conferences import ConferenceStatus, check_reference
 from airflow_provider_dingconf.dingtalk.errors import ConferenceClosedError, ConnectionLostError
 from airflow_provider_dingconf.dingtalk.limits import CONCURRENCY
-from airflow_provider_dingconf.polls import Poll
 from airflow_provider_dingconf.sandbox import Fault, Sandbox
 from airflow_provider_dingconf.sensors import ConferenceSensor
 from airflow_provider_dingconf.triggers import ConferenceTrigger

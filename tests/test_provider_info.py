@@ -17,7 +17,7 @@ import pytest
 from airflow.providers_manager import ProvidersManager
 
 from airflow_provider_dingconf import __version__
-from airflow_provider_dingconf.connection import read_connection
+from airflow_provider_dingconf.client.settings import read_connection
 from airflow_provider_dingconf.get_provider_info import CONNECTION_TYPE, get_provider_info
 from airflow_provider_dingconf.hooks import DingTalkConferenceHook
 

@@ -212,9 +212,9 @@ with DAG("retries", schedule=None, default_args={"retries": 1, "retry_delay": ti
 @pytest.fixture(scope="module")
 def tries(airflow_db: None) -> Iterator[dict[str, tuple[str, int]]]:
     """Let Airflow run tasks that fail, and return how each ended and at which try."""
-    from airflow_provider_dingconf import token_store
+    from airflow_provider_dingconf.client import token_cache
 
-    token_store.forget()
+    token_cache.forget()
     file = Path(os.environ["AIRFLOW_HOME"], "dags", "retries.py")
     file.parent.mkdir(exist_ok=True)
     file.write_text(DAG_FILE)

@@ -77,9 +77,9 @@ MODES = ["poking", "rescheduled", "deferred"]
 
 @pytest.fixture(scope="module")
 def ran(airflow_db: None) -> Iterator[Ran]:
-    from airflow_provider_dingconf import token_store
+    from airflow_provider_dingconf.client import token_cache
 
-    token_store.forget()
+    token_cache.forget()
     with pytest.MonkeyPatch.context() as patch, Sandbox() as sandbox:
         late = [f"late-{mode}" for mode in MODES]
         for meeting in ("well-1", "faulty", *MODES, *(f"busy-{mode}" for mode in MODES), *late):

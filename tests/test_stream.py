@@ -21,10 +21,11 @@ from aiohttp import WSMsgType, web
 from conftest import CONN_VARIABLE
 from streams import acknowledged, drive, restless, until
 
-from airflow_provider_dingconf import stream, token_store
+from airflow_provider_dingconf.client import event_stream as stream
+from airflow_provider_dingconf.client import token_cache
+from airflow_provider_dingconf.client.event_stream import Delivery, Watch
 from airflow_provider_dingconf.hooks import DingTalkConferenceHook
 from airflow_provider_dingconf.sandbox import Fault, Sandbox
-from airflow_provider_dingconf.stream import Delivery, Watch
 
 SOON = 0.3
 """Seconds after which the sandbox delivers an event again."""
@@ -224,7 +225,7 @@ def test_events_that_start_nothing_bring_no_ticks_and_are_not_remembered(sandbox
             assert not watcher.ticks
 
     drive(steps)
-    assert not list(token_store.default_directory().glob("*.events"))
+    assert not list(token_cache.default_directory().glob("*.events"))
 
 
 @pytest.mark.parametrize("calm", [False, True])
@@ -243,7 +244,7 @@ def test_a_tick_after_a_restart_says_whether_one_was_owed(sandbox: Sandbox, calm
             assert [tick.overdue for tick in watcher.ticks][:2] == [not calm, False][: len(watcher.ticks)]
 
     drive(first)
-    token_store.forget()
+    token_cache.forget()
     drive(second)
 
 
@@ -347,7 +348,7 @@ def test_an_event_that_was_taken_starts_nothing_when_it_comes_again(sandbox: San
 
     drive(first)
     if restart:
-        token_store.forget()
+        token_cache.forget()
         drive(second)
 
 
@@ -395,26 +396,26 @@ def test_another_app_has_events_of_its_own(sandbox: Sandbox, conn: Any) -> None:
 
 
 def test_no_more_events_are_remembered_than_there_is_room_for(tmp_path: Path) -> None:
-    file = token_store.SharedFile(tmp_path / "own" / "events", token_store.MAX_SEEN * 16)
-    seen = token_store.SeenEvents(file)
-    seen.add(str(number) for number in range(token_store.MAX_SEEN + 10))
+    file = token_cache.SharedFile(tmp_path / "own" / "events", token_cache.MAX_SEEN * 16)
+    seen = token_cache.SeenEvents(file)
+    seen.add(str(number) for number in range(token_cache.MAX_SEEN + 10))
     seen.save()
-    again = token_store.SeenEvents(file)
+    again = token_cache.SeenEvents(file)
     again.load()
-    assert file.path.stat().st_size == token_store.MAX_SEEN * 16
+    assert file.path.stat().st_size == token_cache.MAX_SEEN * 16
     for known in (seen, again):
         assert "9" not in known
         assert "10" in known
-        assert str(token_store.MAX_SEEN + 9) in known
+        assert str(token_cache.MAX_SEEN + 9) in known
 
 
 def test_two_processes_add_to_what_they_remember(tmp_path: Path) -> None:
-    file = token_store.SharedFile(tmp_path / "own" / "events", token_store.MAX_SEEN * 16)
-    one, other = token_store.SeenEvents(file), token_store.SeenEvents(file)
+    file = token_cache.SharedFile(tmp_path / "own" / "events", token_cache.MAX_SEEN * 16)
+    one, other = token_cache.SeenEvents(file), token_cache.SeenEvents(file)
     for seen, event_id in ((one, "a"), (other, "b")):
         seen.add([event_id])
         seen.save()
-    again = token_store.SeenEvents(file)
+    again = token_cache.SeenEvents(file)
     again.load()
     assert "a" in again
     assert "b" in again
@@ -422,9 +423,9 @@ def test_two_processes_add_to_what_they_remember(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"short", b"x" * 33])
 def test_a_damaged_memory_of_events_is_no_error(tmp_path: Path, content: bytes) -> None:
-    file = token_store.SharedFile(tmp_path / "own" / "events")
+    file = token_cache.SharedFile(tmp_path / "own" / "events")
     file.write(content)
-    seen = token_store.SeenEvents(file)
+    seen = token_cache.SeenEvents(file)
     seen.load()
     seen.add(["a"])
     seen.save()
@@ -477,13 +478,13 @@ def test_what_is_saved_at_the_end_does_not_block_the_loop(
     sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     threads: list[threading.Thread] = []
-    save = token_store.SeenEvents.save
+    save = token_cache.SeenEvents.save
 
-    def noted(seen: token_store.SeenEvents) -> None:
+    def noted(seen: token_cache.SeenEvents) -> None:
         threads.append(threading.current_thread())
         save(seen)
 
-    monkeypatch.setattr(token_store.SeenEvents, "save", noted)
+    monkeypatch.setattr(token_cache.SeenEvents, "save", noted)
 
     async def steps() -> None:
         async with watching(sandbox, takes=False) as (watcher,):
@@ -1007,7 +1008,7 @@ def test_a_pushed_suite_ticket_buys_the_next_token(
             assert ticket not in caplog.text
 
     drive(steps)
-    token_store.forget()  # as in another process
+    token_cache.forget()  # as in another process
     hook, meeting = DingTalkConferenceHook(), sandbox.create_conference()
     result = asyncio.run(hook.alock_conference(meeting)) if awaited else hook.lock_conference(meeting)
     assert result["success"]
@@ -1018,24 +1019,24 @@ def test_a_pushed_suite_ticket_that_is_refused_gives_way_to_the_connections(
     sandbox: Sandbox, conn: Any
 ) -> None:
     conn("third_party")
-    token_store.suite_ticket_of(DingTalkConferenceHook().settings).put("a-ticket-of-old", 1.0)
+    token_cache.suite_ticket_of(DingTalkConferenceHook().settings).put("a-ticket-of-old", 1.0)
     assert DingTalkConferenceHook().lock_conference(sandbox.create_conference())["success"]
     tickets = [call.json()["suiteTicket"] for call in sandbox.calls_of("token")]
     assert tickets == ["a-ticket-of-old", sandbox.suite_ticket]
 
 
 def test_a_pushed_suite_ticket_is_for_no_other_kind_of_app(sandbox: Sandbox) -> None:
-    token_store.suite_ticket_of(DingTalkConferenceHook().settings).put("a-ticket", 1.0)
+    token_cache.suite_ticket_of(DingTalkConferenceHook().settings).put("a-ticket", 1.0)
     assert DingTalkConferenceHook().lock_conference(sandbox.create_conference())["success"]
 
 
 def test_an_older_suite_ticket_does_not_replace_a_newer_one(conn: Any) -> None:
-    kept = token_store.suite_ticket_of(DingTalkConferenceHook().settings)
+    kept = token_cache.suite_ticket_of(DingTalkConferenceHook().settings)
     kept.put("newer", 2.0)
     kept.put("older", 1.0)
     assert kept.pushed == "newer"
-    token_store.forget()
-    kept = token_store.suite_ticket_of(DingTalkConferenceHook().settings)
+    token_cache.forget()
+    kept = token_cache.suite_ticket_of(DingTalkConferenceHook().settings)
     kept.put("older", 1.0)
     assert kept.pushed == "newer"
 
@@ -1044,13 +1045,13 @@ def test_an_older_suite_ticket_does_not_replace_a_newer_one(conn: Any) -> None:
 def test_a_suite_ticket_from_the_future_gives_way_to_the_next(
     conn: Any, monkeypatch: pytest.MonkeyPatch, forgotten: bool
 ) -> None:
-    kept = token_store.suite_ticket_of(DingTalkConferenceHook().settings)
+    kept = token_cache.suite_ticket_of(DingTalkConferenceHook().settings)
     with monkeypatch.context() as patch:
         patch.setattr(time, "time", lambda: 9e11)  # a clock that was wrong
         kept.put("of the future", 9e11)
     if forgotten:
-        token_store.forget()
-        kept = token_store.suite_ticket_of(DingTalkConferenceHook().settings)
+        token_cache.forget()
+        kept = token_cache.suite_ticket_of(DingTalkConferenceHook().settings)
     assert kept.pushed == "of the future"
     kept.put("born ahead of this clock", time.time() + 1000.0)
     assert kept.pushed == "born ahead of this clock"
@@ -1060,10 +1061,10 @@ def test_a_suite_ticket_from_the_future_gives_way_to_the_next(
 
 def test_a_kept_suite_ticket_is_worth_nothing_without_the_client_secret(sandbox: Sandbox) -> None:
     settings = DingTalkConferenceHook().settings
-    token_store.suite_ticket_of(settings).put("a-precious-ticket", 1.0)
-    (file,) = token_store.default_directory().glob("*.ticket")
+    token_cache.suite_ticket_of(settings).put("a-precious-ticket", 1.0)
+    (file,) = token_cache.default_directory().glob("*.ticket")
     assert file.stat().st_mode & 0o077 == 0
     assert b"a-precious-ticket" not in file.read_bytes()
-    shared = token_store.SharedFile(file)
-    assert token_store.SuiteTicket(sandbox.client_secret, shared).pushed == "a-precious-ticket"
-    assert token_store.SuiteTicket("another-secret", shared).pushed is None
+    shared = token_cache.SharedFile(file)
+    assert token_cache.SuiteTicket(sandbox.client_secret, shared).pushed == "a-precious-ticket"
+    assert token_cache.SuiteTicket("another-secret", shared).pushed is None

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from airflow_provider_dingconf.client.sync import termination
 from airflow_provider_dingconf.hooks import DingTalkConferenceHook
 from airflow_provider_dingconf.sandbox import Sandbox
-from airflow_provider_dingconf.termination import termination
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from airflow_provider_dingconf import token_store
+from airflow_provider_dingconf.client import token_cache
+from airflow_provider_dingconf.client.token_cache import default_directory
 from airflow_provider_dingconf.dingtalk.errors import AccessTokenError
 from airflow_provider_dingconf.hooks import DingTalkConferenceHook
 from airflow_provider_dingconf.sandbox import Fault, Sandbox
-from airflow_provider_dingconf.token_store import default_directory
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -302,7 +302,7 @@ class Warnings(logging.Handler):
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
         self.count = 0
-        logging.getLogger(token_store.__name__).addHandler(self)
+        logging.getLogger(token_cache.__name__).addHandler(self)
 
     def emit(self, record: logging.LogRecord) -> None:
         self.count += 1

@@ -20,12 +20,19 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from airflow_provider_dingconf import token_store
-from airflow_provider_dingconf.connection import Settings
+from airflow_provider_dingconf.client import token_cache
+from airflow_provider_dingconf.client.settings import Settings
+from airflow_provider_dingconf.client.token_cache import (
+    Ban,
+    SharedFile,
+    Shelf,
+    ban_of,
+    default_directory,
+    shelf_of,
+)
 from airflow_provider_dingconf.dingtalk.tokens import App, Token
 from airflow_provider_dingconf.hooks import DingTalkConferenceHook
 from airflow_provider_dingconf.sandbox import Fault, Sandbox
-from airflow_provider_dingconf.token_store import Ban, SharedFile, Shelf, ban_of, default_directory, shelf_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -42,7 +49,7 @@ def lock(sandbox: Sandbox, conn: Any) -> Callable[..., None]:
     """Return what locks a meeting, as a process does that has just been started."""
 
     def lock(**options: Any) -> None:
-        token_store.forget()
+        token_cache.forget()
         hook = DingTalkConferenceHook(**options)
         try:
             hook.lock_conference("sandbox-open")
@@ -81,7 +88,7 @@ def mode(path: Path) -> int:
 
 
 def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [record.getMessage() for record in caplog.records if record.name == token_store.__name__]
+    return [record.getMessage() for record in caplog.records if record.name == token_cache.__name__]
 
 
 def give_away(path: Path) -> None:
@@ -129,7 +136,7 @@ def test_a_ban_is_remembered_in_a_file_of_its_owner_alone(tmp_path: Path) -> Non
     ban_of(settings).put(now=1_000, seconds=300)
     (file,) = (tmp_path / "cache").iterdir()
     assert (mode(file.parent), mode(file)) == (0o700, 0o600)
-    token_store.forget()
+    token_cache.forget()
     assert ban_of(settings).seconds_left(now=1_100) == 200
 
 
@@ -140,7 +147,7 @@ def test_a_ban_that_the_process_knows_of_holds_for_connections_with_other_files(
     assert [ban_of(each).seconds_left(now=1_100) for each in (one, other, alone)] == [200, 200, 200]
     assert not (tmp_path / "other").exists()
 
-    token_store.forget()  # as another process begins
+    token_cache.forget()  # as another process begins
     assert [ban_of(each).seconds_left(now=1_100) for each in (other, one, alone)] == [0, 200, 200]
     assert ban_of(replace(one, base_url="https://api.dingtalk.com")).seconds_left(now=1_100) == 0
 
@@ -190,7 +197,7 @@ def test_what_differs_in_anything_has_a_file_of_its_own_and_the_secret_is_in_the
     for number, each in enumerate(settings):
         shelf_of(each).put(Token(f"token-{number}", 1_000, LIFETIME))
     assert len(list(private.iterdir())) == len(settings)
-    token_store.forget()
+    token_cache.forget()
     found = [shelf_of(each).token(None, now=1_001) for each in settings]
     assert [token and token.value for token in found] == [
         f"token-{number}" for number in range(len(settings))
@@ -200,7 +207,7 @@ def test_what_differs_in_anything_has_a_file_of_its_own_and_the_secret_is_in_the
 def test_a_new_suite_ticket_does_not_cost_a_token() -> None:
     old, new = (replace(SETTINGS, app=replace(APP, suite_ticket=ticket)) for ticket in ("old", "new"))
     shelf_of(old).put(TOKEN)
-    token_store.forget()
+    token_cache.forget()
     assert shelf_of(new).token(None, now=1_001) == TOKEN
 
 
@@ -212,7 +219,7 @@ def test_a_changed_secret_makes_the_file_void(private: Path) -> None:
     shelf_of(new).put(TOKEN)
     (newer,) = {*private.glob("*.token")} - {file}
     shutil.copy(file, newer)  # even under the new name
-    token_store.forget()
+    token_cache.forget()
     assert shelf_of(new).token(None, now=1_001) is None
     assert shelf_of(old).token(None, now=1_001) == TOKEN
 
@@ -429,7 +436,7 @@ def test_a_damaged_file_of_a_ban_is_as_none(private: Path, content: bytes) -> No
     ban = Ban(SETTINGS.base_url, SharedFile(file))
     assert ban.seconds_left(now=1_000) == 0
     ban.put(now=1_000, seconds=300)
-    token_store.forget()
+    token_cache.forget()
     assert ban.seconds_left(now=1_001) == 299
 
 

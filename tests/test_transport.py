@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from conftest import Face
 
-from airflow_provider_dingconf import deadline
+from airflow_provider_dingconf.client import deadline
 from airflow_provider_dingconf.dingtalk.errors import (
     AnswerError,
     CallTimeoutError,

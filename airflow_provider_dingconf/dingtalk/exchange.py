@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import cast
 
-from airflow_provider_dingconf.dingtalk.answers import Good, read_answer
 from airflow_provider_dingconf.dingtalk.calls import Answer, Call, Request
 from airflow_provider_dingconf.dingtalk.errors import (
     AccessTokenError,
@@ -21,6 +20,7 @@ from airflow_provider_dingconf.dingtalk.errors import (
     RefusedError,
     ThrottledError,
 )
+from airflow_provider_dingconf.dingtalk.responses import Good, read_answer
 from airflow_provider_dingconf.dingtalk.tokens import App, Token, token_from
 
 

@@ -11,9 +11,14 @@ from typing import Any
 import pytest
 
 from airflow_provider_dingconf.dingtalk import errors
-from airflow_provider_dingconf.dingtalk.answers import MAX_ANSWER_BYTES, Good, parse_retry_after, read_answer
 from airflow_provider_dingconf.dingtalk.calls import Answer, Call, any_call, lock_call
 from airflow_provider_dingconf.dingtalk.errors import ERRORS, DingTalkError, Outcome
+from airflow_provider_dingconf.dingtalk.responses import (
+    MAX_ANSWER_BYTES,
+    Good,
+    parse_retry_after,
+    read_answer,
+)
 from airflow_provider_dingconf.dingtalk.tokens import App
 
 LOCK = lock_call("conference", "lock")

@@ -13,13 +13,13 @@ hypothesis = pytest.importorskip("hypothesis")
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
-from airflow_provider_dingconf.dingtalk.answers import Good, parse_retry_after, read_answer  # noqa: E402
 from airflow_provider_dingconf.dingtalk.calls import Answer, any_call, lock_call  # noqa: E402
 from airflow_provider_dingconf.dingtalk.errors import (  # noqa: E402
     ERRORS,
     DingTalkError,
     InvalidConferenceIdError,
 )
+from airflow_provider_dingconf.dingtalk.responses import Good, parse_retry_after, read_answer  # noqa: E402
 from airflow_provider_dingconf.dingtalk.tokens import App, token_from  # noqa: E402
 
 # A slow machine is no failure, and nothing of a run is kept.

@@ -29,8 +29,8 @@ from hypothesis.stateful import (  # noqa: E402
     run_state_machine_as_test,
 )
 
-from airflow_provider_dingconf import token_store  # noqa: E402
-from airflow_provider_dingconf.connection import Settings, read_connection  # noqa: E402
+from airflow_provider_dingconf.client import token_cache  # noqa: E402
+from airflow_provider_dingconf.client.settings import Settings, read_connection  # noqa: E402
 from airflow_provider_dingconf.dingtalk.calls import any_call, lock_call  # noqa: E402
 from airflow_provider_dingconf.dingtalk.errors import (  # noqa: E402
     AccessTokenError,
@@ -257,7 +257,7 @@ def test_any_fields_are_a_setting_or_a_clear_error(fields: dict[str, Any]) -> No
 def test_a_call_over_any_connection_ends_in_time_and_as_documented(
     extra: dict[str, Any], awaited: bool, behind: Sandbox
 ) -> None:
-    token_store.forget()
+    token_cache.forget()
     fields = behind.connection(password=SECRET) | {"extra": extra}
     began = time.monotonic()
     with connection(fields), suppress(DingTalkError):
@@ -313,7 +313,7 @@ RAW = st.binary(max_size=300) | st.builds(
 def test_any_answer_is_a_result_or_a_documented_error_and_shows_no_secret(
     kind: str, answer: bytes, awaited: bool, kept: bool, layer: FaultProxy, behind: Sandbox
 ) -> None:
-    token_store.forget()
+    token_cache.forget()
     breakage = Breakage((answer,), ends="keep" if kept else "close")
     route = layer.route({kind: itertools.repeat(breakage)})
     extra = {"timeout": 0.2, "token_cache": False} | ({"access_token": TOKEN} if kind == "lock" else {})
@@ -350,7 +350,7 @@ class Meetings(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        token_store.forget()
+        token_cache.forget()
         self.sandbox = Sandbox().__enter__()
         self.patch = pytest.MonkeyPatch()
         extra = {"token_cache": False}
@@ -368,7 +368,7 @@ class Meetings(RuleBasedStateMachine):
         self.hook.close()
         self.patch.undo()
         self.sandbox.__exit__(None, None, None)
-        token_store.forget()
+        token_cache.forget()
 
     # What happens around the calls
 
@@ -541,7 +541,7 @@ def test_any_sequence_of_calls_and_faults_is_as_the_model_says() -> None:
 
 def test_nothing_is_sent_during_any_ban(behind: Sandbox) -> None:
     """One ban, as long as DingTalk may say, and calls of every kind."""
-    token_store.forget()
+    token_cache.forget()
     behind.heal()
     behind.fail(Fault(body={"status": 1111, "wait": 5}, times=1))
     with connection(behind.connection("static_token")):
@@ -550,4 +550,4 @@ def test_nothing_is_sent_during_any_ban(behind: Sandbox) -> None:
                 call(awaited, method, "meeting")
             behind.clear() if (awaited, method) == (False, "lock_conference") else None
     assert behind.calls == []
-    token_store.forget()
+    token_cache.forget()

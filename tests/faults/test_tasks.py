@@ -18,7 +18,7 @@ import pytest
 from airflow.exceptions import AirflowFailException, AirflowSkipException
 from airflow.providers.common.compat.sdk import TaskDeferred
 
-from airflow_provider_dingconf import token_store
+from airflow_provider_dingconf.client import token_cache
 from airflow_provider_dingconf.dingtalk.errors import DingTalkError, Outcome
 from airflow_provider_dingconf.operators import TRIGGERER_WAIT, WORKER_WAIT, LockConferenceOperator
 from airflow_provider_dingconf.sandbox import Sandbox
@@ -177,7 +177,7 @@ def test_a_task_goes_on_after_its_wait_in_the_triggerer(
         trigger = task.raised.trigger
         wait = timedelta(seconds=task.case.row.retry_after or 0)
         assert abs(trigger.moment.timestamp() - began - wait.total_seconds()) < 60
-        token_store.forget()  # the task is a new process
+        token_cache.forget()  # the task is a new process
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(time, "time", trigger.moment.timestamp)
             task.resume()
@@ -295,7 +295,7 @@ class Ran:
 @pytest.fixture(scope="module")
 def ran(airflow_db: None, layer: FaultProxy, behind: Sandbox) -> Iterator[Ran]:
     """Run the DAG once, each task over a connection of its own."""
-    token_store.forget()
+    token_cache.forget()
     made = Ran({}, {}, {})
     with pytest.MonkeyPatch.context() as patch:
 
@@ -321,7 +321,7 @@ def ran(airflow_db: None, layer: FaultProxy, behind: Sandbox) -> Iterator[Ran]:
         run = runpy.run_path(str(file))["dag"].test()
         made.states = {ti.task_id: str(ti.state) for ti in run.get_task_instances()}
     yield made
-    token_store.forget()
+    token_cache.forget()
 
 
 @pytest.mark.parametrize("name", TASK_ROWS)

@@ -93,15 +93,15 @@ def token_calls(url: str) -> tuple[float, float]:
 
 def read_and_bought(connection: Mapping[str, str]) -> tuple[float, float]:
     """Return how long a process takes to read the shared token, and a token call over a warm connection."""
-    from airflow_provider_dingconf import token_store
+    from airflow_provider_dingconf.client import token_cache
     from airflow_provider_dingconf.hooks import DingTalkConferenceHook
 
     hook = DingTalkConferenceHook()
     credentials = {"appKey": connection["login"], "appSecret": connection["password"]}
 
     def read() -> None:
-        token_store.forget()
-        if token_store.shelf_of(hook.settings).token(None, time.time()) is None:
+        token_cache.forget()
+        if token_cache.shelf_of(hook.settings).token(None, time.time()) is None:
             raise RuntimeError("there is no shared token")
 
     found = _in_turn([read, lambda: hook.call("POST", TOKEN_CALL, json=credentials)], READ_ROUNDS)

@@ -30,8 +30,7 @@ from urllib3.exceptions import HTTPError as Urllib3Error
 from urllib3.exceptions import ReadTimeoutError
 from yarl import URL
 
-from airflow_provider_dingconf.deadline import DeadlineAdapter, deadline
-from airflow_provider_dingconf.dingtalk.answers import MAX_ANSWER_BYTES, masked, one_line
+from airflow_provider_dingconf.client.deadline import DeadlineAdapter, deadline
 from airflow_provider_dingconf.dingtalk.calls import TOKEN_HEADER, Answer, Request
 from airflow_provider_dingconf.dingtalk.errors import (
     CallTimeoutError,
@@ -40,13 +39,14 @@ from airflow_provider_dingconf.dingtalk.errors import (
     DingTalkError,
     RedirectError,
 )
+from airflow_provider_dingconf.dingtalk.responses import MAX_ANSWER_BYTES, masked, one_line
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping
 
     from typing_extensions import Self
 
-    from airflow_provider_dingconf.connection import Settings
+    from airflow_provider_dingconf.client.settings import Settings
     from airflow_provider_dingconf.dingtalk.events import Address
 
 T = TypeVar("T")

@@ -33,7 +33,7 @@ from airflow_provider_dingconf.dingtalk.tokens import Token
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from airflow_provider_dingconf.connection import Settings
+    from airflow_provider_dingconf.client.settings import Settings
     from airflow_provider_dingconf.dingtalk.tokens import App
 
 LOCK_SECONDS = 15.0

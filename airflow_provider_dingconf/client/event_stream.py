@@ -20,7 +20,13 @@ from typing import TYPE_CHECKING, ClassVar
 
 import aiohttp
 
-from airflow_provider_dingconf.dingtalk.answers import masked, one_line
+from airflow_provider_dingconf.client.http import websocket
+from airflow_provider_dingconf.client.token_cache import (
+    SeenEvents,
+    SuiteTicket,
+    seen_events_of,
+    suite_ticket_of,
+)
 from airflow_provider_dingconf.dingtalk.errors import ConnectionLostError, DingTalkError, TransientError
 from airflow_provider_dingconf.dingtalk.events import (
     ConferenceEvent,
@@ -31,14 +37,13 @@ from airflow_provider_dingconf.dingtalk.events import (
     reply,
     suite_ticket,
 )
+from airflow_provider_dingconf.dingtalk.responses import masked, one_line
 from airflow_provider_dingconf.hooks import DingTalkConferenceHook
-from airflow_provider_dingconf.token_store import SeenEvents, SuiteTicket, seen_events_of, suite_ticket_of
-from airflow_provider_dingconf.transport import websocket
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from airflow_provider_dingconf.connection import Settings
+    from airflow_provider_dingconf.client.settings import Settings
 
 PING_SECONDS = 30.0
 """Between two pings; a peer that does not answer one in half that time is gone."""

@@ -25,7 +25,7 @@ from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from airflow.providers.common.compat.sdk import AirflowNotFoundException
 
-from airflow_provider_dingconf.bulk import Pace
+from airflow_provider_dingconf.client.bulk import Pace
 from airflow_provider_dingconf.dingtalk.conferences import (
     BATCH,
     Conference,

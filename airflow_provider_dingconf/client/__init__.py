@@ -1,0 +1,1 @@
+"""One asynchronous client of DingTalk: tokens, retries, rate limit, events. Knows no DAG, task or XCom."""
