@@ -19,6 +19,7 @@ from airflow_provider_dingconf.dingtalk.errors import (
     ConferenceNotFoundError,
     ConferenceNotRunningError,
     CredentialsError,
+    DingTalkError,
     InvalidConferenceIdError,
     InvalidInputError,
     ParameterError,
@@ -103,7 +104,7 @@ def test_more_than_one_running_is_an_error_that_lists_them(face: Any, sandbox: S
 @pytest.mark.parametrize(
     ("named", "said"),
     [
-        ({}, "conference_id: it is missing; give it, a room_code or a schedule_conference_id"),
+        ({}, "conference_id: it is missing, or a template or XCom rendered to None"),
         ({"room_code": ""}, "room_code: it is empty"),
         ({"room_code": " - "}, "room_code: it is empty"),
         ({"room_code": 1234567890.0}, "room_code: expected a string, got 1234567890.0 of type float"),
@@ -387,3 +388,34 @@ def test_a_room_code_that_is_none_is_refused_by_dingtalk(face: Any) -> None:
         face.do("find_conferences", room_code="not-digits")
     with pytest.raises(InvalidConferenceIdError, match="room_code: it is missing"):
         face.do("find_conferences")
+
+
+# Any other call
+
+
+@pytest.mark.parametrize(
+    ("path", "path_params"),
+    [("/v1.0/im/chats/{id}", {"id": "cid//Vc7N=="}), ("/v1.0/im/chats/cid%2F%2FVc7N%3D%3D", None)],
+    ids=["a path parameter", "an encoded path"],
+)
+def test_a_path_parameter_stays_one_segment_on_the_wire(
+    face: Any, sandbox: Sandbox, path: str, path_params: Any
+) -> None:
+    with pytest.raises(DingTalkError):  # the sandbox has no such call
+        face.do("call", "GET", path, path_params=path_params)
+    assert sandbox.calls[-1].path == "/v1.0/im/chats/cid%2F%2FVc7N%3D%3D"
+
+
+def test_a_room_code_that_a_template_rendered_natively_is_taken(face: Any, sandbox: Sandbox) -> None:
+    meeting = sandbox.create_conference(room_code="1234567890")
+    assert face.do("lock_conference", room_code=1234567890)["conference_id"] == meeting
+
+
+@pytest.mark.parametrize("xcom", [{"id": "c", "title": "t"}, {"conference_id": None, "success": False}])
+def test_an_xcom_without_a_conference_id_is_refused_with_its_keys(
+    face: Any, sandbox: Sandbox, xcom: dict[str, Any]
+) -> None:
+    with pytest.raises(InvalidConferenceIdError) as raised:
+        face.do("lock_conference", xcom)
+    assert all(repr(key) in str(raised.value) for key in xcom)
+    assert sandbox.calls == []

@@ -43,10 +43,6 @@ _PLACEHOLDER = re.compile(r"\{([^{}/]*)\}")
 _METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE"})
 
 
-def _unchanged(content: Any) -> Any:
-    return content
-
-
 @dataclass(frozen=True)
 class Call:
     """One call of DingTalk's API.
@@ -74,7 +70,7 @@ class Call:
     repeatable: bool = True
     any_body: bool = False
     confirms: str | None = None
-    read: Callable[[Any], Any] = field(default=_unchanged, repr=False, compare=False)
+    read: Callable[[Any], Any] = field(default=lambda content: content, repr=False, compare=False)
 
     def request(self, access_token: str | None = None) -> Request:
         """Return the request for the wire: what DingTalk's official SDK sends, and nothing else."""

@@ -217,7 +217,8 @@ def check_reference(
     value = named[name]
     if value is None:
         raise InvalidConferenceIdError(
-            "conference_id: it is missing; give it, a room_code or a schedule_conference_id"
+            "conference_id: it is missing, or a template or XCom rendered to None; "
+            "give it, a room_code or a schedule_conference_id"
         )
     value = conference_id_in(value) if name == "conference_id" else digits_of(value)
     if name == "conference_id" and isinstance(value, dict):
