@@ -94,12 +94,12 @@ class Token:
     """An access token.
 
     :param value: what goes into the header; never shown.
-    :param bought_at: when it was asked for, in seconds of the clock that :meth:`stale` is asked with.
+    :param fetched_at: when it was asked for, in seconds of the clock that :meth:`stale` is asked with.
     :param lifetime: seconds it lives; None for a token bought elsewhere, which cannot be renewed.
     """
 
     value: str = field(repr=False)
-    bought_at: float = 0.0
+    fetched_at: float = 0.0
     lifetime: float | None = None
 
     @property
@@ -111,15 +111,15 @@ class Token:
         """Return whether the token is to be renewed, or dates from a future that a clock took back."""
         if self.lifetime is None:
             return False
-        return not 0 <= now - self.bought_at < self.lifetime * RENEW_AFTER
+        return not 0 <= now - self.fetched_at < self.lifetime * RENEW_AFTER
 
     def newer(self, other: Token, now: float) -> bool:
         """Return whether the token, which is not stale, was bought after another one.
 
         DingTalk may give the same value again, renewed; an older one is no help where a newer was refused.
         """
-        the_clock_went_back = other.bought_at > now
-        return self != other and (self.bought_at >= other.bought_at or the_clock_went_back)
+        the_clock_went_back = other.fetched_at > now
+        return self != other and (self.fetched_at >= other.fetched_at or the_clock_went_back)
 
 
 def token_from(content: Mapping[str, Any], asked_at: float) -> Token:

@@ -55,7 +55,7 @@ def test_the_secrets_of_an_app_show_in_no_repr(kind: str) -> None:
     ids=["fresh", "late", "to be renewed", "expired", "clock one second back", "clock far back"],
 )
 def test_a_token_is_renewed_early_and_when_the_clock_went_back(now: float, stale: bool) -> None:
-    assert Token("t", bought_at=1_000.0, lifetime=7_200.0).stale(now) is stale
+    assert Token("t", fetched_at=1_000.0, lifetime=7_200.0).stale(now) is stale
 
 
 def test_a_static_token_is_never_renewed() -> None:
