@@ -1,4 +1,4 @@
-"""The files that share access tokens: for their owner alone, worthless without the secret, never in the way.
+"""Access tokens and address bans: which of them is used, when, and by whom.
 
 A process that starts afresh is played by one that has forgotten all; real processes are in
 ``test_token_sharing``.
@@ -7,147 +7,29 @@ A process that starts afresh is played by one that has forgotten all; real proce
 from __future__ import annotations
 
 import asyncio
-import json
-import logging
-import multiprocessing
-import os
 import shutil
-import stat
-import threading
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
-from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_0_PLUS
-from filelock import Timeout
 
-from airflow_provider_dingconf.client import shared_files, token_cache
-from airflow_provider_dingconf.client.settings import Settings
+from airflow_provider_dingconf.client import token_cache
 from airflow_provider_dingconf.client.shared_files import SharedFile, default_directory
 from airflow_provider_dingconf.client.token_cache import (
     AddressBan,
     TokenCache,
     address_ban_of,
-    seen_events_of,
-    suite_ticket_of,
     token_cache_of,
 )
-from airflow_provider_dingconf.dingtalk.tokens import App, Token
+from airflow_provider_dingconf.dingtalk.errors import AddressBannedError
+from airflow_provider_dingconf.dingtalk.tokens import Token
 from airflow_provider_dingconf.hooks import DingTalkConferenceHook
 from airflow_provider_dingconf.sandbox import Fault, Sandbox
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
-
-if AIRFLOW_V_3_0_PLUS:
-    from airflow.sdk.execution_time.secrets_masker import redact
-else:
-    from airflow.utils.log.secrets_masker import redact
-
-NOBODY = 65534
-LIFETIME = 7_200.0
-APP = App("the-id", "the-secret", "dingcorp")
-SETTINGS = Settings("dingtalk_default", "https://api.dingtalk.io", APP)
-TOKEN = Token("the-token", 1_000, LIFETIME)
-
-
-@pytest.fixture
-def lock(sandbox: Sandbox, conn: Any) -> Callable[..., None]:
-    """Return what locks a meeting, as a process does that has just been started."""
-
-    def lock(**options: Any) -> None:
-        token_cache.forget()
-        hook = DingTalkConferenceHook(**options)
-        try:
-            hook.lock_conference("sandbox-open")
-        finally:
-            hook.close()
-
-    return lock
-
-
-@pytest.fixture
-def directory(tmp_path: Path, conn: Any) -> Path:
-    """Return the directory of the connection's files, which is not there yet."""
-    conn(extra={"token_cache": str(tmp_path / "cache")})
-    return tmp_path / "cache"
-
-
-@pytest.fixture
-def private(tmp_path: Path) -> Path:
-    """Return a directory of its owner alone."""
-    tmp_path.chmod(0o700)
-    return tmp_path
-
-
-def fetched(sandbox: Sandbox) -> int:
-    """Return how many access tokens were asked for."""
-    return len(sandbox.calls_of("token"))
-
-
-def token_file(directory: Path) -> Path:
-    (file,) = directory.glob("*.token")
-    return file
-
-
-def mode(path: Path) -> int:
-    return stat.S_IMODE(path.lstat().st_mode)
-
-
-def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [record.getMessage() for record in caplog.records if record.name == shared_files.__name__]
-
-
-def give_away(path: Path) -> None:
-    """Make something another user's or, where only root could do that, open to other users."""
-    if os.geteuid() == 0:
-        os.chown(path, NOBODY, NOBODY, follow_symlinks=False)
-    else:
-        path.chmod(path.stat().st_mode | 0o004)
-
-
-def let_others_enter(path: Path) -> None:
-    """Let other users enter the directories of the tests that lead to one."""
-    for parent in [*path.parents][:3]:
-        if parent.stat().st_uid == os.geteuid() and not mode(parent) & 0o1000:
-            parent.chmod(mode(parent) | 0o011)
-    path.chmod(mode(path) | 0o011)
-
-
-class Warnings(logging.Handler):
-    """Counts the warnings of a process about the shared files."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.count = 0
-        logging.getLogger(shared_files.__name__).addHandler(self)
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.count += 1
-
-
-@contextmanager
-def as_ordinary_user(*paths: Path) -> Iterator[None]:
-    """Do without root's power to ignore permissions; ``paths`` then belong to the user."""
-    root = os.geteuid() == 0
-    if root:
-        for path in paths:
-            os.chown(path, NOBODY, NOBODY)
-        os.seteuid(NOBODY)
-    try:
-        yield
-    finally:
-        if root:
-            os.seteuid(0)
-
-
-async def put_while_fetching(cache: TokenCache, token: Token) -> None:
-    async with cache.fetching(seconds=60):
-        cache.put(token)
+from client.files import APP, LIFETIME, SETTINGS, TOKEN, fetched, mode, token_file, warnings_of
 
 
 class FileSystem:
@@ -176,77 +58,6 @@ class _DatedFile(SharedFile):
 
     def age(self) -> float | None:
         return self._system.now - self._system.written
-
-
-# Who may read them
-
-
-@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077], ids=oct)
-def test_the_files_are_readable_by_their_owner_alone(lock: Any, umask: int) -> None:
-    before = os.umask(umask)
-    try:
-        lock()
-    finally:
-        os.umask(before)
-    directory = default_directory()
-    assert (mode(directory), directory.stat().st_uid) == (0o700, os.geteuid())
-    files = list(directory.iterdir())
-    assert {file.suffix for file in files} == {".token", ".lock"}
-    assert {(mode(file), file.stat().st_uid) for file in files} == {(0o600, os.geteuid())}
-
-
-def test_a_ban_is_remembered_in_a_file_of_its_owner_alone(tmp_path: Path) -> None:
-    settings = replace(SETTINGS, token_cache=str(tmp_path / "cache"))
-    address_ban_of(settings).put(now=1_000, seconds=300)
-    (file,) = (tmp_path / "cache").iterdir()
-    assert (mode(file.parent), mode(file)) == (0o700, 0o600)
-    token_cache.forget()
-    assert 299 < address_ban_of(settings).seconds_left(now=1_000) <= 300
-
-
-def test_a_ban_that_the_process_knows_of_holds_for_connections_with_other_files(tmp_path: Path) -> None:
-    one, other = (replace(SETTINGS, token_cache=str(tmp_path / name)) for name in ("one", "other"))
-    alone = replace(SETTINGS, token_cache=False)
-    address_ban_of(one).put(now=1_000, seconds=300)
-    assert [address_ban_of(each).seconds_left(now=1_100) for each in (one, other, alone)] == [200, 200, 200]
-    assert not (tmp_path / "other").exists()
-
-    token_cache.forget()  # as another process begins
-    left = [address_ban_of(each).seconds_left(now=1_000) for each in (other, one, alone)]
-    assert left == [0, pytest.approx(300, abs=1), pytest.approx(300, abs=1)]
-    assert address_ban_of(replace(one, base_url="https://api.dingtalk.com")).seconds_left(now=1_100) == 0
-
-
-@pytest.mark.parametrize("kind", ["internal", "third_party", "unified"])
-def test_the_files_say_nothing_in_the_clear_and_nor_do_their_names(
-    lock: Any, conn: Any, sandbox: Sandbox, kind: Any
-) -> None:
-    conn(kind)
-    lock()
-    (call,) = sandbox.calls_of("lock")
-    fields = sandbox.connection(kind)
-    secrets = [call.header("x-acs-dingtalk-access-token"), fields["password"], fields["login"]]
-    secrets += [sandbox.corp_id, sandbox.suite_ticket, "127.0.0.1", str(sandbox.port), "accessToken"]
-    for file in default_directory().iterdir():
-        shown = file.name.encode() + b" " + file.read_bytes()
-        assert not [secret for secret in secrets if str(secret).encode() in shown]
-
-
-def test_a_stolen_file_is_worth_nothing_without_the_secret(tmp_path: Path) -> None:
-    token_cache_of(replace(SETTINGS, token_cache=str(tmp_path / "cache"))).put(TOKEN)
-    file = SharedFile(token_file(tmp_path / "cache"))
-    assert TokenCache("the-secret", file).get(None, now=1_001) == TOKEN
-    known = [
-        "",
-        "the-id",
-        "dingcorp",
-        SETTINGS.base_url,
-        file.path.stem,
-        "The-secret",
-        "the-secret ",
-        "the-secre",
-    ]
-    assert [TokenCache(guess, file).get(None, now=1_001) for guess in known] == [None] * len(known)
 
 
 def test_what_differs_in_anything_has_a_file_of_its_own_and_the_secret_is_in_the_name(private: Path) -> None:
@@ -325,294 +136,6 @@ def test_nothing_is_shared_of_a_static_token(lock: Any, conn: Any, sandbox: Sand
     lock()
     assert fetched(sandbox) == 0
     assert not default_directory().exists()
-
-
-# Files that are not as they should be
-
-
-def open_file(directory: Path) -> None:
-    token_file(directory).chmod(0o640)
-
-
-def writable_file(directory: Path) -> None:
-    token_file(directory).chmod(0o602)
-
-
-def someone_elses_file(directory: Path) -> None:
-    give_away(token_file(directory))
-
-
-def symlink(directory: Path) -> None:
-    file = token_file(directory)
-    file.symlink_to(file.rename(directory / "elsewhere"))
-
-
-def fifo(directory: Path) -> None:
-    file = token_file(directory)
-    file.unlink()
-    os.mkfifo(file, 0o600)
-
-
-@pytest.mark.parametrize("spoil", [open_file, writable_file, someone_elses_file, symlink, fifo])
-def test_a_file_that_is_not_its_users_alone_is_refused_and_replaced(
-    lock: Any, directory: Path, sandbox: Sandbox, caplog: pytest.LogCaptureFixture, spoil: Any
-) -> None:
-    lock()
-    spoil(directory)
-    lock()
-    assert fetched(sandbox) == 2
-    (warning,) = warnings_of(caplog)
-    assert f"{directory.name!r} in {str(directory.parent)!r}" in warning
-    assert "token_cache" in warning
-    lock()
-    assert fetched(sandbox) == 2, "the new file is shared again"
-    found = token_file(directory).lstat()
-    assert (stat.S_IFMT(found.st_mode), stat.S_IMODE(found.st_mode)) == (stat.S_IFREG, 0o600)
-    assert found.st_uid == os.geteuid()
-
-
-def test_what_a_symlink_leads_to_is_left_alone(lock: Any, directory: Path, tmp_path: Path) -> None:
-    lock()
-    precious = tmp_path / "precious"
-    precious.write_text("mine")
-    file = token_file(directory)
-    file.unlink()
-    file.symlink_to(precious)
-    lock()
-    assert precious.read_text() == "mine"
-    assert not token_file(directory).is_symlink()
-
-
-def open_directory(directory: Path) -> None:
-    directory.mkdir()
-    directory.chmod(0o750)
-
-
-def enterable_directory(directory: Path) -> None:
-    directory.mkdir()
-    directory.chmod(0o701)
-
-
-def someone_elses_directory(directory: Path) -> None:
-    directory.mkdir(mode=0o700)
-    give_away(directory)
-
-
-def symlinked_directory(directory: Path) -> None:
-    elsewhere = directory.with_name("elsewhere")
-    elsewhere.mkdir(mode=0o700)
-    directory.symlink_to(elsewhere)
-
-
-def dangling_symlink(directory: Path) -> None:
-    directory.symlink_to(directory.with_name("nowhere"))
-
-
-def file_in_its_place(directory: Path) -> None:
-    directory.write_text("")
-    directory.chmod(0o600)
-
-
-@pytest.mark.parametrize(
-    "make",
-    [
-        open_directory,
-        enterable_directory,
-        someone_elses_directory,
-        symlinked_directory,
-        dangling_symlink,
-        file_in_its_place,
-    ],
-)
-def test_a_directory_that_is_not_its_users_alone_costs_the_sharing_and_one_warning(
-    lock: Any, directory: Path, sandbox: Sandbox, caplog: pytest.LogCaptureFixture, make: Any
-) -> None:
-    make(directory)
-    lock()
-    DingTalkConferenceHook().unlock_conference("sandbox-open")
-    assert len(warnings_of(caplog)) == 1
-    assert fetched(sandbox) == 1, "in memory it is still shared"
-    lock()
-    assert fetched(sandbox) == 2
-    assert not [*directory.parent.rglob("*.token")], "nothing is put there"
-
-
-def test_a_token_in_a_directory_that_became_someone_elses_is_not_used(
-    lock: Any, directory: Path, sandbox: Sandbox
-) -> None:
-    lock()
-    give_away(directory)
-    lock()
-    assert fetched(sandbox) == 2
-
-
-DAMAGE: dict[str, Callable[[bytes], bytes]] = {
-    "empty": lambda _: b"",
-    "one byte": lambda content: content[:1],
-    "salt alone": lambda content: content[:16],
-    "half": lambda content: content[: len(content) // 2],
-    "last byte lost": lambda content: content[:-1],
-    "first bit": lambda content: bytes([content[0] ^ 1]) + content[1:],
-    "a bit in the middle": lambda content: content[:60] + bytes([content[60] ^ 4]) + content[61:],
-    "nothing but zeros": lambda content: bytes(len(content)),
-    "text": lambda _: b"a shopping list, and no more than that",
-    "json": lambda _: json.dumps({"value": "forged", "fetched_at": 0, "lifetime": None}).encode(),
-    "much": lambda _: b"A" * 10**7,
-    "no text at all": lambda _: bytes(range(256)),
-}
-
-
-@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
-def test_a_damaged_file_is_no_token_and_is_replaced(
-    lock: Any, directory: Path, sandbox: Sandbox, caplog: pytest.LogCaptureFixture, damage: Any
-) -> None:
-    lock()
-    file = token_file(directory)
-    file.write_bytes(damage(file.read_bytes()))
-    lock()
-    assert fetched(sandbox) == 2
-    assert "forged" not in [call.header("x-acs-dingtalk-access-token") for call in sandbox.calls_of("lock")]
-    lock()
-    assert fetched(sandbox) == 2, "it was replaced"
-    assert not warnings_of(caplog)
-
-
-BAN_DAMAGE = {
-    "empty": b"",
-    "no JSON": b"\xff\xfe",
-    "a number": b"5",
-    "too few": b"[1]",
-    "too many": b"[1, 2, 3]",
-    "texts": b'["a", "b"]',
-    "lists": b"[[], {}]",
-    "an object": b'{"began": 0, "until": 99999999999}',
-    "null": b"null",
-    "not a number": b"[NaN, NaN]",
-    "nested without end": b"[" * 60_000,
-    "too large a number": b"[0, 1" + b"0" * 400 + b"]",
-}
-
-
-@pytest.mark.parametrize("content", BAN_DAMAGE.values(), ids=BAN_DAMAGE)
-def test_a_damaged_file_of_a_ban_is_as_none(private: Path, content: bytes) -> None:
-    file = private / "host.ban"
-    file.write_bytes(content)
-    file.chmod(0o600)
-    ban = AddressBan(SETTINGS.base_url, SharedFile(file))
-    assert ban.seconds_left(now=1_000) == 0
-    ban.put(now=1_000, seconds=300)
-    token_cache.forget()
-    assert ban.seconds_left(now=1_001) == pytest.approx(300, abs=1)
-
-
-@pytest.mark.parametrize(
-    "path",
-    [
-        "/dev/null/cache",
-        "/proc/airflow-provider-dingconf/cache",  # where nobody, root included, makes a directory
-        "/" + "x" * 300,
-    ],
-    ids=["below a file", "below a directory of the system's", "too long a name"],
-)
-def test_a_directory_that_cannot_be_used_costs_one_warning_and_never_a_call(
-    lock: Any, conn: Any, sandbox: Sandbox, caplog: pytest.LogCaptureFixture, path: str
-) -> None:
-    conn(extra={"token_cache": path})
-    lock()
-    DingTalkConferenceHook().unlock_conference("sandbox-open")
-    assert len(warnings_of(caplog)) == 1
-    lock()
-    assert fetched(sandbox) == 2
-
-
-def test_each_directory_that_cannot_be_used_costs_a_warning_of_its_own(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    in_the_way = [tmp_path / "one", tmp_path / "other"]
-    for path in in_the_way:
-        path.touch()
-        for name in ("a.token", "b.ban"):
-            SharedFile(path / name).write(b"content")
-    said = warnings_of(caplog)
-    assert len(said) == 2
-    assert all(repr(path.name) in warning for path, warning in zip(in_the_way, said, strict=True))
-
-
-def test_a_read_only_directory_costs_the_sharing_and_one_warning(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    let_others_enter(tmp_path)
-    tmp_path.chmod(0o500)
-    cache = TokenCache("the-secret", SharedFile(tmp_path / "a.token"))
-    with as_ordinary_user(tmp_path):
-        began = time.monotonic()
-        asyncio.run(put_while_fetching(cache, TOKEN))
-        assert time.monotonic() - began < 5, "a cache that cannot lock does not wait"
-        assert cache.get(None, now=1_001) == TOKEN
-        assert TokenCache("the-secret", SharedFile(tmp_path / "a.token")).get(None, now=1_001) is None
-    assert len(warnings_of(caplog)) == 1
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("suffix", [".token", ".lock"])
-def test_a_directory_in_place_of_a_file_costs_no_call(
-    lock: Any, directory: Path, sandbox: Sandbox, caplog: pytest.LogCaptureFixture, suffix: str
-) -> None:
-    lock()
-    file = token_file(directory).with_suffix(suffix)
-    token_file(directory).unlink()
-    file.unlink(missing_ok=True)
-    (file / "inside").mkdir(parents=True)
-    lock()
-    assert fetched(sandbox) == 2
-    assert len(warnings_of(caplog)) == 1
-
-
-def test_a_directory_swept_away_meanwhile_is_made_again(lock: Any, directory: Path, sandbox: Sandbox) -> None:
-    lock()
-    shutil.rmtree(directory)
-    lock()
-    lock()
-    assert fetched(sandbox) == 2
-
-
-def test_a_file_is_replaced_in_one_step(private: Path) -> None:
-    file = SharedFile(private / "file")
-    contents = {bytes([letter]) * 50_000 for letter in b"abc"}
-    file.write(b"a" * 50_000)
-    done = threading.Event()
-
-    def rewrite() -> None:
-        for _ in range(50):
-            for content in sorted(contents):
-                file.write(content)
-        done.set()
-
-    found: set[bytes | None] = set()
-    with ThreadPoolExecutor() as pool:
-        writing = pool.submit(rewrite)
-        while not done.is_set() and not writing.done():
-            found.add(file.read())
-    writing.result()
-    assert found <= contents
-    assert len(found) > 1
-    assert [*private.iterdir()] == [file.path], "nothing is left behind"
-
-
-def test_what_could_not_be_written_is_not_outdone_by_an_older_file(
-    lock: Any, directory: Path, sandbox: Sandbox
-) -> None:
-    """The disk fills up after the first token; DingTalk then refuses one token after the other."""
-    lock()
-    hook = DingTalkConferenceHook()
-    old = token_file(directory)
-    content = old.read_bytes()
-    for _ in range(3):
-        sandbox.revoke_tokens()
-        hook.lock_conference("sandbox-open")
-        old.write_bytes(content)
-    hook.close()
-    assert fetched(sandbox) == 4
 
 
 # When a token is too old
@@ -810,6 +333,21 @@ def test_a_ban_ends_for_all_processes_when_its_file_is_deleted(tmp_path: Path) -
     assert ban.seconds_left(now=1_003)
 
 
+def test_a_ban_by_a_sandbox_ends_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Sandbox() as sandbox:
+        monkeypatch.setenv("AIRFLOW_CONN_DINGTALK_DEFAULT", sandbox.connection_json())
+        sandbox.fail(Fault(code="addressBanned"))
+        hook = DingTalkConferenceHook()
+        for _ in range(2):
+            with pytest.raises(AddressBannedError):
+                hook.lock_conference("sandbox-open")
+        assert len(sandbox.calls) == 1
+        hook.close()
+    assert address_ban_of(hook.settings).seconds_left(time.time()) == 0
+    token_cache.forget()
+    assert address_ban_of(hook.settings).seconds_left(time.time()) == 0
+
+
 def test_a_ban_that_could_not_be_written_holds_in_this_process(tmp_path: Path) -> None:
     (tmp_path / "cache").touch()
     ban = AddressBan(SETTINGS.base_url, SharedFile(tmp_path / "cache" / "host.ban"))
@@ -817,199 +355,45 @@ def test_a_ban_that_could_not_be_written_holds_in_this_process(tmp_path: Path) -
     assert [ban.seconds_left(now=1_000 + seconds) for seconds in (0, 100)] == [300, 200]
 
 
-# A directory that users share
+def test_a_ban_that_the_process_knows_of_holds_for_connections_with_other_files(tmp_path: Path) -> None:
+    one, other = (replace(SETTINGS, token_cache=str(tmp_path / name)) for name in ("one", "other"))
+    alone = replace(SETTINGS, token_cache=False)
+    address_ban_of(one).put(now=1_000, seconds=300)
+    assert [address_ban_of(each).seconds_left(now=1_100) for each in (one, other, alone)] == [200, 200, 200]
+    assert not (tmp_path / "other").exists()
+
+    token_cache.forget()  # as another process begins
+    left = [address_ban_of(each).seconds_left(now=1_000) for each in (other, one, alone)]
+    assert left == [0, pytest.approx(300, abs=1), pytest.approx(300, abs=1)]
+    assert address_ban_of(replace(one, base_url="https://api.dingtalk.com")).seconds_left(now=1_100) == 0
 
 
-GROUP = 54_321
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can start processes of other users")
+BAN_DAMAGE = {
+    "empty": b"",
+    "no JSON": b"\xff\xfe",
+    "a number": b"5",
+    "too few": b"[1]",
+    "too many": b"[1, 2, 3]",
+    "texts": b'["a", "b"]',
+    "lists": b"[[], {}]",
+    "an object": b'{"began": 0, "until": 99999999999}',
+    "null": b"null",
+    "not a number": b"[NaN, NaN]",
+    "nested without end": b"[" * 60_000,
+    "too large a number": b"[0, 1" + b"0" * 400 + b"]",
+}
 
 
-@pytest.fixture
-def of_group(tmp_path: Path) -> Path:
-    """Return a directory of a group."""
-    let_others_enter(tmp_path)
-    directory = tmp_path / "dingconf"
-    directory.mkdir()
-    os.chown(directory, 0, GROUP)
-    directory.chmod(0o2770)
-    return directory
-
-
-def as_user(
-    uid: int, work: Callable[[], Any], groups: Sequence[int] = (GROUP,), umask: int = 0o022
-) -> tuple[Any, int]:
-    """Return what some work returns in a new process of another user, and how many warnings it logs."""
-    fork = multiprocessing.get_context("fork")
-    ours, theirs = fork.Pipe()
-
-    def run() -> None:
-        os.umask(umask)
-        os.setgroups(groups)
-        os.setgid(uid)
-        os.setuid(uid)
-        token_cache.forget()
-        warnings = Warnings()
-        theirs.send((work(), warnings.count))
-
-    process = fork.Process(target=run, daemon=True)
-    process.start()
-    theirs.close()
-    try:
-        return ours.recv()
-    finally:
-        process.join(60)
-
-
-def put_all(settings: Settings) -> None:
-    """Write a file of each kind."""
-    asyncio.run(put_while_fetching(token_cache_of(settings), replace(TOKEN, fetched_at=time.time())))
-    suite_ticket_of(settings).put("the-ticket", 1.0)
-    address_ban_of(settings).put(time.time(), 300)
-    seen_events_of(settings).add(["an-event"])
-    seen_events_of(settings).save()
-
-
-def found_of_all(settings: Settings) -> tuple[bool, ...]:
-    """Return what is found in the files of each kind."""
-    token, events = token_cache_of(settings).get(None, time.time()), seen_events_of(settings)
-    events.load()
-    return (
-        token is not None and token.value == "the-token",
-        suite_ticket_of(settings).pushed == "the-ticket",
-        address_ban_of(settings).seconds_left(time.time()) > 0,
-        "an-event" in events,
-    )
-
-
-@as_root
-@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077], ids=oct)
-@pytest.mark.parametrize("permissions", [0o770, 0o2770], ids=oct)
-def test_users_share_what_is_kept_in_a_directory_of_their_group(
-    of_group: Path, permissions: int, umask: int
-) -> None:
-    of_group.chmod(permissions)
-    settings = replace(SETTINGS, token_cache=str(of_group))
-    for writer, reader in ((NOBODY, NOBODY - 1), (NOBODY - 1, NOBODY)):
-        assert as_user(writer, lambda: put_all(settings), umask=umask) == (None, 0)
-        for user in (reader, 0):
-            assert as_user(user, lambda: found_of_all(settings), umask=umask) == ((True,) * 4, 0)
-    files = [file.stat() for file in of_group.iterdir()]
-    assert len(files) == 5
-    assert {(stat.S_IMODE(file.st_mode), file.st_gid) for file in files} == {(0o660, GROUP)}
-
-
-@as_root
-@pytest.mark.parametrize("permissions", [0o770, 0o2770], ids=oct)
-def test_users_wait_for_one_another_in_a_directory_of_their_group(of_group: Path, permissions: int) -> None:
-    of_group.chmod(permissions)
-    file = SharedFile(of_group / "a.token", group=True)
-
-    def is_held() -> bool:
-        try:
-            return file.lock() is None
-        except Timeout:
-            return True
-
-    for holder, other in ((NOBODY, NOBODY - 1), (NOBODY - 1, NOBODY), (0, NOBODY)):
-        taken, done = (multiprocessing.get_context("fork").Event() for _ in range(2))
-
-        def hold(taken: Any = taken, done: Any = done) -> bool:
-            lock = file.lock()
-            taken.set()
-            done.wait(60)
-            return lock is not None
-
-        with ThreadPoolExecutor() as pool:
-            holding = pool.submit(as_user, holder, hold)
-            assert taken.wait(60)
-            assert as_user(other, is_held) == (True, 0)
-            done.set()
-            assert holding.result() == (True, 0)
-        assert as_user(other, is_held) == (False, 0), "it is free again"
-
-
-@as_root
-def test_a_user_of_another_group_shares_nothing_and_is_warned_once(of_group: Path) -> None:
-    settings = replace(SETTINGS, token_cache=str(of_group))
-    as_user(NOBODY, lambda: put_all(settings))
-
-    def find_and_put() -> tuple[bool, ...]:
-        found = found_of_all(settings)
-        put_all(settings)
-        return found
-
-    assert as_user(NOBODY - 1, find_and_put, groups=[]) == ((False,) * 4, 1)
-
-
-@as_root
-@pytest.mark.parametrize("permissions", [0o750, 0o771, 0o774, 0o777, 0o1777, 0o2775], ids=oct)
-def test_a_directory_that_others_than_the_group_may_enter_is_not_used(
-    of_group: Path, permissions: int, caplog: pytest.LogCaptureFixture
-) -> None:
-    of_group.chmod(permissions)
-    put_all(replace(SETTINGS, token_cache=str(of_group)))
-    assert not [*of_group.iterdir()]
-    assert len(warnings_of(caplog)) == 1
-
-
-@as_root
-def test_a_file_in_a_directory_of_a_group_that_others_may_read_or_of_another_group_is_not_used(
-    of_group: Path,
-) -> None:
-    file = SharedFile(of_group / "host.ban", group=True)
-    file.write(b"content")
-    assert file.read() == b"content"
-    file.path.chmod(0o664)
-    assert file.read() is None
-    file.path.chmod(0o660)
-    os.chown(file.path, NOBODY, NOBODY)
-    assert file.read() is None
-
-
-@as_root
-def test_the_default_directory_is_never_a_groups(caplog: pytest.LogCaptureFixture) -> None:
-    default_directory().mkdir()
-    default_directory().chmod(0o2770)
-    put_all(SETTINGS)
-    assert not [*default_directory().iterdir()]
-    assert len(warnings_of(caplog)) == 1
-
-
-@as_root
-def test_a_task_of_another_user_uses_the_suite_ticket_that_the_triggerer_keeps(
-    of_group: Path, conn: Any, sandbox: Sandbox
-) -> None:
-    conn("third_party", extra={"token_cache": str(of_group)})
-    settings = DingTalkConferenceHook().settings
-    ticket = sandbox.renew_suite_ticket()
-    as_user(NOBODY, lambda: suite_ticket_of(settings).put(ticket, time.time()))
-
-    def lock() -> bool:
-        hook = DingTalkConferenceHook()
-        return bool(hook.lock_conference("sandbox-open")["success"])
-
-    assert as_user(NOBODY - 1, lock) == (True, 0)
-    assert [call.json()["suiteTicket"] for call in sandbox.calls_of("token")] == [ticket]
-
-
-# What Airflow masks
-
-
-def test_the_warning_and_the_ban_show_the_directory_though_airflow_masks_its_path(
-    conn: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    directory = tmp_path / "dingconf"
-    directory.touch()
-    conn(extra={"token_cache": str(directory)})
-    hook = DingTalkConferenceHook()
-    assert hook.get_connection(hook.dingtalk_conn_id).extra_dejson["token_cache"] == str(directory)
-    assert redact(f"as in {directory}/a.ban") == "as in ***/a.ban"
-    put_all(hook.settings)
-    (warning,) = warnings_of(caplog)
-    assert f"the directory 'dingconf' in {str(tmp_path)!r} cannot be used" in redact(warning)
-    assert f"of the directory 'dingconf' in {str(tmp_path)!r}" in redact(
-        str(address_ban_of(hook.settings).file)
-    )
+@pytest.mark.parametrize("content", BAN_DAMAGE.values(), ids=BAN_DAMAGE)
+def test_a_damaged_file_of_a_ban_is_as_none(private: Path, content: bytes) -> None:
+    file = private / "host.ban"
+    file.write_bytes(content)
+    file.chmod(0o600)
+    ban = AddressBan(SETTINGS.base_url, SharedFile(file))
+    assert ban.seconds_left(now=1_000) == 0
+    ban.put(now=1_000, seconds=300)
+    token_cache.forget()
+    assert ban.seconds_left(now=1_001) == pytest.approx(300, abs=1)
 
 
 # Threads and coroutines
