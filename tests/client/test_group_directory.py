@@ -8,7 +8,6 @@ import os
 import stat
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,10 +43,15 @@ def of_group(tmp_path: Path) -> Path:
     return directory
 
 
-def as_user(
-    uid: int, work: Callable[[], Any], groups: Sequence[int] = (GROUP,), umask: int = 0o022
-) -> tuple[Any, int]:
+def as_user(uid: int, work: Callable[[], Any], **options: Any) -> tuple[Any, int]:
     """Return what some work returns in a new process of another user, and how many warnings it logs."""
+    return started_as_user(uid, work, **options)()
+
+
+def started_as_user(
+    uid: int, work: Callable[[], Any], groups: Sequence[int] = (GROUP,), umask: int = 0o022
+) -> Callable[[], tuple[Any, int]]:
+    """Start a process of another user; return what waits for its result and the count of its warnings."""
     fork = multiprocessing.get_context("fork")
     ours, theirs = fork.Pipe()
 
@@ -63,10 +67,15 @@ def as_user(
     process = fork.Process(target=run, daemon=True)
     process.start()
     theirs.close()
-    try:
-        return ours.recv()
-    finally:
-        process.join(60)
+
+    def result() -> tuple[Any, int]:
+        try:
+            found: tuple[Any, int] = ours.recv()
+            return found
+        finally:
+            process.join(60)
+
+    return result
 
 
 def put_all(settings: Settings) -> None:
@@ -128,12 +137,11 @@ def test_users_wait_for_one_another_in_a_directory_of_their_group(of_group: Path
             done.wait(60)
             return lock is not None
 
-        with ThreadPoolExecutor() as pool:
-            holding = pool.submit(as_user, holder, hold)
-            assert taken.wait(60)
-            assert as_user(other, is_held) == (True, 0)
-            done.set()
-            assert holding.result() == (True, 0)
+        holding = started_as_user(holder, hold)
+        assert taken.wait(60)
+        assert as_user(other, is_held) == (True, 0)
+        done.set()
+        assert holding() == (True, 0)
         assert as_user(other, is_held) == (False, 0), "it is free again"
 
 
@@ -151,12 +159,9 @@ def test_processes_of_several_users_that_start_at_once_fetch_one_token(
         start.wait(60)
         return bool(DingTalkConferenceHook().lock_conference("sandbox-open")["success"])
 
-    with ThreadPoolExecutor(10) as pool:
-        users = [NOBODY - number % 3 for number in range(10)]
-        processes = [pool.submit(as_user, user, lock) for user in users]
-        time.sleep(0.5)
-        start.set()
-        assert [process.result() for process in processes] == [(True, 0)] * len(users)
+    results = [started_as_user(NOBODY - number % 3, lock) for number in range(10)]
+    start.set()
+    assert [result() for result in results] == [(True, 0)] * 10
     assert len(sandbox.calls_of("token")) == 1
 
 
