@@ -33,11 +33,12 @@ from airflow_provider_dingconf.client.http import AsyncTransport, Transport
 from airflow_provider_dingconf.client.settings import Settings, read_connection
 from airflow_provider_dingconf.client.sync import cancelled_by_termination, run_in_thread, termination
 from airflow_provider_dingconf.client.token_cache import (
+    LOCK_POLLS,
     LOCK_SECONDS,
-    Shelf,
-    ban_of,
-    shelf_of,
+    TokenCache,
+    address_ban_of,
     suite_ticket_of,
+    token_cache_of,
 )
 from airflow_provider_dingconf.compat import get_async_connection, mask_secret
 from airflow_provider_dingconf.dingtalk.calls import Call, any_call, lock_call
@@ -103,10 +104,6 @@ UNDO_SECONDS = 4.0
 UNDO_CONCURRENCY = 100
 UNDO_CALLS_PER_SECOND = 400.0
 """Of many locks, in those seconds: twice the usual, and still under what DingTalk bans an address for."""
-
-_LOCK_POLLS = (0.01, 0.02, 0.05)
-_LOCK_POLL_SECONDS = 0.1
-"""Between looks at the lock, after the first few: fifty processes that wait are then no load."""
 
 
 class LockResult(TypedDict):
@@ -676,7 +673,7 @@ class DingTalkConferenceHook(BaseHook):
             until = time.monotonic() + self.max_seconds
             with (
                 self._logged(self.settings.app.token_call(), Attempts()),
-                _holding(shelf_of(self.settings), until),
+                _holding(token_cache_of(self.settings), until),
             ):
                 token = self._buy(until)
         except DingTalkError as error:
@@ -693,7 +690,7 @@ class DingTalkConferenceHook(BaseHook):
                 return True, _accepted(settings)
             until = time.monotonic() + self.max_seconds
             with self._logged(settings.app.token_call(), Attempts()):
-                async with _aholding(shelf_of(settings), until), self._opened() as transport:
+                async with token_cache_of(settings).fetching(_half(until)), self._opened() as transport:
                     token = await self._abuy(transport, until)
         except DingTalkError as error:
             return False, str(error)
@@ -851,7 +848,7 @@ class DingTalkConferenceHook(BaseHook):
         except DingTalkError as error:
             error.attempts = attempts.made
             if isinstance(error, AddressBannedError) and error.http_status and error.retry_after:
-                ban_of(self.settings).put(time.time(), error.retry_after)
+                address_ban_of(self.settings).put(time.time(), error.retry_after)
             self.log.warning(*line(error.summary))
             raise
         for good in done:
@@ -861,11 +858,11 @@ class DingTalkConferenceHook(BaseHook):
         """Return a token other than the refused one: the shared one, or else a new one."""
         if self.settings.static_token:
             return self.settings.static_token
-        shelf = shelf_of(self.settings)
-        token = shelf.token(refused, time.time())
+        cache = token_cache_of(self.settings)
+        token = cache.get(refused, time.time())
         if token is None:
-            with _holding(shelf, until):
-                token = shelf.token(refused, time.time()) or self._buy(until)
+            with _holding(cache, until):
+                token = cache.get(refused, time.time()) or self._buy(until)
         if token != self._masked:  # it may have been bought by another process
             _mask([token.value])
             self._masked = token
@@ -875,11 +872,11 @@ class DingTalkConferenceHook(BaseHook):
         """Return a token other than the refused one; :meth:`_token`, awaited."""
         if self.settings.static_token:
             return self.settings.static_token
-        shelf = shelf_of(self.settings)
-        token = shelf.token(refused, time.time())
+        cache = token_cache_of(self.settings)
+        token = cache.get(refused, time.time())
         if token is None:
-            async with _aholding(shelf, until):
-                token = shelf.token(refused, time.time()) or await self._abuy(transport, until)
+            async with cache.fetching(_half(until)):
+                token = cache.get(refused, time.time()) or await self._abuy(transport, until)
         if token != self._masked:
             await _amask([token.value])
             self._masked = token
@@ -903,7 +900,7 @@ class DingTalkConferenceHook(BaseHook):
                 raise error.with_traceback(None) from None
 
     def _buy(self, until: float) -> Token:
-        """Buy a token and put it on the shelf; the caller holds the right to."""
+        """Fetch a token and put it into the cache; the caller holds the right to."""
         app, ticket = _app(self.settings), _pushed_ticket(self.settings)
         if ticket:
             _mask([ticket])
@@ -923,7 +920,7 @@ class DingTalkConferenceHook(BaseHook):
     def _shelved(self, token: Token) -> Token:
         app = _app(self.settings)
         self.log.info("access token: bought for the %s %s", app.kind, app.client_id)
-        shelf_of(self.settings).put(token)
+        token_cache_of(self.settings).put(token)
         return token
 
     def _send(self, request: Request, until: float) -> Response:
@@ -936,7 +933,7 @@ class DingTalkConferenceHook(BaseHook):
 
     def _check_ban(self) -> None:
         """Refuse to call DingTalk while the address is banned: each call would prolong the ban."""
-        left = ban_of(self.settings).seconds_left(time.time())
+        left = address_ban_of(self.settings).seconds_left(time.time())
         if left:
             raise AddressBannedError(
                 "this public address is banned, as an earlier call was told; nothing was sent",
@@ -995,35 +992,21 @@ async def _adrive(steps: Generator[Any, Any, Any], perform: Callable[[Any], Awai
 
 
 @contextmanager
-def _holding(shelf: Shelf, until: float) -> Iterator[None]:
-    """Hold the right to buy a token, or go on without it when whoever has it does not come to an end."""
-    give_up, polls = _give_up_waiting(until), iter(_LOCK_POLLS)
-    while not (held := shelf.try_lock()) and time.monotonic() < give_up:
-        time.sleep(next(polls, _LOCK_POLL_SECONDS))
+def _holding(cache: TokenCache, until: float) -> Iterator[None]:
+    """Hold the right to fetch a token; ``TokenCache.fetching`` for who waits."""
+    give_up, polls = time.monotonic() + min(LOCK_SECONDS, _half(until)), iter(LOCK_POLLS)
+    while not (held := cache._try_lock()) and time.monotonic() < give_up:
+        time.sleep(next(polls, LOCK_POLLS[-1]))
     try:
         yield
     finally:
         if held:
-            shelf.unlock()
+            cache._unlock()
 
 
-@asynccontextmanager
-async def _aholding(shelf: Shelf, until: float) -> AsyncIterator[None]:
-    """Hold the right to buy a token; :func:`_holding`, awaited."""
-    give_up, polls = _give_up_waiting(until), iter(_LOCK_POLLS)
-    while not (held := shelf.try_lock()) and time.monotonic() < give_up:
-        await asyncio.sleep(next(polls, _LOCK_POLL_SECONDS))
-    try:
-        yield
-    finally:
-        if held:
-            shelf.unlock()
-
-
-def _give_up_waiting(until: float) -> float:
-    """Return when to stop waiting for the lock, with half of what is left kept for the call itself."""
-    now = time.monotonic()
-    return now + min(LOCK_SECONDS, (until - now) / 2)
+def _half(until: float) -> float:
+    """Return how long to wait for a token that another process fetches; the rest is for the call itself."""
+    return (until - time.monotonic()) / 2
 
 
 def _left(until: float) -> float:

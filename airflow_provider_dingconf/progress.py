@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
     from airflow_provider_dingconf.client.settings import Settings
-    from airflow_provider_dingconf.client.token_cache import SharedFile
+    from airflow_provider_dingconf.client.shared_files import SharedFile
 
 SAVE_SECONDS = 2.0
 """Between two saves, while meetings are being settled."""

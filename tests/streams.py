@@ -27,4 +27,4 @@ def acknowledged(sandbox: Sandbox) -> bool:
 
 def restless() -> bool:
     """Return whether the stream sees a need to tick, since events have started something of late."""
-    return token_cache.seen_events_of(DingTalkConferenceHook().settings).restless
+    return token_cache.seen_events_of(DingTalkConferenceHook().settings).sweep_due

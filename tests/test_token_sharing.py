@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from airflow_provider_dingconf.client import token_cache
-from airflow_provider_dingconf.client.token_cache import default_directory
+from airflow_provider_dingconf.client import shared_files
+from airflow_provider_dingconf.client.shared_files import default_directory
 from airflow_provider_dingconf.dingtalk.errors import AccessTokenError
 from airflow_provider_dingconf.hooks import DingTalkConferenceHook
 from airflow_provider_dingconf.sandbox import Fault, Sandbox
@@ -103,7 +103,14 @@ def lock(**options: Any) -> object:
         hook.close()
 
 
-def bought(sandbox: Sandbox) -> int:
+def lock_at_another_time(skew: float) -> object:
+    """Lock a meeting in a process that ends then, and whose clock alone is ahead by ``skew`` seconds."""
+    tell = time.time
+    time.time = lambda: tell() + skew
+    return lock()
+
+
+def fetched(sandbox: Sandbox) -> int:
     return len(sandbox.calls_of("token"))
 
 
@@ -119,17 +126,17 @@ def wait_until(condition: Callable[[], object], seconds: float = PATIENCE) -> No
 
 
 @pytest.mark.parametrize("kind", ["internal", "third_party"])
-def test_fifty_processes_that_start_without_a_token_buy_one(
+def test_fifty_processes_that_start_without_a_token_fetch_one(
     at_once: Any, conn: Any, sandbox: Sandbox, kind: str
 ) -> None:
     conn(kind)
     assert at_once(50, lock) == [True] * 50
-    assert bought(sandbox) == 1
+    assert fetched(sandbox) == 1
     assert len(sandbox.calls_of("lock")) == 50
     assert len(tokens_used(sandbox)) == 1
 
 
-def test_processes_whose_token_is_about_to_expire_buy_one_more(
+def test_processes_whose_token_is_about_to_expire_fetch_one_more(
     at_once: Any, conn: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Sandbox(token_lifetime=40) as sandbox:
@@ -139,29 +146,44 @@ def test_processes_whose_token_is_about_to_expire_buy_one_more(
         time.sleep(1)
         sandbox.clear()
         assert at_once(20, lock) == [True] * 20
-        assert bought(sandbox) == 1
+        assert fetched(sandbox) == 1
         assert len(sandbox.calls_of("lock")) == 20, "none of them tried the old one"
 
 
 @pytest.mark.parametrize("jump", [-86_400, -3_600, 3_600, 7_100, 10**7], ids="{:+}".format)
-def test_processes_whose_clock_has_jumped_buy_one_more_at_most(
+def test_processes_on_a_host_whose_clock_has_jumped_fetch_one_more_at_most(
     at_once: Any, conn: Any, sandbox: Sandbox, jump: float
 ) -> None:
     conn("third_party")
     lock()
-    tell = time.time
-
-    def lock_at_another_time() -> object:
-        time.time = lambda: tell() + jump  # in this process alone
-        return lock()
-
-    assert at_once(10, lock_at_another_time) == [True] * 10
-    assert bought(sandbox) == (1 if jump == 3_600 else 2)
+    (file,) = default_directory().glob("*.token")
+    written = file.stat().st_mtime - jump  # the jump is one of the file system's clock, too
+    os.utime(file, (written, written))
+    assert at_once(10, lambda: lock_at_another_time(jump)) == [True] * 10
+    assert fetched(sandbox) == (1 if jump == 3_600 else 2)
     assert len(sandbox.calls_of("lock")) == 11
 
 
+@pytest.mark.parametrize("skew", [-86_400, -10_800, 10_800], ids="{:+}".format)
+def test_processes_whose_clocks_differ_use_one_token(
+    start: Any, conn: Any, sandbox: Sandbox, skew: float
+) -> None:
+    conn("third_party")
+    for number in range(8):
+        assert start(lambda own=skew * (number % 2): lock_at_another_time(own)).result() is True
+    assert fetched(sandbox) == 1
+
+
+def test_processes_whose_clocks_differ_share_an_address_ban(start: Any, conn: Any, sandbox: Sandbox) -> None:
+    sandbox.fail(Fault(call="token", code="addressBanned"))
+    for skew in (0, 3_600, -3_600):
+        error = start(lambda own=skew: lock_at_another_time(own)).result()
+        assert getattr(error, "code", None) == "addressBanned"
+    assert len(sandbox.calls) == 1
+
+
 @pytest.mark.parametrize("kind", ["internal", "third_party", "unified"])
-def test_processes_whose_token_is_refused_buy_one_more(
+def test_processes_whose_token_is_refused_fetch_one_more(
     at_once: Any, conn: Any, sandbox: Sandbox, kind: str
 ) -> None:
     conn(kind)
@@ -169,18 +191,18 @@ def test_processes_whose_token_is_refused_buy_one_more(
     sandbox.revoke_tokens()
     sandbox.clear()
     assert at_once(20, lock) == [True] * 20
-    assert bought(sandbox) == 1
+    assert fetched(sandbox) == 1
     assert len(tokens_used(sandbox)) == 2, "the refused one, and the one that took its place"
 
 
-def test_processes_that_are_refused_whatever_their_token_buy_one_more(
+def test_processes_that_are_refused_whatever_their_token_fetch_one_more(
     at_once: Any, conn: Any, sandbox: Sandbox
 ) -> None:
     lock()
     sandbox.fail(Fault(call="lock", code="InvalidAuthentication"))
     sandbox.clear()
     assert {type(result) for result in at_once(10, lock)} == {AccessTokenError}
-    assert bought(sandbox) == 1, "DingTalk gives the same token again while it is valid"
+    assert fetched(sandbox) == 1, "DingTalk gives the same token again while it is valid"
     assert len(sandbox.calls_of("lock")) == 20
 
 
@@ -193,10 +215,10 @@ def test_a_process_uses_the_token_that_is_newer_than_its_refused_one(
     late = start(lock, gate)
     sandbox.revoke_tokens()
     assert start(lock).result() is True
-    assert bought(sandbox) == 2
+    assert fetched(sandbox) == 2
     gate.set()
     assert late.result() is True
-    assert bought(sandbox) == 2
+    assert fetched(sandbox) == 2
 
 
 def test_the_processes_share_an_address_ban(at_once: Any, conn: Any, sandbox: Sandbox, start: Any) -> None:
@@ -209,48 +231,48 @@ def test_the_processes_share_an_address_ban(at_once: Any, conn: Any, sandbox: Sa
 # Processes that come to grief
 
 
-def buying(start: Any, sandbox: Sandbox, delay: float) -> Process:
-    """Return a process that is buying a token, and holds the right to."""
+def fetching(start: Any, sandbox: Sandbox, delay: float) -> Process:
+    """Return a process that is fetching a token, and holds the right to."""
     sandbox.fail(Fault(call="token", delay=delay, times=1))
     process: Process = start(lock)
-    wait_until(lambda: bought(sandbox) == 1)
+    wait_until(lambda: fetched(sandbox) == 1)
     return process
 
 
-def test_a_process_killed_while_it_buys_a_token_does_not_stop_the_others(
+def test_a_process_killed_while_it_fetches_a_token_does_not_stop_the_others(
     at_once: Any, start: Any, conn: Any, sandbox: Sandbox
 ) -> None:
-    victim = buying(start, sandbox, delay=30)
+    victim = fetching(start, sandbox, delay=30)
     os.kill(victim.pid, signal.SIGKILL)
     assert at_once(5, lock) == [True] * 5
-    assert bought(sandbox) == 2, "its own, and one for all others"
+    assert fetched(sandbox) == 2, "its own, and one for all others"
 
 
 def test_a_process_killed_while_others_wait_for_its_token_lets_them_go_on(
     start: Any, conn: Any, sandbox: Sandbox
 ) -> None:
-    victim = buying(start, sandbox, delay=30)
+    victim = fetching(start, sandbox, delay=30)
     waiting = [start(lock) for _ in range(3)]
     time.sleep(0.5)
-    assert bought(sandbox) == 1, "they wait"
+    assert fetched(sandbox) == 1, "they wait"
     os.kill(victim.pid, signal.SIGKILL)
     assert [process.result() for process in waiting] == [True] * 3
-    assert bought(sandbox) == 2
+    assert fetched(sandbox) == 2
 
 
-def test_a_process_stopped_while_it_buys_a_token_holds_the_others_up_for_a_while_only(
+def test_a_process_stopped_while_it_fetches_a_token_holds_the_others_up_for_a_while_only(
     start: Any, conn: Any, sandbox: Sandbox
 ) -> None:
-    stopped = buying(start, sandbox, delay=0.5)
+    stopped = fetching(start, sandbox, delay=0.5)
     os.kill(stopped.pid, signal.SIGSTOP)
     assert start(lambda: lock(max_seconds=10)).result() is True
     assert start(lock).result() is True
-    assert bought(sandbox) == 2, "who came later found a token, and waited for nobody"
+    assert fetched(sandbox) == 2, "who came later found a token, and waited for nobody"
     os.kill(stopped.pid, signal.SIGCONT)
     assert stopped.result() is True
 
 
-def test_a_process_forked_while_a_thread_buys_a_token_is_not_held_up_for_ever(
+def test_a_process_forked_while_a_thread_fetches_a_token_is_not_held_up_for_ever(
     start: Any, conn: Any, sandbox: Sandbox
 ) -> None:
     from threading import Thread
@@ -258,7 +280,7 @@ def test_a_process_forked_while_a_thread_buys_a_token_is_not_held_up_for_ever(
     sandbox.fail(Fault(call="token", delay=1, times=1))
     thread = Thread(target=lock)
     thread.start()
-    wait_until(lambda: bought(sandbox) == 1)
+    wait_until(lambda: fetched(sandbox) == 1)
     assert start(lambda: lock(max_seconds=10)).result() is True
     thread.join()
 
@@ -270,7 +292,7 @@ def test_a_forked_process_opens_connections_of_its_own(
     static = {
         "conn_type": "dingtalk",
         "host": server.url,
-        "extra": {"access_token": "a-token-bought-elsewhere"},
+        "extra": {"access_token": "a-static-token"},
     }
     monkeypatch.setenv("AIRFLOW_CONN_DINGTALK_DEFAULT", json.dumps(static))
     hook = DingTalkConferenceHook()
@@ -297,12 +319,12 @@ def test_a_forked_process_locks_many_as_its_parent_did(start: Any, conn: Any, sa
 
 
 class Warnings(logging.Handler):
-    """Counts the warnings of the token store."""
+    """Counts the warnings about the shared files."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
         self.count = 0
-        logging.getLogger(token_cache.__name__).addHandler(self)
+        logging.getLogger(shared_files.__name__).addHandler(self)
 
     def emit(self, record: logging.LogRecord) -> None:
         self.count += 1
@@ -322,7 +344,7 @@ def test_a_full_disk_costs_the_sharing_and_one_warning(start: Any, conn: Any, sa
     conn("third_party")
     for count in (1, 2):
         assert start(lock_on_a_full_disk).result() == (True, True, 1)
-        assert bought(sandbox) == count
+        assert fetched(sandbox) == count
     assert {file.suffix for file in default_directory().iterdir()} == {".lock"}, (
         "nothing half-written is left"
     )
@@ -353,4 +375,4 @@ def test_fresh_interpreters_share_the_token_too(conn: Any, sandbox: Sandbox) -> 
     outputs = [process.communicate(timeout=PATIENCE)[0] for process in fresh]
     assert [json.loads(output.splitlines()[-1])["success"] for output in outputs] == [True] * 2
     assert lock() is True
-    assert bought(sandbox) == 1
+    assert fetched(sandbox) == 1

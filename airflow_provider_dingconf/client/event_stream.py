@@ -364,7 +364,7 @@ class EventStream:
                 overdue = False
 
     def _is_restless(self) -> bool:
-        return any(seen.restless for seen in self._seen)
+        return any(seen.sweep_due for seen in self._seen)
 
     async def _answer_settled(self) -> None:
         """Remember what started something, then tell DingTalk what was taken."""
@@ -406,7 +406,7 @@ class EventStream:
         for seen in self._seen:
             seen.add(fired)
             if quiet:
-                seen.calm()
+                seen.note_sweep()
         return bool(fired) or quiet
 
     def _save(self) -> None:

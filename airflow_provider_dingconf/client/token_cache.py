@@ -1,206 +1,179 @@
-"""Where access tokens, and what is known of an address ban, are kept between calls and between processes.
+"""What is kept between calls and processes: access tokens, address bans, suite tickets, seen events.
 
-A token belongs to credentials and a host, not to a hook. The threads and coroutines of a process share it
-in memory; the processes of a host, such as Airflow's tasks, share it through a file that only its owner can
-read, and that only who knows the client secret can decrypt. While one of them buys a token, the others wait.
-A suite ticket that DingTalk pushed is kept in the same way, and so are, as digests, the ids of events.
-
-The files are a convenience: where they cannot be used, for whatever reason, that costs the sharing and one
-warning a directory, never the call.
+An access token belongs to credentials and a host, not to a hook. The threads and coroutines of a process
+share it in memory. The processes of a host, such as Airflow's tasks, share it through a file that is
+encrypted with a key derived from the client secret. While one of them fetches a token, the others wait.
 """
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
-import logging
 import os
-import stat
-import tempfile
 import threading
 import time
+from contextlib import asynccontextmanager
 from hashlib import sha256
+from itertools import chain, repeat
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from cryptography.fernet import Fernet, InvalidToken
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
-from filelock import BaseFileLock, FileLock, Timeout
+from filelock import BaseFileLock, Timeout
 
-from airflow_provider_dingconf.dingtalk.tokens import Token
+from airflow_provider_dingconf.client.shared_files import MAX_FILE_BYTES, SharedFile, default_directory
+from airflow_provider_dingconf.dingtalk.tokens import RENEW_AFTER, Token
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 
     from airflow_provider_dingconf.client.settings import Settings
     from airflow_provider_dingconf.dingtalk.tokens import App
 
 LOCK_SECONDS = 15.0
-"""How long to wait for whoever is buying a token, before buying one all the same."""
+"""How long to wait at most for another process that fetches a token, before fetching one, too."""
+
+LOCK_POLLS = (0.01, 0.02, 0.05, 0.1)
+"""Seconds between attempts to get the lock; the last repeats. Fifty waiting processes are then no load."""
+
+CLOCK_SKEW_SECONDS = 600.0
+"""For so long after a token was written, a process uses it though it looks expired by its own clock."""
 
 MAX_SEEN = 16 * 1024
 """How many events are remembered, those of the app that came last."""
 
-_MAX_FILE_BYTES = 64 * 1024
 _SALT_BYTES = 16
 _EVENT_BYTES = 16
-_CALM = b"\0" * _EVENT_BYTES
-"""Stands for an event's key: nothing is left to be done about those before it."""
-
-log = logging.getLogger(__name__)
-
-
-class FileRefusedError(OSError):
-    """Raised when a file or directory is not its user's own, or open to others."""
-
+_SWEPT = b"\0" * _EVENT_BYTES
+"""In place of an event's key: no sweep is due for the events before it."""
 
 T = TypeVar("T")
 
 
-def default_directory() -> Path:
-    """Return the directory of this user's shared files: local to the host, as the sharing is."""
-    return Path(tempfile.gettempdir()) / f"airflow-provider-dingconf-{os.geteuid()}"
+class _EncryptedFile:
+    """A shared file of JSON that cannot be read without the client secret.
 
-
-class SharedFile:
-    """A small file that the processes of one user on one host share.
-
-    :param path: where it is; its directory is made when it is first written.
-    :param max_bytes: how much of it is read.
+    :param purpose: what the file is for; the content of another one is refused.
     """
 
-    _warned: ClassVar[set[Path]] = set()
-    """The directories that cost a warning already."""
+    def __init__(self, file: SharedFile | None, secret: str, purpose: str) -> None:
+        self.file = file
+        self._secret = secret.encode()
+        self._purpose = f"airflow-provider-dingconf {purpose}".encode()
 
-    def __init__(self, path: Path, max_bytes: int = _MAX_FILE_BYTES) -> None:
-        self.path = path
-        self.max_bytes = max_bytes
-
-    def read(self) -> bytes | None:
-        """Return the content; None where there is no file that can be trusted."""
-        return self._attempt(self._read)
-
-    def write(self, content: bytes) -> None:
-        """Replace the content in one step: whoever reads, reads all of the old or all of the new."""
-        self._attempt(lambda: self._write(content))
-
-    def remove(self) -> None:
-        """Remove it, if it is there."""
-        self._attempt(lambda: self.path.unlink(missing_ok=True))
-
-    def lock(self) -> BaseFileLock | None:
-        """Return the lock of the file, taken; None where it cannot be locked.
-
-        :raises Timeout: another process has it.
-        """
-        return self._attempt(self._lock)
-
-    def _attempt(self, action: Callable[[], T]) -> T | None:
+    def read(self) -> Any:
+        """Return the content; None if it is missing, damaged or not decrypted by the secret."""
+        content = (self.file.read() if self.file else None) or b""
         try:
-            return action()
-        except Timeout:
-            raise
-        except (OSError, NotImplementedError) as error:  # the latter: a file system without locks
-            if self.path.parent not in self._warned:
-                self._warned.add(self.path.parent)
-                log.warning(
-                    "DingTalk access tokens and events are not shared between processes: %s: %s; "
-                    "set token_cache on the connection to another directory, or to false",
-                    self.path.parent,
-                    getattr(error, "strerror", None) or error,
-                )
+            return json.loads(self._cipher(content[:_SALT_BYTES]).decrypt(content[_SALT_BYTES:]))
+        except (InvalidToken, ValueError):
             return None
 
-    def _read(self) -> bytes | None:
-        try:
-            _check_owner(self.path.parent.lstat(), stat.S_ISDIR)
-            descriptor = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-        except FileNotFoundError:
-            return None
-        with open(descriptor, "rb") as file:  # noqa: PTH123
-            _check_owner(os.fstat(descriptor), stat.S_ISREG)
-            return file.read(self.max_bytes)
+    def write(self, content: object) -> None:
+        """Replace the content, if there is a file."""
+        if self.file:
+            salt = os.urandom(_SALT_BYTES)
+            self.file.write(salt + self._cipher(salt).encrypt(json.dumps(content).encode()))
 
-    def _write(self, content: bytes) -> None:
-        self._make_directory()
-        descriptor, name = tempfile.mkstemp(dir=self.path.parent, prefix=".")  # its mode is 0600
-        try:
-            with open(descriptor, "wb") as file:  # noqa: PTH123
-                file.write(content)
-            Path(name).replace(self.path)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
-
-    def _lock(self) -> BaseFileLock:
-        self._make_directory()
-        lock = FileLock(self.path.with_suffix(".lock"), mode=0o600)
-        lock.acquire(blocking=False)
-        return lock
-
-    def _make_directory(self) -> None:
-        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _check_owner(self.path.parent.lstat(), stat.S_ISDIR)
+    def _cipher(self, salt: bytes) -> Fernet:
+        kdf = HKDF(SHA256(), length=32, salt=salt, info=self._purpose)
+        return Fernet(base64.urlsafe_b64encode(kdf.derive(self._secret)))
 
 
-def _check_owner(found: os.stat_result, is_kind: Callable[[int], bool]) -> None:
-    if not is_kind(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
-        raise FileRefusedError("it is not this user's own, or others may enter it")
-
-
-class Shelf:
-    """The place of one token, in memory and, where ``file`` is given, on disk.
+class TokenCache:
+    """One access token, in memory and, if ``file`` is given, on disk.
 
     :param secret: the client secret, from which the file's key is derived.
-    :param file: the file; None for no sharing between processes.
+    :param file: the file; None to share nothing between processes.
+    :param polls: seconds between attempts to get the lock; the last repeats.
     """
 
-    def __init__(self, secret: str, file: SharedFile | None = None) -> None:
-        self._secret = secret.encode()
-        self._file = file
+    def __init__(
+        self, secret: str, file: SharedFile | None = None, polls: Sequence[float] = LOCK_POLLS
+    ) -> None:
+        self._file = _EncryptedFile(file, secret, "access token")
+        self._polls = polls
         self._token: Token | None = None
+        self._trusted_until = 0.0
         self._thread_lock = threading.Lock()
         self._file_lock: BaseFileLock | None = None
 
-    def token(self, refused: Token | None, now: float) -> Token | None:
-        """Return a token to use: one that is not stale and, where DingTalk refused one, is newer than that.
+    def get(self, refused: Token | None, now: float) -> Token | None:
+        """Return a token that has not expired and, if DingTalk refused one, is newer than that one.
 
-        :param refused: the refused one.
+        :param refused: the token that DingTalk refused.
         :param now: seconds since the epoch.
         """
-
-        def usable(token: Token | None) -> bool:
-            return (
-                token is not None and not token.stale(now) and (refused is None or token.newer(refused, now))
-            )
-
-        if not usable(self._token) and self._file:
-            self._token = self._decrypted(self._file.read())
-        return self._token if usable(self._token) else None
+        if not self._is_usable(refused, now) and self._file.file:
+            self._token, self._trusted_until = self._read(), 0.0
+            if self._token and self._token.stale(now):
+                self._trust_if_just_written(self._token, self._file.file.age(), now)
+        return self._token if self._is_usable(refused, now) else None
 
     def put(self, token: Token) -> None:
         """Keep a token, for this process and the others."""
-        self._token = token
-        if self._file:
-            self._file.write(self._encrypted(token))
+        self._token, self._trusted_until = token, 0.0
+        self._file.write({"value": token.value, "fetched_at": token.fetched_at, "lifetime": token.lifetime})
 
-    def try_lock(self) -> bool:
-        """Take the right to buy a token, if nobody else has it; :meth:`unlock` gives it back."""
+    @asynccontextmanager
+    async def fetching(self, seconds: float) -> AsyncIterator[None]:
+        """Hold the right to fetch a token: one coroutine in all threads and processes has it at a time.
+
+        Go on without it if its holder does not finish: it may be stopped, or inherited by a fork.
+
+        :param seconds: how long to wait for the holder; :data:`LOCK_SECONDS` at most.
+        """
+        give_up = time.monotonic() + min(seconds, LOCK_SECONDS)
+        polls = chain(self._polls, repeat(self._polls[-1]))
+        while not (held := self._try_lock()) and time.monotonic() < give_up:
+            await asyncio.sleep(next(polls))
+        try:
+            yield
+        finally:
+            if held:
+                self._unlock()
+
+    def _read(self) -> Token | None:
+        try:
+            return Token(**self._file.read())
+        except TypeError:
+            return None
+
+    def _is_usable(self, refused: Token | None, now: float) -> bool:
+        token = self._token
+        trusted = 0 < self._trusted_until - now <= CLOCK_SKEW_SECONDS
+        return (
+            token is not None
+            and (trusted or not token.stale(now))
+            and (refused is None or token.newer(refused, now))
+        )
+
+    def _trust_if_just_written(self, token: Token, age: float | None, now: float) -> None:
+        """Use a token that was just written for a while: the writer's clock may differ from this one.
+
+        Otherwise two hosts with different clocks, or processes, would replace each other's token for each
+        call. If this host's clock was set, the file's age has changed as well, and the token is replaced.
+        """
+        longest = min(CLOCK_SKEW_SECONDS, (token.lifetime or 0.0) * RENEW_AFTER)
+        if age is not None and age >= 0:
+            self._trusted_until = now + longest - age
+
+    def _try_lock(self) -> bool:
         if not self._thread_lock.acquire(blocking=False):
             return False
         try:
-            self._file_lock = self._file.lock() if self._file else None
-        except Timeout:
+            self._file_lock = self._file.file.lock() if self._file.file else None
+        except BaseException as error:
             self._thread_lock.release()
-            return False
-        except BaseException:
-            self._thread_lock.release()
+            if isinstance(error, Timeout):
+                return False
             raise
         return True
 
-    def unlock(self) -> None:
-        """Give back the right to buy a token."""
+    def _unlock(self) -> None:
         lock, self._file_lock = self._file_lock, None
         try:
             if lock is not None:
@@ -208,33 +181,25 @@ class Shelf:
         finally:
             self._thread_lock.release()
 
-    def _encrypted(self, token: Token) -> bytes:
-        content = {"value": token.value, "fetched_at": token.fetched_at, "lifetime": token.lifetime}
-        return _sealed(content, self._secret, _TOKEN)
-
-    def _decrypted(self, content: bytes | None) -> Token | None:
-        """Return the token of a file; None for one that is missing, damaged, or of another secret."""
-        try:
-            return Token(**_unsealed(content, self._secret, _TOKEN))
-        except (ValueError, TypeError):
-            return None
-
 
 class SuiteTicket:
     """The suite ticket that DingTalk pushed last to a third-party app.
 
     :param secret: the client secret, from which the file's key is derived.
-    :param file: the file; None for no sharing between processes.
+    :param file: the file; None to share nothing between processes.
+    :param clock: returns the seconds since the epoch.
     """
 
-    def __init__(self, secret: str, file: SharedFile | None = None) -> None:
-        self._secret = secret.encode()
-        self._file = file
+    def __init__(
+        self, secret: str, file: SharedFile | None = None, clock: Callable[[], float] = time.time
+    ) -> None:
+        self._file = _EncryptedFile(file, secret, "suite ticket")
+        self._clock = clock
         self._known: tuple[float, str | None] = (0.0, None)
 
     @property
     def pushed(self) -> str | None:
-        """The ticket; None where none was pushed yet."""
+        """The ticket; None if DingTalk has not pushed one yet."""
         return self._latest()[1]
 
     def put(self, ticket: str, at: float) -> None:
@@ -242,31 +207,30 @@ class SuiteTicket:
 
         :param at: when DingTalk made it, in seconds since the epoch; at most now.
         """
-        at = min(at, time.time())
+        at = min(at, self._clock())
         if at < self._latest()[0]:
             return
         self._known = (at, ticket)
-        if self._file:
-            self._file.write(_sealed({"ticket": ticket, "at": at}, self._secret, _TICKET))
+        self._file.write({"ticket": ticket, "at": at})
 
     def _latest(self) -> tuple[float, str | None]:
-        """Return the newest ticket, and from when it is; one from the future is older than any other."""
-        now = time.time()
+        """Return the newest ticket and its time; one from the future counts as the oldest."""
+        now = self._clock()
         known = [(at if at <= now else 0.0, ticket) for at, ticket in (self._known, self._shared())]
         return max(known, key=lambda one: (one[0], one[1] is not None))
 
     def _shared(self) -> tuple[float, str | None]:
         try:
-            content = _unsealed(self._file.read() if self._file else None, self._secret, _TICKET)
+            content = self._file.read()
             return float(content["at"]), str(content["ticket"])
         except (ValueError, TypeError, KeyError):
             return 0.0, None
 
 
 class SeenEvents:
-    """Which events of an app started something, the last :data:`MAX_SEEN`, in memory and on disk.
+    """Which events of an app started something: the last :data:`MAX_SEEN`, in memory and on disk.
 
-    :param file: the file; None for no memory beyond this process.
+    :param file: the file; None to remember nothing beyond this process.
     """
 
     def __init__(self, file: SharedFile | None = None) -> None:
@@ -282,18 +246,18 @@ class SeenEvents:
         return _event_key(event_id) in self._seen
 
     def add(self, event_ids: Iterable[str]) -> None:
-        """Remember events that started something, in this process; :meth:`save` makes it last."""
+        """Remember events that started something, in this process; :meth:`save` writes them to the file."""
         self._remember(map(_event_key, event_ids))
 
     @property
-    def restless(self) -> bool:
-        """Whether events have started something since it was last said that all is calm."""
-        return next(reversed(self._seen), _CALM) != _CALM
+    def sweep_due(self) -> bool:
+        """Whether events have started something since the last sweep that :meth:`note_sweep` noted."""
+        return next(reversed(self._seen), _SWEPT) != _SWEPT
 
-    def calm(self) -> None:
-        """Say that nothing is left to be done about the events so far."""
-        self._seen.pop(_CALM, None)
-        self._remember([_CALM])
+    def note_sweep(self) -> None:
+        """Note that a sweep took care of all events so far."""
+        self._seen.pop(_SWEPT, None)
+        self._remember([_SWEPT])
 
     def save(self) -> None:
         """Write what was seen, with what other processes wrote."""
@@ -317,143 +281,128 @@ def _event_key(event_id: str) -> bytes:
     return sha256(event_id.encode()).digest()[:_EVENT_BYTES]
 
 
-_TOKEN = b"airflow-provider-dingconf access token"
-_TICKET = b"airflow-provider-dingconf suite ticket"
+class AddressBan:
+    """What is known of an address ban by one host: in memory, for all connections, and on disk.
 
-
-def _sealed(content: object, secret: bytes, purpose: bytes) -> bytes:
-    """Return a content that only who knows the secret can read."""
-    salt = os.urandom(_SALT_BYTES)
-    return salt + _cipher(secret, salt, purpose).encrypt(json.dumps(content).encode())
-
-
-def _unsealed(sealed: bytes | None, secret: bytes, purpose: bytes) -> Any:
-    """Return the content again.
-
-    :raises ValueError: it is missing, damaged, of another secret or for another purpose.
-    """
-    if not sealed:
-        raise ValueError("there is nothing")
-    salt, rest = sealed[:_SALT_BYTES], sealed[_SALT_BYTES:]
-    try:
-        return json.loads(_cipher(secret, salt, purpose).decrypt(rest))
-    except InvalidToken:
-        raise ValueError("it is of another secret") from None
-
-
-def _cipher(secret: bytes, salt: bytes, purpose: bytes) -> Fernet:
-    kdf = HKDF(SHA256(), length=32, salt=salt, info=purpose)
-    return Fernet(base64.urlsafe_b64encode(kdf.derive(secret)))
-
-
-class Ban:
-    """What is known of an address ban of one host: in memory, for all connections, and on disk.
+    Deleting the file ends the ban for all processes that read or wrote it.
 
     :param host: its URL.
-    :param file: the file of the connection that asks; None for no sharing between processes.
+    :param file: the file of the connection that asks; None to share nothing between processes.
     """
 
     def __init__(self, host: str, file: SharedFile | None = None) -> None:
+        self.file = file
         self._host = host
-        self._file = file
+        self._content: bytes | None = None
 
     def seconds_left(self, now: float) -> float:
-        """Return how long DingTalk must not be called; 0 where it may.
+        """Return how long DingTalk must not be called; 0 if it may.
 
         :param now: seconds since the epoch.
         """
-        bans = [_bans.get(self._host, _NO_BAN), self._shared()]
-        lasting = [ban for ban in bans if ban[0] <= now < ban[1]]  # a ban of the future: the clock went back
-        if not lasting:
-            return 0.0
-        known = _bans[self._host] = max(lasting, key=lambda ban: ban[1])
-        return known[1] - now
+        if self.file:
+            self._read(self.file, now)
+        return self._known_seconds_left(now)
 
     def put(self, now: float, seconds: float) -> None:
         """Remember a ban, for this process and the others."""
-        known = _bans[self._host] = (now, now + seconds)
-        if self._file:
-            self._file.write(json.dumps(known).encode())
+        _bans[self._host] = (now, now + seconds)
+        if self.file:
+            self.file.write(json.dumps(_bans[self._host]).encode())
 
-    def _shared(self) -> tuple[float, float]:
-        content = self._file.read() if self._file else None
+    def clear(self) -> None:
+        """Forget a ban that DingTalk has lifted, in this process and the others."""
+        _bans.pop(self._host, None)
+        if self.file:
+            self.file.remove()
+
+    def _read(self, file: SharedFile, now: float) -> None:
+        content = file.read()
+        if content is None and self._content is not None and not os.path.lexists(file.path):
+            _bans.pop(self._host, None)
+            self._content = None
+        if content is None or content == self._content:
+            return
         try:
-            began, until = json.loads(content or b"")
-            return float(began), float(until)
+            began, until = map(float, json.loads(content))
         except (ValueError, TypeError, OverflowError, RecursionError):
-            return _NO_BAN
+            return
+        if (began, until) != _bans.get(self._host):  # another process wrote it, whose clock may differ
+            age = file.age()
+            left = until - began - (now - began if age is None else age)
+            if self._known_seconds_left(now) < left <= until - began:
+                _bans[self._host] = (now, now + left)
+        self._content = content
+
+    def _known_seconds_left(self, now: float) -> float:
+        began, until = _bans.get(self._host, (0.0, 0.0))
+        return until - now if began <= now < until else 0.0  # one from the future: the clock was set back
 
 
-_NO_BAN = (0.0, 0.0)
-
-_shelves: dict[object, Shelf] = {}
 _bans: dict[str, tuple[float, float]] = {}
-_suite_tickets: dict[object, SuiteTicket] = {}
-_seen_events: dict[object, SeenEvents] = {}
+_kept: dict[object, Any] = {}
 
 
-def shelf_of(settings: Settings) -> Shelf:
-    """Return the shelf of the connection's credentials: the same for all that ask with the same ones."""
-    app = cast("App", settings.app)  # there is no static token, else nobody would ask
+def token_cache_of(settings: Settings) -> TokenCache:
+    """Return the cache of the connection's credentials: the same for all who ask with the same ones."""
+    app = cast("App", settings.app)  # with a static token, nobody asks
     # The client secret makes the file's name one that cannot be guessed.
-    parts = (settings.base_url, app.kind, app.client_id, app.corp_id, app.client_secret)
-    name = sha256(json.dumps(parts).encode()).hexdigest()
-    key = (settings.token_cache, name)
-    if key not in _shelves:
-        _shelves.setdefault(key, Shelf(app.client_secret, shared_file(settings, f"{name}.token")))
-    return _shelves[key]
+    name = _digest(settings.base_url, app.kind, app.client_id, app.corp_id, app.client_secret)
+    file = shared_file(settings, f"{name}.token")
+    return _once(settings, name, lambda: TokenCache(app.client_secret, file))
 
 
-def ban_of(settings: Settings) -> Ban:
-    """Return what is known of a ban of the connection's host."""
-    name = sha256(settings.base_url.encode()).hexdigest()
-    return Ban(settings.base_url, shared_file(settings, f"{name}.ban"))
+def address_ban_of(settings: Settings) -> AddressBan:
+    """Return what is known of a ban by the connection's host."""
+    name = f"{sha256(settings.base_url.encode()).hexdigest()}.ban"
+    return _once(settings, name, lambda: AddressBan(settings.base_url, shared_file(settings, name)))
 
 
 def suite_ticket_of(settings: Settings) -> SuiteTicket:
     """Return what is known of the suite ticket of the connection's app, whatever its organisation."""
-    app, name = cast("App", settings.app), _app_name(settings)
-    key = (settings.token_cache, name)
-    if key not in _suite_tickets:
-        kept = SuiteTicket(app.client_secret, shared_file(settings, f"{name}.ticket"))
-        _suite_tickets.setdefault(key, kept)
-    return _suite_tickets[key]
+    app, name = cast("App", settings.app), f"{_app_name(settings)}.ticket"
+    return _once(settings, name, lambda: SuiteTicket(app.client_secret, shared_file(settings, name)))
 
 
 def seen_events_of(settings: Settings) -> SeenEvents:
     """Return which events of the connection's app have started something."""
-    name = _app_name(settings)
-    key = (settings.token_cache, name)
-    if key not in _seen_events:
-        kept = SeenEvents(shared_file(settings, f"{name}.events", MAX_SEEN * _EVENT_BYTES))
-        _seen_events.setdefault(key, kept)
-    return _seen_events[key]
+    name = f"{_app_name(settings)}.events"
+    return _once(settings, name, lambda: SeenEvents(shared_file(settings, name, MAX_SEEN * _EVENT_BYTES)))
 
 
 def _app_name(settings: Settings) -> str:
-    """Return a name for the connection's app that nobody can guess without its secret."""
+    """Return a name for the connection's app that cannot be guessed without its secret."""
     app = cast("App", settings.app)
-    parts = (settings.base_url, app.client_id, app.client_secret)
+    return _digest(settings.base_url, app.client_id, app.client_secret)
+
+
+def _digest(*parts: str | None) -> str:
     return sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def shared_file(settings: Settings, name: str, max_bytes: int = _MAX_FILE_BYTES) -> SharedFile | None:
-    """Return a file that the processes of this host share; None where the connection says no.
+def _once(settings: Settings, name: str, make: Callable[[], T]) -> T:
+    key = (settings.token_cache, name)
+    if key not in _kept:
+        _kept.setdefault(key, make())
+    return cast("T", _kept[key])
+
+
+def shared_file(settings: Settings, name: str, max_bytes: int = MAX_FILE_BYTES) -> SharedFile | None:
+    """Return a file that the processes of this host share; None if the connection switches sharing off.
 
     :param settings: what the connection says.
     :param name: of the file.
-    :param max_bytes: how much of it is read.
+    :param max_bytes: how much of the file is read.
     """
     if settings.token_cache is False:
         return None
-    directory = default_directory() if settings.token_cache is True else Path(settings.token_cache)
-    return SharedFile(directory / name, max_bytes)
+    if settings.token_cache is True:
+        return SharedFile(default_directory() / name, max_bytes)
+    return SharedFile(Path(settings.token_cache) / name, max_bytes, group=True)
 
 
 def forget() -> None:
     """Forget what this process has in memory."""
-    _shelves.clear()
+    _kept.clear()
     _bans.clear()
-    _suite_tickets.clear()
-    _seen_events.clear()
-    SharedFile._warned.clear()
+    SharedFile.warned.clear()

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import secrets
 import socket
+import tempfile
 import threading
+from contextlib import suppress
 from functools import partial
+from hashlib import sha256
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from aiohttp import web
@@ -107,6 +112,14 @@ class Sandbox:
         self._thread.join()
         self._loop.close()
         self._socket.close()
+        self._forget_ban()
+
+    def _forget_ban(self) -> None:
+        """Delete the file in which the hooks of this user remember a ban by this sandbox."""
+        directory = Path(tempfile.gettempdir()) / f"airflow-provider-dingconf-{os.geteuid()}"
+        name = sha256(self.url.encode()).hexdigest()
+        with suppress(OSError):
+            (directory / f"{name}.ban").unlink()
 
     # What a caller needs
 

@@ -101,7 +101,7 @@ def read_and_bought(connection: Mapping[str, str]) -> tuple[float, float]:
 
     def read() -> None:
         token_cache.forget()
-        if token_cache.shelf_of(hook.settings).token(None, time.time()) is None:
+        if token_cache.token_cache_of(hook.settings).get(None, time.time()) is None:
             raise RuntimeError("there is no shared token")
 
     found = _in_turn([read, lambda: hook.call("POST", TOKEN_CALL, json=credentials)], READ_ROUNDS)

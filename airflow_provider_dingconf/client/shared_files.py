@@ -1,0 +1,175 @@
+"""Small files that the processes of a host share: a user's own, or those of a group of users.
+
+The files are a convenience. If one cannot be used, the processes share nothing and log one warning per
+directory; no call fails for it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+import tempfile
+from contextlib import contextmanager, suppress
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, Concatenate, ParamSpec, TypeVar
+
+from filelock import BaseFileLock, FileLock, Timeout
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+MAX_FILE_BYTES = 64 * 1024
+
+log = logging.getLogger(__name__)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class FileRefusedError(OSError):
+    """Raised when a file or directory belongs to somebody else, or others have access to it."""
+
+
+def default_directory() -> Path:
+    """Return the directory of this user's shared files, which is local to the host."""
+    return Path(tempfile.gettempdir()) / f"airflow-provider-dingconf-{os.geteuid()}"
+
+
+def _attempted(
+    method: Callable[Concatenate[SharedFile, P], T | None],
+) -> Callable[Concatenate[SharedFile, P], T | None]:
+    """Let a method return None, after a warning, if the file cannot be used."""
+
+    @wraps(method)
+    def attempt(file: SharedFile, /, *args: P.args, **kwargs: P.kwargs) -> T | None:
+        try:
+            return method(file, *args, **kwargs)
+        except Timeout:
+            raise
+        except (OSError, NotImplementedError) as error:  # the latter: a file system without locks
+            directory = file.path.parent
+            if directory not in file.warned:
+                file.warned.add(directory)
+                log.warning(
+                    "DingTalk access tokens and events are not shared between processes: the directory %s "
+                    "cannot be used: %s. Set token_cache on the connection to another one, or to false.",
+                    _shown(directory),
+                    getattr(error, "strerror", None) or error,
+                )
+            return None
+
+    return attempt
+
+
+class SharedFile:
+    """A file that processes share, in a directory of its own user or, if allowed, of a group.
+
+    :param path: the file. Its directory is created, for its user alone, when the file is first written.
+    :param max_bytes: how much of the file is read.
+    :param group: whether the directory may belong to a group (mode 0770 or 2770). Its files then belong to
+        that group, too (mode 0660), whoever writes them.
+    """
+
+    warned: ClassVar[set[Path]] = set()
+    """The directories that a warning was logged for."""
+
+    def __init__(self, path: Path, max_bytes: int = MAX_FILE_BYTES, *, group: bool = False) -> None:
+        self.path = path
+        self.max_bytes = max_bytes
+        self._group = group
+
+    def __str__(self) -> str:
+        return f"{self.path.name!r} of the directory {_shown(self.path.parent)}"
+
+    @_attempted
+    def read(self) -> bytes | None:
+        """Return the content; None if there is no file that can be trusted."""
+        try:
+            directory = self._check_directory()
+            descriptor = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except FileNotFoundError:
+            return None
+        with open(descriptor, "rb") as file:  # noqa: PTH123
+            found = os.fstat(descriptor)
+            of_group = _is_of_group(directory) and found.st_gid == directory.st_gid
+            allowed = (of_group and not found.st_mode & 0o007) or _is_private(found)
+            if not stat.S_ISREG(found.st_mode) or not allowed:
+                raise FileRefusedError("a file in it is not a regular one, or others have access to it")
+            return file.read(self.max_bytes)
+
+    @_attempted
+    def write(self, content: bytes) -> None:
+        """Replace the content in one step: a reader sees all of the old content, or all of the new one."""
+        with self._new_file(content, self._make_directory()) as new:
+            new.replace(self.path)
+
+    @_attempted
+    def remove(self) -> None:
+        """Remove the file, if it exists."""
+        self.path.unlink(missing_ok=True)
+
+    @_attempted
+    def age(self) -> float | None:
+        """Return the seconds since the file was written, None if they cannot be found out.
+
+        Both times are the file system's, so processes whose clocks differ agree on the age.
+        """
+        with suppress(FileNotFoundError), tempfile.TemporaryFile(dir=self.path.parent) as just_now:
+            return os.fstat(just_now.fileno()).st_mtime - self.path.lstat().st_mtime
+        return None
+
+    @_attempted
+    def lock(self) -> BaseFileLock | None:
+        """Return the file's lock, acquired; None if the file cannot be locked.
+
+        :raises Timeout: another process holds the lock.
+        """
+        path, directory = self.path.with_suffix(".lock"), self._make_directory()
+        if _is_of_group(directory) and not os.path.lexists(path):
+            # FileLock sets no group, and the mode too late: other users' processes could not open the file.
+            with self._new_file(b"", directory) as new, suppress(FileExistsError):
+                path.hardlink_to(new)
+        lock = FileLock(path, mode=0o660 if _is_of_group(directory) else 0o600)
+        lock.acquire(blocking=False)
+        return lock
+
+    @contextmanager
+    def _new_file(self, content: bytes, directory: os.stat_result) -> Iterator[Path]:
+        descriptor, name = tempfile.mkstemp(dir=self.path.parent, prefix=".")  # its mode is 0600
+        try:
+            with open(descriptor, "wb") as file:  # noqa: PTH123
+                if _is_of_group(directory):
+                    os.fchown(descriptor, -1, directory.st_gid)
+                    os.fchmod(descriptor, 0o660)
+                file.write(content)
+            yield Path(name)
+        finally:
+            Path(name).unlink(missing_ok=True)
+
+    def _make_directory(self) -> os.stat_result:
+        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return self._check_directory()
+
+    def _check_directory(self) -> os.stat_result:
+        found = self.path.parent.lstat()
+        of_group = self._group and found.st_mode & 0o077 == 0o070
+        if not stat.S_ISDIR(found.st_mode) or not (of_group or _is_private(found)):
+            raise FileRefusedError(
+                "it must be this user's alone (mode 0700) or, if the connection names it, a group's (2770)"
+            )
+        return found
+
+
+def _shown(path: Path) -> str:
+    """Return a path in two parts: Airflow masks the whole one, since "token" is in the extra's name."""
+    return f"{path.name!r} in {str(path.parent)!r}"
+
+
+def _is_private(found: os.stat_result) -> bool:
+    return found.st_uid == os.geteuid() and not found.st_mode & 0o077
+
+
+def _is_of_group(directory: os.stat_result) -> bool:
+    return bool(directory.st_mode & 0o070)

@@ -1,0 +1,93 @@
+"""What the tests of shared files share: who else there is, and which files and warnings there are."""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from airflow_provider_dingconf.client import shared_files
+from airflow_provider_dingconf.client.settings import Settings
+from airflow_provider_dingconf.client.token_cache import TokenCache
+from airflow_provider_dingconf.dingtalk.tokens import App, Token
+from airflow_provider_dingconf.sandbox import Sandbox
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+NOBODY = 65534
+LIFETIME = 7_200.0
+APP = App("the-id", "the-secret", "dingcorp")
+SETTINGS = Settings("dingtalk_default", "https://api.dingtalk.io", APP)
+TOKEN = Token("the-token", 1_000, LIFETIME)
+
+
+def fetched(sandbox: Sandbox) -> int:
+    """Return how many access tokens were asked for."""
+    return len(sandbox.calls_of("token"))
+
+
+def token_file(directory: Path) -> Path:
+    (file,) = directory.glob("*.token")
+    return file
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.lstat().st_mode)
+
+
+def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.name == shared_files.__name__]
+
+
+def give_away(path: Path) -> None:
+    """Make something another user's or, where only root could do that, open to other users."""
+    if os.geteuid() == 0:
+        os.chown(path, NOBODY, NOBODY, follow_symlinks=False)
+    else:
+        path.chmod(path.stat().st_mode | 0o004)
+
+
+def let_others_enter(path: Path) -> None:
+    """Let other users enter the directories of the tests that lead to one."""
+    for parent in [*path.parents][:3]:
+        if parent.stat().st_uid == os.geteuid() and not mode(parent) & 0o1000:
+            parent.chmod(mode(parent) | 0o011)
+    path.chmod(mode(path) | 0o011)
+
+
+class Warnings(logging.Handler):
+    """Counts the warnings of a process about the shared files."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.count = 0
+        logging.getLogger(shared_files.__name__).addHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.count += 1
+
+
+@contextmanager
+def as_ordinary_user(*paths: Path) -> Iterator[None]:
+    """Do without root's power to ignore permissions; ``paths`` then belong to the user."""
+    root = os.geteuid() == 0
+    if root:
+        for path in paths:
+            os.chown(path, NOBODY, NOBODY)
+        os.seteuid(NOBODY)
+    try:
+        yield
+    finally:
+        if root:
+            os.seteuid(0)
+
+
+async def put_while_fetching(cache: TokenCache, token: Token) -> None:
+    async with cache.fetching(seconds=60):
+        cache.put(token)
