@@ -22,7 +22,7 @@ from airflow_provider_dingconf.dingtalk.calls import (
     shown,
     text_of,
 )
-from airflow_provider_dingconf.dingtalk.errors import AnswerError as ResponseError
+from airflow_provider_dingconf.dingtalk.errors import ResponseError
 from airflow_provider_dingconf.dingtalk.errors import (
     ConferenceClosedError,
     ConferenceNotRunningError,

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_dingconf.dingtalk.calls import Call
-from airflow_provider_dingconf.dingtalk.errors import AnswerError as ResponseError
+from airflow_provider_dingconf.dingtalk.errors import ResponseError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
