@@ -19,8 +19,8 @@ from airflow.exceptions import AirflowFailException, AirflowSkipException
 from airflow.providers.common.compat.sdk import DAG, BaseOperator, TaskDeferred, TaskGroup
 from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_0_PLUS
 
+from airflow_provider_dingconf.dingtalk.error_codes import ERRORS
 from airflow_provider_dingconf.dingtalk.errors import (
-    ERRORS,
     AccessTokenError,
     AddressBannedError,
     CredentialsError,

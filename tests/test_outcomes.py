@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException
 
+from airflow_provider_dingconf.dingtalk.error_codes import ERRORS
 from airflow_provider_dingconf.dingtalk.errors import (
-    ERRORS,
     DingTalkError,
     InvalidConferenceIdError,
     InvalidInputError,

@@ -8,7 +8,8 @@ import pickle
 import pytest
 
 from airflow_provider_dingconf.dingtalk import errors
-from airflow_provider_dingconf.dingtalk.errors import ERRORS, DingTalkError, Outcome
+from airflow_provider_dingconf.dingtalk.error_codes import ERRORS
+from airflow_provider_dingconf.dingtalk.errors import DingTalkError, Outcome
 
 CLASSES = [
     kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, DingTalkError)

@@ -11,7 +11,6 @@ from airflow_provider_dingconf.dingtalk.calls import any_call
 from airflow_provider_dingconf.dingtalk.errors import (
     AccessTokenError,
     AddressBannedError,
-    AnswerError,
     CallTimeoutError,
     CertificateError,
     ConferenceClosedError,
@@ -19,11 +18,12 @@ from airflow_provider_dingconf.dingtalk.errors import (
     DingTalkError,
     InvalidInputError,
     RedirectError,
+    ResponseError,
     ServerError,
     ThrottledError,
 )
 from airflow_provider_dingconf.dingtalk.limits import check_limits
-from airflow_provider_dingconf.dingtalk.retries import policy
+from airflow_provider_dingconf.dingtalk.retries import retry_policy
 
 REPEATABLE = any_call("POST", "/v1.0/x")
 ONCE = any_call("POST", "/v1.0/x", repeatable=False)
@@ -41,7 +41,7 @@ def waits_before_the_end(
             raise error
         return "done"
 
-    retrying = Retrying(**policy(call, **limits), sleep=waits.append)
+    retrying = Retrying(**retry_policy(call, **limits), sleep=waits.append)
     if times is None:
         with pytest.raises(type(error)):
             retrying(attempt)
@@ -51,7 +51,7 @@ def waits_before_the_end(
 
 
 @pytest.mark.parametrize(
-    "kind", [ServerError, AnswerError, ThrottledError, ConnectionLostError, CallTimeoutError]
+    "kind", [ServerError, ResponseError, ThrottledError, ConnectionLostError, CallTimeoutError]
 )
 def test_what_may_pass_is_tried_again_as_often_as_allowed(kind: type[DingTalkError]) -> None:
     assert len(waits_before_the_end(kind("x"), max_attempts=4)) == 3
@@ -75,7 +75,7 @@ def test_what_does_not_pass_is_not_tried_again(kind: type[Exception]) -> None:
 
 
 def test_a_call_that_creates_something_is_repeated_only_where_it_was_too_frequent() -> None:
-    for kind in (ServerError, AnswerError, ConnectionLostError, CallTimeoutError):
+    for kind in (ServerError, ResponseError, ConnectionLostError, CallTimeoutError):
         assert waits_before_the_end(kind("x"), ONCE) == []
     assert len(waits_before_the_end(ThrottledError("x"), ONCE, times=1)) == 1
     assert waits_before_the_end(AddressBannedError("x"), ONCE) == []
@@ -111,7 +111,7 @@ def test_a_wait_that_fits_is_sat_out() -> None:
 ])  # fmt: skip
 def test_a_limit_that_is_none_is_refused_by_name(limits: dict[str, Any]) -> None:
     with pytest.raises(InvalidInputError, match=f"^{next(iter(limits))}: "):
-        policy(REPEATABLE, **limits)
+        retry_policy(REPEATABLE, **limits)
 
 
 @pytest.mark.parametrize("max_wait", [-1, "5", True, float("nan"), float("inf"), [1]])

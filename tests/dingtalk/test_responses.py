@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 
 from airflow_provider_dingconf.dingtalk import errors
-from airflow_provider_dingconf.dingtalk.calls import Answer, Call, any_call, lock_call
-from airflow_provider_dingconf.dingtalk.errors import ERRORS, DingTalkError, Outcome
+from airflow_provider_dingconf.dingtalk.calls import Call, Response, any_call, lock_call
+from airflow_provider_dingconf.dingtalk.error_codes import ERRORS
+from airflow_provider_dingconf.dingtalk.errors import DingTalkError, Outcome
 from airflow_provider_dingconf.dingtalk.responses import (
-    MAX_ANSWER_BYTES,
-    Good,
+    MAX_RESPONSE_BYTES,
+    CallResult,
     parse_retry_after,
-    read_answer,
+    read_response,
 )
 from airflow_provider_dingconf.dingtalk.tokens import App
 
@@ -33,10 +34,10 @@ def read(
     headers: dict[str, str] | None = None,
     call: Call = LOCK,
     secrets: tuple[str, ...] = (),
-) -> Good:
+) -> CallResult:
     """Read an answer; a body that is not bytes is sent as JSON."""
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return read_answer(call, Answer(status, headers or {}, content), NOW, secrets)
+    return read_response(call, Response(status, headers or {}, content), NOW, secrets)
 
 
 def error_of(*args: Any, **options: Any) -> DingTalkError:
@@ -46,7 +47,7 @@ def error_of(*args: Any, **options: Any) -> DingTalkError:
     return caught.value
 
 
-# Good answers
+# Good responses
 
 
 @pytest.mark.parametrize(
@@ -63,7 +64,7 @@ def error_of(*args: Any, **options: Any) -> DingTalkError:
     ],
 )
 def test_a_good_answer_is_its_content(body: dict[str, Any], call: Call) -> None:
-    assert read(200, body, call=call) == Good(body, None)
+    assert read(200, body, call=call) == CallResult(body, None)
 
 
 @pytest.mark.parametrize("name", ["requestid", "requestId", "RequestId", "request_id"])
@@ -127,10 +128,10 @@ DECISIONS: dict[str, tuple[int, Any, type[DingTalkError], str | None]] = {
     "a code that is no text": (400, {"code": ["confClosed"]}, errors.RefusedError, None),
     "a code that is a boolean": (400, {"code": True}, errors.RefusedError, None),
     # A status of success is none where the body says otherwise.
-    "success false": (200, {"success": False}, errors.AnswerError, "notConfirmed"),
-    "success as a word": (200, {"success": "true"}, errors.AnswerError, "notConfirmed"),
-    "success as a number": (200, {"success": 1}, errors.AnswerError, "notConfirmed"),
-    "success missing": (200, {}, errors.AnswerError, "notConfirmed"),
+    "success false": (200, {"success": False}, errors.ResponseError, "notConfirmed"),
+    "success as a word": (200, {"success": "true"}, errors.ResponseError, "notConfirmed"),
+    "success as a number": (200, {"success": 1}, errors.ResponseError, "notConfirmed"),
+    "success missing": (200, {}, errors.ResponseError, "notConfirmed"),
     "code with 200": (
         200,
         {"success": True, "code": "confClosed"},
@@ -139,18 +140,18 @@ DECISIONS: dict[str, tuple[int, Any, type[DingTalkError], str | None]] = {
     ),
     "errcode with 200": (200, {"errcode": 90018, "errmsg": "slow"}, errors.ThrottledError, "90018"),
     "errcode as text": (200, {"errcode": "90002", "errmsg": "slow"}, errors.ThrottledError, "90002"),
-    "unknown errcode with 200": (200, {"errcode": 40035}, errors.AnswerError, "40035"),
-    "no JSON": (200, b"OK", errors.AnswerError, "unreadableAnswer"),
-    "empty": (200, b"", errors.AnswerError, "unreadableAnswer"),
-    "empty 204": (204, b"", errors.AnswerError, "unreadableAnswer"),
-    "a list": (200, [1], errors.AnswerError, "unreadableAnswer"),
-    "null": (200, b"null", errors.AnswerError, "unreadableAnswer"),
-    "half an answer": (200, b'{"success": tr', errors.AnswerError, "unreadableAnswer"),
-    "not UTF-8": (200, b"\xff\xfe\x00", errors.AnswerError, "unreadableAnswer"),
-    "nested too deep": (200, b"[" * 100_000, errors.AnswerError, "unreadableAnswer"),
-    "objects nested too deep": (200, b'{"a":' * 100_000, errors.AnswerError, "unreadableAnswer"),
-    "a number too long": (200, b'{"code":' + b"9" * 5_000 + b"}", errors.AnswerError, "unreadableAnswer"),
-    "too long": (200, b" " * (MAX_ANSWER_BYTES + 1), errors.AnswerError, "unreadableAnswer"),
+    "unknown errcode with 200": (200, {"errcode": 40035}, errors.ResponseError, "40035"),
+    "no JSON": (200, b"OK", errors.ResponseError, "unreadableAnswer"),
+    "empty": (200, b"", errors.ResponseError, "unreadableAnswer"),
+    "empty 204": (204, b"", errors.ResponseError, "unreadableAnswer"),
+    "a list": (200, [1], errors.ResponseError, "unreadableAnswer"),
+    "null": (200, b"null", errors.ResponseError, "unreadableAnswer"),
+    "half an answer": (200, b'{"success": tr', errors.ResponseError, "unreadableAnswer"),
+    "not UTF-8": (200, b"\xff\xfe\x00", errors.ResponseError, "unreadableAnswer"),
+    "nested too deep": (200, b"[" * 100_000, errors.ResponseError, "unreadableAnswer"),
+    "objects nested too deep": (200, b'{"a":' * 100_000, errors.ResponseError, "unreadableAnswer"),
+    "a number too long": (200, b'{"code":' + b"9" * 5_000 + b"}", errors.ResponseError, "unreadableAnswer"),
+    "too long": (200, b" " * (MAX_RESPONSE_BYTES + 1), errors.ResponseError, "unreadableAnswer"),
     # Gateways.
     "gateway 502": (502, b"<html><h1>502 Bad Gateway</h1></html>", errors.ServerError, None),
     "gateway 503 empty": (503, b"", errors.ServerError, None),
@@ -307,16 +308,16 @@ def test_a_ban_says_in_minutes_how_long_it_lasts(wait: Any, seconds: float) -> N
 
 
 def test_a_compression_bomb_is_not_unpacked() -> None:
-    bomb = gzip.compress(b"{" + b" " * (50 * MAX_ANSWER_BYTES))
-    assert len(bomb) < MAX_ANSWER_BYTES
+    bomb = gzip.compress(b"{" + b" " * (50 * MAX_RESPONSE_BYTES))
+    assert len(bomb) < MAX_RESPONSE_BYTES
     error = error_of(200, bomb, {"content-encoding": "gzip"})
     assert error.code == "unreadableAnswer"
-    assert str(MAX_ANSWER_BYTES) in error.message
+    assert str(MAX_RESPONSE_BYTES) in error.message
 
 
 def test_an_answer_of_just_the_greatest_length_is_read() -> None:
     body = b'{"success":true}'
-    assert read(200, body + b" " * (MAX_ANSWER_BYTES - len(body))).content == {"success": True}
+    assert read(200, body + b" " * (MAX_RESPONSE_BYTES - len(body))).content == {"success": True}
 
 
 SECRETS = ("s3cr3t-0123456789abcdef", 'q"uo\\te', "s3cr3t-0123456789abcdef-and-longer")
