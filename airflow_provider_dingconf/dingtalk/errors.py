@@ -206,7 +206,9 @@ class PermissionDeniedError(RefusedError):
     """Raised when the app may not make the call, or not for this meeting."""
 
     meaning = "DingTalk did not allow the call."
-    remedy = "It may be a missing permission, which an administrator grants, or a rate limit: make fewer calls."
+    remedy = (
+        "It may be a missing permission, which an administrator grants, or a rate limit: make fewer calls."
+    )
 
 
 class QuotaExhaustedError(RefusedError):

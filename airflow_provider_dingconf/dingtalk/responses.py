@@ -161,13 +161,11 @@ class _Reading:
     def _error(self, content: Mapping[str, Any], code: str | None) -> DingTalkError:
         """Return the error that DingTalk's code or the HTTP status stands for."""
         kind = error_class(code, self.response.status)
-        if self.call.with_credentials and (
-            kind in {AccessTokenError, RefusedError} or code == "unknownError"
-        ):
-            kind = (
-                CredentialsError  # unknownError comes for a Client ID or a corpId that DingTalk does not know
-            )
-        elif self.response.status == 401 and not self.call.with_credentials:
+        refused = kind is AccessTokenError or (kind is RefusedError and not find_code(code))
+        if self.call.with_credentials:
+            # unknownError is how DingTalk refuses a Client ID or a corpId that it does not know.
+            kind = CredentialsError if refused or code == "unknownError" else kind
+        elif self.response.status == 401:
             kind = AccessTokenError
         said = text_of(content, *_MESSAGE) or "DingTalk gave no reason"
         wait = parse_retry_after(self.response.headers.get("retry-after"), self.now)
