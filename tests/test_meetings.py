@@ -274,7 +274,7 @@ def test_no_more_are_under_way_than_asked_for(face: Any, sandbox: Sandbox) -> No
     hook._asend = send
     sandbox.fail(Fault(call="lock", delay=0.05))
     ids = [sandbox.create_conference() for _ in range(12)]
-    face.do("lock_conferences", ids, hook=hook, concurrency=3)
+    face.do("lock_conferences", ids, hook=hook, concurrency=3, calls_per_second=2000)
     assert most[0] == 3
 
 
