@@ -39,7 +39,7 @@ from airflow_provider_dingconf.dingtalk.errors import (
     DingTalkError,
     RedirectError,
 )
-from airflow_provider_dingconf.dingtalk.responses import MAX_ANSWER_BYTES, masked, one_line
+from airflow_provider_dingconf.dingtalk.responses import MAX_RESPONSE_BYTES, masked, one_line
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping
@@ -89,7 +89,7 @@ class Transport:
                 content = bytearray()
                 for chunk in response.raw.stream(_CHUNK, decode_content=False):
                     content += chunk
-                    if len(content) > MAX_ANSWER_BYTES:
+                    if len(content) > MAX_RESPONSE_BYTES:
                         break
                 return _answer(response.status_code, response.headers, bytes(content))
         except (requests.RequestException, Urllib3Error, OSError) as error:
@@ -159,7 +159,7 @@ class AsyncTransport:
                 content = bytearray()
                 async for chunk in response.content.iter_chunked(_CHUNK):
                     content += chunk
-                    if len(content) > MAX_ANSWER_BYTES:
+                    if len(content) > MAX_RESPONSE_BYTES:
                         response.close()
                         break
                 return _answer(response.status, response.headers, bytes(content))

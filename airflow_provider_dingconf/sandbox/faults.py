@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Final
 
-from airflow_provider_dingconf.dingtalk.errors import ERRORS
+from airflow_provider_dingconf.dingtalk.error_codes import ERRORS
 
 REQUEST_ID: Final = "{requestid}"
 """Stands for the request id in the body of an answer."""

@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_dingconf.dingtalk.errors import ERRORS, CredentialsError
+from airflow_provider_dingconf.dingtalk.error_codes import ERRORS
+from airflow_provider_dingconf.dingtalk.errors import CredentialsError
 from airflow_provider_dingconf.sandbox import Fault, Sandbox
 
 pytest.importorskip("alibabacloud_dingtalk")
