@@ -171,8 +171,9 @@ class ConferenceOperator(DingTalkTask):
         )
         result: dict[str, Any] | list[dict[str, Any]]
         try:
-            if self.action == "lock" and (is_of_many or self.unlock_on_failure) and not self.only_listed:
-                roll_back = RollBack(context, self.dingtalk_conn_id)
+            if self.action == "lock":
+                recognisable = is_of_many or self.unlock_on_failure
+                roll_back = RollBack(context, self.dingtalk_conn_id, recognisable=recognisable)
             try:
                 if is_of_many:
                     result = ManyMeetings(self, hook, context, roll_back).act(meetings)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 TRY_KEY = "dingtalk_lock_try"
 """The XCom by which a try finds out whether Airflow has begun another one meanwhile."""
 
-log = logging.getLogger(__name__)
+log = logging.getLogger(f"airflow.task.{__name__}")  # below the logger of a task, as its own
 
 
 class RollBack:
@@ -34,15 +34,16 @@ class RollBack:
 
     :param context: the task's.
     :param dingtalk_conn_id: the connection to unlock with.
+    :param recognisable: whether to push that XCom, which is a call to Airflow.
     """
 
-    def __init__(self, context: Context, dingtalk_conn_id: str) -> None:
+    def __init__(self, context: Context, dingtalk_conn_id: str, *, recognisable: bool) -> None:
         self.meetings: list[str] = []
         """The meetings that are locked, or may be."""
         self._dingtalk_conn_id = dingtalk_conn_id
-        self._try = uuid4().hex
-        self._ti = context.get("ti")
+        self._ti: Any = context.get("ti") if recognisable else None
         if self._ti is not None:
+            self._try = uuid4().hex
             self._ti.xcom_push(key=TRY_KEY, value=self._try)
 
     def now(self, hook: DingTalkConferenceHook, *, quickly: bool) -> None:
@@ -87,8 +88,10 @@ class RollBack:
 
     def _is_superseded(self) -> bool:
         """Return whether Airflow has begun another try; if it cannot be asked, it counts as not."""
+        ti = self._ti
+        if ti is None:
+            return False
         try:
-            ti: Any = self._ti
             found = ti.xcom_pull(task_ids=ti.task_id, key=TRY_KEY, map_indexes=ti.map_index)
         except BaseException as error:  # an interruption, too: what is locked comes first
             detail = getattr(getattr(error, "error", None), "detail", None) or {}
