@@ -1,7 +1,8 @@
 """What a refusal makes of a task, and how to make it otherwise: ``on_error``.
 
 By default a meeting that has ended skips the task, a refusal fails it without a retry, and a fault on
-DingTalk's side fails it with Airflow's ``retries``. Each task but the first overrides that for the codes it names.
+DingTalk's side fails it with Airflow's ``retries``. All tasks but the first override that for the codes they
+name.
 """
 
 from __future__ import annotations

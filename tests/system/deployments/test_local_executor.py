@@ -7,11 +7,9 @@ import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
-from cryptography.fernet import Fernet
 
 from airflow_provider_dingconf.sandbox import Fault, Sandbox
 from system.airflow_processes import wait_for
