@@ -1,7 +1,8 @@
-"""What becomes of a task when DingTalk refuses, and how to make it otherwise: ``on_error``.
+"""What a refusal makes of a task, and how to make it otherwise: ``on_error``.
 
-By default a meeting that has ended skips the task, a refusal fails it without a retry, and a fault of
-DingTalk's fails it with Airflow's ``retries``. Each task here overrides that for a code or two.
+By default a meeting that has ended skips the task, a refusal fails it without a retry, and a fault on
+DingTalk's side fails it with Airflow's ``retries``. All tasks but the first override that for the codes they
+name.
 """
 
 from __future__ import annotations
@@ -32,11 +33,11 @@ with DAG(
     # The meeting must be running: one that has ended is a failure.
     must_be_running = LockConferenceOperator(task_id="must_be_running", on_error={"confClosed": Outcome.FAIL})
 
-    # Nice to have: whatever DingTalk refuses, the DAG goes on.
+    # Nice to have: of an ended meeting the DAG goes on, two refusals skip what follows; others fail.
     nice_to_have = LockConferenceOperator(
         task_id="nice_to_have",
         on_error={"confClosed": "succeed", "noPermission": "skip", "commandError": "skip"},
     )
 
-    # The meeting may be about to start: commandError is what DingTalk says before it does.
+    # The meeting may be about to start: commandError may pass, so Airflow retries.
     about_to_start = LockConferenceOperator(task_id="about_to_start", on_error={"commandError": "retry"})

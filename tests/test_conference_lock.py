@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import runpy
-import subprocess
-import sys
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -47,10 +45,11 @@ def test_the_work_runs_while_the_meeting_is_locked(group: str | None) -> None:
     assert isinstance(section.unlock, UnlockConferenceOperator)
     assert section.lock.is_setup
     assert section.unlock.is_teardown
-    done_id = f"{section.unlock.task_id}_done"
-    (work_id,) = set(dag.task_ids) - {section.lock.task_id, section.unlock.task_id, done_id}
-    assert section.lock.downstream_task_ids == {work_id, section.unlock.task_id}
-    assert section.unlock.upstream_task_ids == {work_id, section.lock.task_id}
+    work_done = dag.get_task(f"{prefix}conference_work_done")
+    (work_id,) = set(dag.task_ids) - {section.lock.task_id, section.unlock.task_id, work_done.task_id}
+    assert section.lock.downstream_task_ids == {work_id, work_done.task_id, section.unlock.task_id}
+    assert work_done.upstream_task_ids == {work_id, section.lock.task_id}
+    assert section.unlock.upstream_task_ids == {work_done.task_id, section.lock.task_id}
     for end in section:
         assert (end.conference_id, end.dingtalk_conn_id) == ("{{ params.id }}", "other")
 
@@ -71,7 +70,6 @@ def test_every_other_parameter_reaches_both_ends() -> None:
             on_error={"confClosed": "fail"},
             max_attempts=2,
             max_seconds=7,
-            deferrable=True,
             retries=4,
             execution_timeout=timedelta(minutes=1),
         ) as section,
@@ -79,7 +77,7 @@ def test_every_other_parameter_reaches_both_ends() -> None:
         pass
     for end in section:
         assert end.on_error == {"confClosed": Outcome.FAIL}
-        assert (end.max_attempts, end.max_seconds, end.deferrable) == (2, 7, True)
+        assert (end.max_attempts, end.max_seconds) == (2, 7)
         assert (end.retries, end.execution_timeout) == (4, timedelta(minutes=1))
 
 
@@ -88,8 +86,7 @@ def test_default_args_reach_both_ends_and_what_the_section_says_wins() -> None:
         "dingtalk_conn_id": "of-the-dag",
         "on_error": {"confClosed": "succeed"},
         "max_attempts": 3,
-        "deferrable": True,
-        "retries": 2,
+        "concurrency": 3,
     }
     with (
         DAG("sections", schedule=None, default_args=default_args),
@@ -99,7 +96,47 @@ def test_default_args_reach_both_ends_and_what_the_section_says_wins() -> None:
     for end in section:
         assert (end.dingtalk_conn_id, end.max_attempts) == ("of-the-dag", 3)
         assert end.on_error == {"confClosed": Outcome.SUCCEED}
-        assert (end.deferrable, end.retries) == (True, 6)
+        assert (end.concurrency, end.retries) == (3, 6)
+
+
+def test_a_lost_worker_costs_a_section_a_try_whatever_the_dag_says_of_retries() -> None:
+    seconds = timedelta(seconds=10)
+    with (
+        DAG("sections", schedule=None, default_args={"retries": 0, "retry_delay": timedelta(hours=1)}),
+        conference_lock("1") as section,
+        conference_lock("2", name="own", retries=1, retry_delay=timedelta(0)) as own,
+        conference_lock("3", name="of_args", default_args={"retries": 7}) as of_args,
+    ):
+        pass
+    assert [(end.retries, end.retry_delay) for end in section] == [(2, seconds), (5, seconds)]
+    assert [(end.retries, end.retry_delay) for end in own] == [(1, timedelta(0))] * 2
+    assert [(end.retries, end.retry_delay) for end in of_args] == [(7, seconds)] * 2
+
+
+def test_a_task_after_an_inner_section_is_inside_the_outer_one() -> None:
+    with DAG("sections", schedule=None) as dag:
+        before = task(task_id="before")(lambda: "x")()
+        with conference_lock("1", name="outer") as outer:
+            with conference_lock("2", name="inner") as inner:
+                task(task_id="work")(lambda: None)()
+            task(task_id="after_inner")(lambda: None)()
+            task(task_id="needs_before")(lambda value: None)(before)
+    for name in ("after_inner", "needs_before"):
+        assert outer.lock.task_id in dag.get_task(name).upstream_task_ids
+        assert dag.get_task(name).downstream_task_ids == {"outer_work_done"}
+    assert outer.lock.task_id in inner.lock.upstream_task_ids
+    assert inner.unlock.downstream_task_ids == {"outer_work_done"}
+    assert "lock_outer" not in dag.get_task("work").upstream_task_ids, "the inner lock waits for it"
+
+
+def test_a_section_of_a_room_code_pushes_the_xcom_that_its_unlock_needs_whatever_do_xcom_push_says() -> None:
+    with (
+        DAG("sections", schedule=None, default_args={"do_xcom_push": False}),
+        conference_lock(room_code="123") as by_room,
+        conference_lock("1", name="by_id") as by_id,
+    ):
+        pass
+    assert (by_room.lock.do_xcom_push, by_id.lock.do_xcom_push) == (True, False)
 
 
 MISTAKES: dict[str, dict[str, Any]] = {
@@ -117,25 +154,6 @@ def test_a_mistake_is_an_error_when_the_dag_is_parsed(said: str) -> None:
             pass
         with pytest.raises(InvalidInputError, match=said):
             LockConferenceOperator.partial(task_id="lock", **MISTAKES[said])
-
-
-DEFERRABLE = """
-from airflow_provider_dingconf.operators import LockConferenceOperator, conference_lock
-from airflow.providers.common.compat.sdk import DAG
-with DAG("sections", schedule=None):
-    with conference_lock("1") as section:
-        pass
-    no = LockConferenceOperator(task_id="no", conference_id="1", deferrable=False)
-print(section.lock.deferrable, section.unlock.deferrable, no.deferrable)
-"""
-
-
-def test_a_deployment_can_make_all_sections_deferrable() -> None:
-    environment = os.environ | {"AIRFLOW__OPERATORS__DEFAULT_DEFERRABLE": "true"}
-    done = subprocess.run(
-        [sys.executable, "-c", DEFERRABLE], env=environment, capture_output=True, text=True, check=True
-    )
-    assert done.stdout.splitlines()[-1] == "True True False"
 
 
 # What becomes of it
@@ -221,6 +239,34 @@ with DAG("release", schedule=None) as release, conference_lock("release"):
 
 with DAG("broken", schedule=None) as broken, conference_lock("release"):
     fail.override(task_id="work")()
+
+with DAG("short_circuit", schedule=None) as short_circuit, conference_lock("release", retries=0):
+    task.short_circuit(task_id="ask")(lambda: False)() >> EmptyOperator(task_id="work")
+
+FAIL_FAST = "fail_fast" if hasattr(DAG("x", schedule=None), "fail_fast") else "fail_stop"
+with DAG("fast", schedule=None, **{FAIL_FAST: True}) as fast, conference_lock("release", retries=0):
+    EmptyOperator(task_id="work")
+
+with DAG("broken_fast", schedule=None, **{FAIL_FAST: True}) as broken_fast:
+    with conference_lock("release", retries=0):
+        fail.override(task_id="work")() >> EmptyOperator(task_id="more_work")
+
+
+def raises(context, result=None):
+    raise RuntimeError("after execute")
+
+
+def skips(context, result=None):
+    raise AirflowSkipException("after execute")
+
+
+with DAG("late", schedule=None, default_args={"retry_delay": timedelta(0)}) as late:
+    with conference_lock("late-1", name="one", post_execute=raises, retries=1):
+        EmptyOperator(task_id="work_one")
+    with conference_lock(["late-2", "late-3"], name="many", multiple_outputs=True, retries=0):
+        EmptyOperator(task_id="work_many")
+    with conference_lock(room_code="1234567890", name="skipped", post_execute=skips):
+        EmptyOperator(task_id="work_skipped")
 
 with DAG("broken_group", schedule=None) as broken_group:
     with conference_lock("release", group_id="group"):
@@ -322,3 +368,39 @@ def test_a_meeting_that_stays_locked_fails_the_run(
     assert ran.states("lock_conference", "work", "unlock_conference") == ["success", "success", state]
     assert ran.state == state
     assert sandbox.join("release", "latecomer") is unlocks
+
+
+@pytest.mark.parametrize(("unlocks", "state"), [(True, "success"), (False, "failed")])
+@pytest.mark.parametrize("name", ["short_circuit", "fast"])
+def test_a_failed_unlock_fails_the_run_after_a_short_circuit_and_in_a_dag_that_fails_fast(
+    dags: dict[str, Any], sandbox: Sandbox, conn: Any, name: str, unlocks: bool, state: str
+) -> None:
+    sandbox.create_conference(conference_id="release")
+    if not unlocks:
+        sandbox.fail(Fault(call="unlock", code="noPermission"))
+    ran = run(dags[name], sandbox)
+    assert ran.states("unlock_conference") == [state]
+    assert ran.state == state
+
+
+def test_work_that_fails_in_a_dag_that_fails_fast_fails_the_run_and_is_unlocked(
+    dags: dict[str, Any], sandbox: Sandbox, conn: Any
+) -> None:
+    sandbox.create_conference(conference_id="release")
+    ran = run(dags["broken_fast"], sandbox)
+    assert ran.states("work", "unlock_conference") == ["failed", "success"]
+    assert sandbox.join("release", "latecomer")
+
+
+def test_a_lock_that_airflow_fails_or_skips_after_its_execute_leaves_nothing_locked(
+    dags: dict[str, Any], sandbox: Sandbox, conn: Any
+) -> None:
+    for meeting in ("late-1", "late-2", "late-3"):
+        sandbox.create_conference(conference_id=meeting)
+    sandbox.create_conference(conference_id="late-4", room_code="1234567890")
+    ran = run(dags["late"], sandbox)
+    assert ran.states("lock_one", "lock_many", "lock_skipped") == ["failed", "failed", "skipped"]
+    assert ran.actions("late-1") == ["lock", "unlock"] * 2, "each try rolls back"
+    for meeting in ("late-2", "late-3", "late-4"):
+        assert ran.actions(meeting) == ["lock", "unlock"]
+    assert not any(sandbox.conference(f"late-{number}").locked for number in (1, 2, 3, 4))

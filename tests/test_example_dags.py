@@ -48,7 +48,7 @@ def run(dag_bag: Any, dag_id: str, **conf: Any) -> dict[str, str]:
 def test_the_lock_example_locks_works_and_unlocks(dag_bag: Any, sandbox: Sandbox, conn: Any) -> None:
     meeting = sandbox.create_conference("Release")
     assert run(dag_bag, "example_lock_conference", conference_id=meeting) == dict.fromkeys(
-        ("lock_conference", "announce", "unlock_conference", "unlock_conference_done"), "success"
+        ("lock_conference", "announce", "conference_work_done", "unlock_conference"), "success"
     )
     assert [call.json()["action"] for call in sandbox.calls_of("lock", "unlock")] == ["lock", "unlock"]
     assert sandbox.join(meeting, "latecomer")
@@ -109,7 +109,8 @@ def test_the_example_of_all_running_locks_and_unlocks_the_exams(
     exams = {sandbox.create_conference(f"Exam {number}") for number in (1, 2)}
     sandbox.create_conference("Exam 3", status="ended")
     sandbox.create_conference("Lunch")
-    assert run(dag_bag, "example_lock_all_running") == dict.fromkeys(("lock", "report", "unlock"), "success")
+    ids = ("lock_conference", "report", "conference_work_done", "unlock_conference")
+    assert run(dag_bag, "example_lock_all_running") == dict.fromkeys(ids, "success")
     calls = [(call.name, call.conference_id) for call in sandbox.calls_of("lock", "unlock")]
     assert [name for name, _ in calls] == ["lock", "lock", "unlock", "unlock"]
     assert {meeting for _, meeting in calls[:2]} == {meeting for _, meeting in calls[2:]} == exams
@@ -117,13 +118,23 @@ def test_the_example_of_all_running_locks_and_unlocks_the_exams(
     assert all(f"{exam} is locked" in said for exam in exams)
 
 
-def test_the_example_of_all_running_unlocks_the_others_where_one_is_refused(
+def test_the_example_of_all_running_says_of_no_ended_meeting_that_it_is_locked(
+    dag_bag: Any, sandbox: Sandbox, conn: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    fine, ended = (sandbox.create_conference(f"Exam {number}") for number in (1, 2))
+    sandbox.fail(Fault(call="lock", path=ended, code="confClosed"))
+    assert run(dag_bag, "example_lock_all_running")["report"] == "success"
+    said = "".join(capfd.readouterr())
+    assert f"{fine} is locked" in said
+    assert f"{ended} is not locked: confClosed" in said
+
+
+def test_the_example_of_all_running_leaves_none_locked_where_one_is_refused(
     dag_bag: Any, sandbox: Sandbox, conn: Any
 ) -> None:
     fine, refused = (sandbox.create_conference(f"Exam {number}") for number in (1, 2))
     sandbox.fail(Fault(call="lock", path=refused, code="noPermission"))
-    states = run(dag_bag, "example_lock_all_running")
-    assert states == {"lock": "failed", "report": "upstream_failed", "unlock": "success"}
+    assert run(dag_bag, "example_lock_all_running")["lock_conference"] == "failed"
     assert [call.conference_id for call in sandbox.calls_of("unlock")] == [fine]
 
 

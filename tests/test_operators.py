@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from airflow.exceptions import AirflowFailException, AirflowSkipException
-from airflow.providers.common.compat.sdk import DAG, BaseOperator, TaskDeferred, TaskGroup
+from airflow.providers.common.compat.sdk import DAG, BaseOperator, TaskGroup
 from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_0_PLUS
 
 from airflow_provider_dingconf.dingtalk.error_codes import ERRORS
@@ -280,6 +280,7 @@ def test_on_error_makes_a_refusal_a_success(ran: Ran) -> None:
     assert ran.state("succeeds") == "success"
     xcom = dict(ran.xcoms["succeeds", -1, "return_value"])
     assert xcom.pop("request_id") in {call.request_id for call in ran.locks("commandError")}
+    assert xcom.pop("error")["code"] == "commandError"
     assert xcom == {
         "conference_id": "sandbox-commandError",
         "action": "lock",
@@ -412,13 +413,26 @@ def test_a_mistake_in_default_args_is_an_error_of_the_dag_file(
         make(task_id="lock", default_args=defaults["task"])
 
 
-def test_a_mapped_task_takes_its_parameters_from_default_args() -> None:
-    with DAG("mapped", schedule=None):
+@pytest.mark.parametrize("whose", ["dag", "group", "task"])
+def test_a_mapped_task_takes_its_parameters_from_default_args(whose: str) -> None:
+    own = {
+        "dingtalk_conn_id": "theirs",
+        "max_attempts": 2,
+        "unlock_on_failure": True,
+        "on_error": {"confClosed": "fail"},
+        "max_meetings": 7,
+    }
+    defaults = {level: own if level == whose else {} for level in ("dag", "group", "task")}
+    with (
+        DAG("mapped", schedule=None, default_args=defaults["dag"]),
+        TaskGroup("group", default_args=defaults["group"]),
+    ):
         mapped = LockConferenceOperator.partial(
-            task_id="lock", default_args={"dingtalk_conn_id": "theirs", "max_attempts": 2}, max_attempts=3
+            task_id="lock", default_args=defaults["task"], max_attempts=3
         ).expand(conference_id=["1"])
-    assert mapped.partial_kwargs["dingtalk_conn_id"] == "theirs"
-    assert mapped.partial_kwargs["max_attempts"] == 3
+    task = mapped.unmap({"conference_id": "1"})
+    assert (task.dingtalk_conn_id, task.max_attempts, task.max_meetings) == ("theirs", 3, 7)
+    assert (task.unlock_on_failure, task.on_error) == (True, {"confClosed": Outcome.FAIL})
 
 
 @pytest.mark.parametrize(
@@ -429,11 +443,19 @@ def test_a_mapped_task_takes_its_parameters_from_default_args() -> None:
         {"max_attempts": True},
         {"max_seconds": 0},
         {"max_seconds": "9"},
+        {"unlock_on_failure": "False"},
+        {"running": "False"},
+        {"running": "{{ params.all }}"},
+        {"dry_run": 1},
+        {"max_meetings": 0},
+        {"max_meetings": "9"},
     ],
 )
-def test_a_limit_that_is_none_is_an_error_of_the_dag_file(limit: dict[str, Any]) -> None:
+def test_a_parameter_of_the_wrong_kind_is_an_error_of_the_dag_file(limit: dict[str, Any]) -> None:
     with pytest.raises(InvalidInputError, match=next(iter(limit))):
         LockConferenceOperator(task_id="lock", conference_id="1", **limit)
+    with pytest.raises(InvalidInputError, match=next(iter(limit))):
+        LockConferenceOperator.partial(task_id="lock", **limit)
 
 
 def test_a_mapped_task_may_name_its_own_map_index_template() -> None:
@@ -444,94 +466,13 @@ def test_a_mapped_task_may_name_its_own_map_index_template() -> None:
     assert mapped.partial_kwargs["map_index_template"] == "{{ 1 }}"
 
 
-# Deferrable tasks.
-
-
-def test_a_deferrable_task_whose_call_succeeds_at_once_never_defers(
-    conn: Callable[..., None], sandbox: Sandbox
-) -> None:
-    assert execute("sandbox-open", deferrable=True)["success"] is True
-    assert len(sandbox.calls) == 2
-
-
-def test_a_short_wait_is_sat_out_in_the_worker(conn: Callable[..., None], sandbox: Sandbox) -> None:
-    sandbox.fail(Fault(call="lock", code=QPM, headers={"Retry-After": "1"}, times=1))
-    assert execute("sandbox-open", deferrable=True)["attempts"] == 2
-
-
-def test_a_long_wait_is_left_to_the_triggerer_with_nothing_secret(
-    conn: Callable[..., None], sandbox: Sandbox
-) -> None:
-    sandbox.fail(Fault(call="lock", code="systemError", times=1))
-    sandbox.fail(Fault(call="lock", code=QPM, headers={"Retry-After": "1234"}, times=1))
-    with pytest.raises(TaskDeferred) as caught:
-        execute("sandbox-open", deferrable=True)
-    deferred = caught.value
-    assert (deferred.method_name, deferred.kwargs) == ("resume", {"attempts": 2})
-    path, arguments = deferred.trigger.serialize()
-    assert path.endswith(".TimeDeltaTrigger") or "DateTimeTrigger" in path
-    written = json.dumps([arguments, deferred.kwargs], default=str)
-    tokens = {call.header("x-acs-dingtalk-access-token") for call in sandbox.calls} - {None}
-    assert tokens
-    for secret in (Sandbox.client_secret, *tokens):
-        assert str(secret) not in written
-
-
-def test_a_resumed_task_counts_its_attempts_on(conn: Callable[..., None], sandbox: Sandbox) -> None:
-    task = LockConferenceOperator(
-        task_id="lock", conference_id="sandbox-open", deferrable=True, max_attempts=4
-    )
-    assert task.resume({"ti": Instance()}, None, attempts=2)["attempts"] == 3
-    sandbox.fail(Fault(call="lock", code=QPM, headers={"Retry-After": "1234"}))
-    with pytest.raises(TaskDeferred) as caught:
-        task.resume({"ti": Instance()}, None, attempts=2)
-    assert caught.value.kwargs == {"attempts": 3}
-    with pytest.raises(ThrottledError) as raised:
-        task.resume({"ti": Instance()}, None, attempts=3)
-    assert raised.value.attempts == 4
-
-
-def test_a_ban_is_waited_for_in_the_triggerer(conn: Callable[..., None], sandbox: Sandbox) -> None:
-    sandbox.fail(Fault(code="addressBanned"))
-    for calls in (1, 1):
-        with pytest.raises(TaskDeferred):
-            execute("sandbox-open", deferrable=True)
-        assert len(sandbox.calls) == calls, "while banned, DingTalk is not called"
-
-
-def test_a_wait_of_hours_is_left_to_airflows_retries(conn: Callable[..., None], sandbox: Sandbox) -> None:
-    sandbox.fail(Fault(call="lock", code=QPM, headers={"Retry-After": "90000"}))
-    with pytest.raises(ThrottledError):
-        execute("sandbox-open", deferrable=True)
-
-
-def test_a_wait_for_an_error_that_is_skipped_is_not_waited(
-    conn: Callable[..., None], sandbox: Sandbox
-) -> None:
-    with pytest.raises(AirflowSkipException):
-        execute(f"sandbox-{QPM}", deferrable=True, on_error={QPM: "skip"})
-
-
-def test_a_task_that_is_not_deferrable_raises_what_does_not_fit_its_time(
+def test_a_wait_that_does_not_fit_into_the_time_of_the_call_is_left_to_airflow(
     conn: Callable[..., None], sandbox: Sandbox
 ) -> None:
     with pytest.raises(ThrottledError) as caught:
         execute(f"sandbox-{QPM}", max_seconds=5)
     assert caught.value.retry_after == 60
     assert len(sandbox.calls_of("lock")) == 1
-
-
-def test_a_task_is_deferrable_by_airflows_own_setting(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert LockConferenceOperator(task_id="lock", conference_id="1").deferrable is False
-    import subprocess
-    import sys
-
-    code = (
-        "from airflow_provider_dingconf.operators import LockConferenceOperator as L;"
-        "assert L(task_id='lock', conference_id='1').deferrable"
-    )
-    monkeypatch.setenv("AIRFLOW__OPERATORS__DEFAULT_DEFERRABLE", "True")
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
 def test_a_killed_task_ends_its_call_and_one_that_makes_none_goes_on(
@@ -580,3 +521,67 @@ def test_a_dag_file_imports_neither_the_hook_nor_an_http_library() -> None:
 def test_retries_delayed_for_days_are_not_the_calls_attempts(conn: Callable[..., None]) -> None:
     result = execute("sandbox-flaky", retries=9, retry_delay=timedelta(days=1))
     assert result["attempts"] == 3
+
+
+@pytest.mark.parametrize("named", [{"conference_id": "sandbox-open"}, {"room_code": "1234567890"}])
+def test_a_dry_run_names_the_meeting_and_locks_nothing(
+    conn: Callable[..., None], sandbox: Sandbox, named: dict[str, str]
+) -> None:
+    sandbox.create_conference(conference_id="room", room_code="1234567890")
+    task = LockConferenceOperator(task_id="lock", dry_run=True, **named)
+    result = task.execute({"ti": Instance()})
+    assert (result["conference_id"], result["success"]) == (named.get("conference_id", "room"), False)
+    assert sandbox.calls_of("lock") == []
+    assert execute(result, UnlockConferenceOperator)["success"] is True
+    assert sandbox.calls_of("unlock") == []
+
+
+@pytest.mark.parametrize(
+    ("xcom", "unlocks"),
+    [(None, 0), ([], 0), ([None], 0), ({"conference_id": None, "action": "lock", "success": False}, 0)],
+)
+def test_an_unlock_of_a_lock_that_handed_nothing_on_succeeds_with_one_line(
+    conn: Callable[..., None], sandbox: Sandbox, xcom: Any, unlocks: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    execute(xcom, UnlockConferenceOperator)
+    assert "".join(capfd.readouterr()).count("Nothing to unlock") == 1
+    assert len(sandbox.calls) == unlocks
+
+
+def test_a_lock_whose_response_was_lost_hands_its_meeting_on_and_a_refused_one_does_not(
+    conn: Callable[..., None], sandbox: Sandbox
+) -> None:
+    sandbox.create_conference(conference_id="lost")
+    sandbox.fail(Fault(call="lock", path="/lost/", drop=True, after=True))
+    instance = Instance()
+    with pytest.raises(DingTalkError):
+        LockConferenceOperator(task_id="lock", conference_id="lost", max_attempts=1).execute({"ti": instance})
+    assert execute(instance.xcoms["return_value"], UnlockConferenceOperator)["success"] is True
+    assert not sandbox.conference("lost").locked
+    refused = execute("sandbox-noPermission", on_error={"noPermission": "succeed"})
+    execute(refused, UnlockConferenceOperator)
+    assert [call.conference_id for call in sandbox.calls_of("unlock")] == ["lost"]
+
+
+def test_a_failed_unlock_says_how_to_unlock_by_hand(
+    conn: Callable[..., None], capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(AirflowSkipException):
+        execute("sandbox-ended", UnlockConferenceOperator)
+    assert "Still locked" not in "".join(capfd.readouterr()) + caplog.text
+    with pytest.raises(AirflowFailException):
+        execute("sandbox-noPermission", UnlockConferenceOperator)
+    said = "".join(capfd.readouterr()) + caplog.text
+    assert "Still locked: sandbox-noPermission. To unlock by hand" in said
+
+
+def test_the_log_of_a_normal_lock_has_one_line_and_of_a_failed_one_says_the_remedy_once(
+    conn: Callable[..., None], sandbox: Sandbox, capfd: pytest.CaptureFixture[str]
+) -> None:
+    execute("sandbox-open")
+    said = "".join(capfd.readouterr()).splitlines()
+    unusual = ("access token", "outside", "Retrieving connection")  # the first call's; the test calls execute itself
+    assert len([line for line in said if not any(word in line for word in unusual)]) == 1
+    with pytest.raises(AirflowFailException):
+        execute("sandbox-commandError")
+    assert "".join(capfd.readouterr()).count(ERRORS["commandError"].remedy) == 1

@@ -1,4 +1,4 @@
-"""Every fault in a task: which state it gets, whether it waits in the triggerer, and what it leaves behind."""
+"""Every fault in a task: which state it gets, and what it leaves behind."""
 
 from __future__ import annotations
 
@@ -10,22 +10,20 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from airflow.exceptions import AirflowFailException, AirflowSkipException
-from airflow.providers.common.compat.sdk import TaskDeferred
 
 from airflow_provider_dingconf.client import token_cache
 from airflow_provider_dingconf.dingtalk.errors import DingTalkError, Outcome
-from airflow_provider_dingconf.operators import TRIGGERER_WAIT, WORKER_WAIT, LockConferenceOperator
+from airflow_provider_dingconf.operators import LockConferenceOperator
 from airflow_provider_dingconf.sandbox import Sandbox
 
 from .conftest import nothing_left_open
 from .fault_proxy import FAULTS, FaultProxy, Route, refusal
-from .rows import ON_THE_TOKEN, QPM, ROWS, Case, check, check_hung_up, wait_for
+from .rows import ON_THE_TOKEN, ROWS, Case, check, check_hung_up, wait_for
 
 ATTEMPTS = 2
 
@@ -52,19 +50,9 @@ class Task:
     seconds: float = 0.0
 
     def execute(self) -> None:
-        self._act(self.operator.execute)
-
-    def resume(self) -> None:
-        """Go on after the wait in the triggerer, with what the trigger was given."""
-        assert isinstance(self.raised, TaskDeferred)
-        method = getattr(self.operator, self.raised.method_name)
-        arguments, self.raised = self.raised.kwargs, None
-        self._act(method, event={}, **arguments)
-
-    def _act(self, method: Callable[..., Any], **arguments: Any) -> None:
         began = time.monotonic()
         try:
-            self.result = method({"ti": Instance()}, **arguments)
+            self.result = self.operator.execute({"ti": Instance()})
         except BaseException as raised:
             self.raised = raised
         self.seconds = time.monotonic() - began
@@ -79,11 +67,6 @@ class Task:
         assert isinstance(error, DingTalkError), repr(self.raised)
         return error
 
-    def waits(self) -> bool:
-        """Return whether the wait that the table says belongs into the triggerer."""
-        wait = self.case.row.retry_after or 0.0
-        return self.operator.deferrable and WORKER_WAIT < wait <= TRIGGERER_WAIT
-
 
 STATES = {
     Outcome.FAIL: AirflowFailException,
@@ -96,17 +79,16 @@ STATES = {
 def tasks_of(case_of: Callable[..., Case]) -> Callable[..., dict[str, Task]]:
     """Return what makes a task for each of some rows."""
 
-    def make(names: list[str], call: str, *, deferrable: bool, times: int | None = None) -> dict[str, Task]:
+    def make(names: list[str], call: str) -> dict[str, Task]:
         made = {}
         for number, name in enumerate(names):
-            case = case_of(name, call, times)
+            case = case_of(name, call)
             operator = LockConferenceOperator(
                 task_id=f"lock_{number}",
                 conference_id=case.meeting,
                 dingtalk_conn_id=case.conn_id,
                 max_attempts=ATTEMPTS,
                 max_seconds=case.row.max_seconds,
-                deferrable=deferrable,
             )
             made[name] = Task(case, operator)
         return made
@@ -131,63 +113,18 @@ def complaints(tasks: dict[str, Task], look: Callable[[Task], None]) -> list[str
     return found
 
 
-@pytest.mark.parametrize("deferrable", [False, True], ids=["in the worker", "deferrable"])
 @pytest.mark.parametrize("call", ["lock", "token"])
-def test_a_task_that_meets_a_fault_gets_the_state_of_the_table_or_waits_in_the_triggerer(
-    call: str, deferrable: bool, tasks_of: Callable[..., dict[str, Task]], behind: Sandbox
+def test_a_task_that_meets_a_fault_gets_the_state_of_the_table(
+    call: str, tasks_of: Callable[..., dict[str, Task]], behind: Sandbox
 ) -> None:
     names = [name for name in ROWS if call == "lock" or name in ON_THE_TOKEN]
-    tasks = tasks_of(names, call, deferrable=deferrable)
+    tasks = tasks_of(names, call)
     with nothing_left_open():
         execute_all(tasks)
 
     def look(task: Task) -> None:
-        if task.waits():
-            assert isinstance(task.raised, TaskDeferred), repr(task.raised)
-            assert task.raised.kwargs == {"attempts": 1}
-            assert task.case.met == 1
-        else:
-            assert isinstance(task.raised, STATES[task.error.outcome])
-            check(task.case, task.error, task.seconds, ATTEMPTS, behind)
-        check_hung_up(task.case)
-
-    assert not complaints(tasks, look)
-
-
-@pytest.mark.parametrize("times", [1, None], ids=["a fault that passes", "a fault that lasts"])
-@pytest.mark.parametrize("call", ["lock", "token"])
-def test_a_task_goes_on_after_its_wait_in_the_triggerer(
-    call: str,
-    times: int | None,
-    tasks_of: Callable[..., dict[str, Task]],
-    behind: Sandbox,
-) -> None:
-    names = [
-        name
-        for name, row in ROWS.items()
-        if WORKER_WAIT < (row.retry_after or 0) <= TRIGGERER_WAIT and (call == "lock" or name in ON_THE_TOKEN)
-    ]
-    assert len(names) > 5
-    tasks = tasks_of(names, call, deferrable=True, times=times)
-    execute_all(tasks)
-    began = time.time()
-
-    def look(task: Task) -> None:
-        assert isinstance(task.raised, TaskDeferred), repr(task.raised)
-        trigger = task.raised.trigger
-        wait = timedelta(seconds=task.case.row.retry_after or 0)
-        assert abs(trigger.moment.timestamp() - began - wait.total_seconds()) < 60
-        token_cache.forget()  # the task is a new process
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(time, "time", trigger.moment.timestamp)
-            task.resume()
-        if times:
-            assert (task.raised, task.result["success"], task.result["attempts"]) == (None, True, ATTEMPTS)
-            assert behind.conference(task.case.meeting).locked
-        else:
-            assert isinstance(task.error, task.case.row.errors)
-            assert task.error.attempts == task.case.met == ATTEMPTS
-            assert not behind.conference(task.case.meeting).locked
+        assert isinstance(task.raised, STATES[task.error.outcome])
+        check(task.case, task.error, task.seconds, ATTEMPTS, behind)
         check_hung_up(task.case)
 
     assert not complaints(tasks, look)
@@ -270,13 +207,6 @@ TASK_ROWS = {
         _always("closed after reading", "token"), "failed", (0, 2), arguments={"max_attempts": 2}
     ),
     "certificate": TaskRow({}, "failed", (0, 0), scheme="https"),
-    "waits_in_the_triggerer": TaskRow(
-        {"lock": [refusal(403, QPM, Retry_After="6")]},
-        "success",
-        (2, 1),
-        locked=True,
-        arguments={"deferrable": True},
-    ),
 }
 UNLOCK = {"unlock": [FAULTS["503 with HTML"]]}
 """What goes wrong with the unlock, after work that did not end well."""

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import base64
-import json
 import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
-from cryptography.fernet import Fernet
 
 from airflow_provider_dingconf.sandbox import Fault, Sandbox
 from system.airflow_processes import wait_for
@@ -33,7 +30,7 @@ def deployment(tmp_path_factory: pytest.TempPathFactory, dingtalk: Sandbox) -> I
     }
     with deployed(home, dingtalk, **settings) as running:
         running.start("triggerer", "triggerer", "--skip-serve-logs")
-        running.wait_for_dags("locked_section", "locked_block", "lock", "patient_lock", "retried_lock")
+        running.wait_for_dags("locked_section", "locked_block", "lock", "retried_lock")
         yield running
 
 
@@ -75,18 +72,6 @@ def waited(dingtalk: Sandbox, meeting: str) -> float:
     return times[-1] - times[0]
 
 
-def deferred(run: Run) -> dict[str, Any]:
-    """Wait until the run's task waits in the triggerer; return its trigger, as the database has it."""
-    run.wait_for(lambda: run.states() == {"lock": "deferred"}, "deferred task")
-    query = """SELECT classpath, kwargs, triggerer_id, next_kwargs
-        FROM trigger JOIN task_instance ON task_instance.trigger_id = trigger.id WHERE run_id = %s"""
-    (row,) = run.deployment.postgres.rows(query, run.run_id)
-    trigger = dict(zip(("classpath", "kwargs", "triggerer", "next_kwargs"), row, strict=True))
-    if not trigger["kwargs"].startswith("{"):  # Airflow encrypts them, if not always
-        trigger["kwargs"] = Fernet(run.deployment.fernet_key).decrypt(trigger["kwargs"]).decode()
-    return trigger
-
-
 def secrets_of(dingtalk: Sandbox) -> list[str]:
     """Return what may be seen by nobody: the client secret, and every access token that was used."""
     tokens = {call.header("x-acs-dingtalk-access-token") for call in dingtalk.calls} - {None}
@@ -121,43 +106,6 @@ def test_a_task_that_is_marked_as_failed_while_it_locks_leaves_no_lock(
     assert run.states() == {"lock": "failed"}
     *locks, unlock = [name for name, _ in calls_about(dingtalk, meeting)]
     assert ({*locks}, unlock) == ({"lock"}, "unlock")
-
-
-def test_a_throttled_task_waits_in_the_triggerer_and_takes_no_slot(
-    deployment: Deployment, dingtalk: Sandbox, meeting: str
-) -> None:
-    dingtalk.fail(Fault(call="lock", code=THROTTLED, headers={"Retry-After": "20"}, times=1))
-    run = deployment.run("patient_lock", conference_id=meeting)
-
-    trigger = deferred(run)
-    pool = deployment.request("GET", "pools/default_pool")
-    assert (pool["running_slots"], pool["queued_slots"], pool["deferred_slots"]) == (0, 0, 1)
-
-    assert trigger["classpath"] == "airflow.providers.standard.triggers.temporal.DateTimeTrigger"
-    assert trigger["next_kwargs"]
-    assert not [secret for secret in secrets_of(dingtalk) if secret in json.dumps(trigger)]
-
-    assert run.end() == "success"
-    assert calls_about(dingtalk, meeting) == [("lock", 403), ("lock", 200)]
-    assert waited(dingtalk, meeting) >= 20
-    assert dingtalk.conference(meeting).locked
-
-
-def test_another_triggerer_takes_over_from_one_that_died(
-    deployment: Deployment, dingtalk: Sandbox, meeting: str
-) -> None:
-    dingtalk.fail(Fault(call="lock", code=THROTTLED, headers={"Retry-After": "20"}, times=1))
-    run = deployment.run("patient_lock", conference_id=meeting)
-    dead = wait_for(lambda: deferred(run)["triggerer"], "triggerer that has the task")
-
-    deployment.kill("triggerer")
-    deployment.start("triggerer-2", "triggerer", "--skip-serve-logs")
-
-    run.wait_for(lambda: deferred(run)["triggerer"] not in (None, dead), "take-over")
-    assert run.end() == "success"
-    assert calls_about(dingtalk, meeting) == [("lock", 403), ("lock", 200)]
-    assert waited(dingtalk, meeting) >= 20
-    assert dingtalk.conference(meeting).locked
 
 
 @pytest.mark.parametrize("victim", ["task", "worker"])

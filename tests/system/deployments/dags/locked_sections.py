@@ -51,9 +51,6 @@ with DAG("locked_block", schedule=None, params=WORK):
 with DAG("lock", schedule=None, params=CONFERENCE):
     LockConferenceOperator(task_id="lock", conference_id="{{ params.conference_id }}")
 
-with DAG("patient_lock", schedule=None, params=CONFERENCE):
-    LockConferenceOperator(task_id="lock", conference_id="{{ params.conference_id }}", deferrable=True)
-
 with DAG("retried_lock", schedule=None, params=CONFERENCE):
     LockConferenceOperator(
         task_id="lock",

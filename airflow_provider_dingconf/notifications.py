@@ -1,0 +1,139 @@
+"""``UnlockConferenceNotifier``: unlock a meeting that no unlock task will unlock."""
+
+from __future__ import annotations
+
+import ast
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.common.compat.sdk import BaseNotifier
+
+from airflow_provider_dingconf.dingtalk.conferences import given_name
+from airflow_provider_dingconf.dingtalk.errors import (
+    ConferenceClosedError,
+    ConferenceNotRunningError,
+    ConferencesError,
+    InvalidInputError,
+)
+from airflow_provider_dingconf.many import is_collection, meetings_in
+from airflow_provider_dingconf.roll_back import is_unlocked, log_still_locked
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from airflow.providers.common.compat.sdk import Context
+
+    from airflow_provider_dingconf.client.bulk import ConferenceResult
+
+
+class UnlockConferenceNotifier(BaseNotifier):
+    """Unlock a meeting when a run or a task fails, or a deadline passes.
+
+    .. code-block:: python
+
+        unlock = UnlockConferenceNotifier(conference_id="{{ params.conference_id }}")
+        with DAG("release", dagrun_timeout=timedelta(hours=2), on_failure_callback=unlock):
+            ...
+
+    It closes what a teardown cannot: a run that reaches its ``dagrun_timeout`` or is marked as failed, and a
+    lock that lost its worker at its last try. As ``on_failure_callback`` of a DAG or a task it runs wherever
+    Airflow runs callbacks. Airflow 3.1's deadline alerts await it in the triggerer, which knows no XComs:
+    give the id itself there, or a template of ``dag_run``.
+
+    Exactly one of the first three parameters is given. An ended meeting needs no unlock.
+
+    :param conference_id: the meeting's conferenceId, a list of them, or the XCom of a lock by a template such
+        as ``{{ ti.xcom_pull('lock') }}``, rendered as text or natively. (templated)
+    :param room_code: the meeting's room code: of its meetings, the one that is running. (templated)
+    :param schedule_conference_id: the schedule's scheduleConferenceId, likewise. (templated)
+    :param dingtalk_conn_id: the Airflow connection, of type ``dingtalk``. (templated)
+    :raises InvalidInputError: none or several of the three are given; when the DAG is parsed.
+    :raises DingTalkError: a meeting may be locked still, when Airflow calls the notifier.
+    """
+
+    template_fields: Sequence[str] = (
+        "conference_id",
+        "room_code",
+        "schedule_conference_id",
+        "dingtalk_conn_id",
+    )
+
+    def __init__(
+        self,
+        *,
+        conference_id: Any = None,
+        room_code: str | None = None,
+        schedule_conference_id: str | None = None,
+        dingtalk_conn_id: str = "dingtalk_default",
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        named = {
+            "conference_id": conference_id,
+            "room_code": room_code,
+            "schedule_conference_id": schedule_conference_id,
+        }
+        self.named_by = given_name(named)
+        if named[self.named_by] is None:
+            raise InvalidInputError(
+                "conference_id: it is missing; give it, room_code or schedule_conference_id"
+            )
+        self.conference_id = conference_id
+        self.room_code = room_code
+        self.schedule_conference_id = schedule_conference_id
+        self.dingtalk_conn_id = dingtalk_conn_id
+
+    def notify(self, context: Context) -> None:
+        """Unlock, in the process that runs the callback."""
+        from airflow_provider_dingconf.hooks import DingTalkConferenceHook
+
+        hook = DingTalkConferenceHook(self.dingtalk_conn_id)
+        try:
+            with self._ended_meetings_need_no_unlock():
+                meetings = self._given()
+                if meetings is None:
+                    meetings = [hook.get_conference(**self._code()).conference_id]
+                self._check(hook.unlock_conferences(meetings) if meetings else [])
+        finally:
+            hook.close()
+
+    async def async_notify(self, context: Context) -> None:
+        """Unlock, in the triggerer."""
+        from airflow_provider_dingconf.hooks import DingTalkConferenceHook
+
+        with self._ended_meetings_need_no_unlock():
+            meetings = self._given()
+            async with DingTalkConferenceHook(self.dingtalk_conn_id) as hook:
+                if meetings is None:
+                    meetings = [(await hook.aget_conference(**self._code())).conference_id]
+                self._check(await hook.aunlock_conferences(meetings) if meetings else [])
+
+    def _code(self) -> dict[str, Any]:
+        return {self.named_by: getattr(self, self.named_by)}
+
+    def _given(self) -> list[str] | None:
+        """Return the ids of the meetings to unlock; None if a room code or schedule names the meeting."""
+        if self.named_by != "conference_id":
+            return None
+        value = self.conference_id
+        if isinstance(value, str) and value.lstrip()[:1] in {"{", "["}:
+            with suppress(ValueError, SyntaxError):
+                value = ast.literal_eval(value)  # an XCom that a template has rendered as text
+        meetings = meetings_in(None if value == "None" else value, "unlock")
+        if meetings is None or meetings == []:
+            self.log.info("Nothing to unlock: no lock has handed on a meeting that is or may be locked")
+            return []
+        return list(meetings) if is_collection(meetings) else [meetings]
+
+    def _check(self, results: list[ConferenceResult]) -> None:
+        left = {one.conference_id: one.error for one in results if one.error and not is_unlocked(one)}
+        log_still_locked(left)
+        if left:
+            raise ConferencesError.of("unlock", left, len(results))
+
+    @contextmanager
+    def _ended_meetings_need_no_unlock(self) -> Iterator[None]:
+        try:
+            yield
+        except (ConferenceClosedError, ConferenceNotRunningError) as error:
+            self.log.info("Nothing to unlock: %s", error.summary)
