@@ -112,6 +112,15 @@ class DingTalkError(Exception):
         return error
 
     @property
+    def concerns_all(self) -> bool:
+        """Whether a call for any other meeting would end in the same error."""
+        return concerns_every_meeting(self) or isinstance(self, ThrottledError)
+
+    def outcome_with(self, on_error: Mapping[str, Outcome]) -> Outcome:
+        """Return the outcome, by the overrides of ``on_error`` if one applies."""
+        return on_error.get(self.code or "", self.outcome)
+
+    @property
     def summary(self) -> str:
         """What happened, with all that identifies it: one line."""
         facts = [
@@ -574,6 +583,7 @@ def error_class(code: str | None, http_status: int) -> type[DingTalkError]:
 
 _ABOUT_THE_APP = frozenset(
     {_FORBIDDEN + "AccessTokenPermissionDenied", _FORBIDDEN + "IpNotInWhiteList", "orgAccessForbidden"}
+    | {_FORBIDDEN + "ApiCountLimitForOrg", "90020"}
 )
 
 
