@@ -15,7 +15,7 @@ else:
     from airflow.utils.log.secrets_masker import mask_secret
 
 if TYPE_CHECKING:
-    from airflow.providers.common.compat.sdk import BaseHook, Connection
+    from airflow.providers.common.compat.sdk import BaseHook, BaseOperator, Connection
 
 
 async def get_async_connection(conn_id: str, hook: BaseHook) -> Connection:
@@ -25,4 +25,13 @@ async def get_async_connection(conn_id: str, hook: BaseHook) -> Connection:
     return await sync_to_async(hook.get_connection, thread_sensitive=False)(conn_id)
 
 
-__all__ = ["get_async_connection", "mask_secret"]
+def empty_operator() -> type[BaseOperator]:
+    """Return Airflow's ``EmptyOperator``; imported when it is needed."""
+    if TYPE_CHECKING or AIRFLOW_V_3_0_PLUS:
+        from airflow.providers.standard.operators.empty import EmptyOperator
+    else:
+        from airflow.operators.empty import EmptyOperator
+    return EmptyOperator  # noqa: AIR312 - the old place is for Airflow 2 alone
+
+
+__all__ = ["empty_operator", "get_async_connection", "mask_secret"]

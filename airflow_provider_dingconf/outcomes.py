@@ -11,27 +11,19 @@ from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSki
 
 from airflow_provider_dingconf.dingtalk.errors import (
     ERRORS,
-    ConferencesError,
     DingTalkError,
     InvalidInputError,
     Outcome,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-
-    from airflow_provider_dingconf.client.bulk import ConferenceResult
-
-_MOST_ROWS = 50
-_WORST_LAST = (Outcome.SUCCEED, Outcome.SKIP, Outcome.RETRY, Outcome.FAIL)
+    from collections.abc import Iterator
 
 __all__ = [
     "Outcome",
     "apply_outcome",
     "check_on_error",
     "outcome_of",
-    "outcome_of_all",
-    "table",
     "task_outcome",
 ]
 
@@ -117,48 +109,3 @@ def task_outcome(on_error: Mapping[str, Outcome | str] | None = None) -> Iterato
         yield
     except DingTalkError as error:
         apply_outcome(error, checked)
-
-
-def outcome_of_all(
-    results: Iterable[ConferenceResult],
-    on_error: Mapping[str, Outcome],
-    cause: DingTalkError | None = None,
-    *,
-    may_retry: bool,
-) -> DingTalkError | None:
-    """Return the error that gives a task the worst of its meetings' states; None where all did well.
-
-    While the task can be retried, a meeting for which that can help counts for more than one that fails for
-    good: the retry leaves the latter alone, and the task then fails.
-
-    :param on_error: the overrides, as :func:`check_on_error` returns them.
-    :param cause: why none of them was tried: it is then the error that is returned.
-    :param may_retry: whether those for which that can help will be tried again.
-    """
-    results = list(results)
-    by_id = {one.conference_id: one.error for one in results if one.error}
-    errors = [*by_id.values(), *([cause] if cause else ())]
-    if not errors:
-        return None
-    outcomes = [outcome_of(error, on_error) for error in errors]
-    again = [error for error, outcome in zip(errors, outcomes, strict=True) if outcome is Outcome.RETRY]
-    error = cause or ConferencesError.of(results[0].action, by_id, len(results))
-    error.outcome = Outcome.RETRY if may_retry and again else max(outcomes, key=_WORST_LAST.index)
-    waits = [one.retry_after for one in again if one.retry_after is not None]
-    error.retry_after = max(waits, default=None)
-    return error
-
-
-def table(results: Iterable[ConferenceResult], on_error: Mapping[str, Outcome]) -> str:
-    """Return what came of the meetings, for a log: a row each for those that failed, and how many did not."""
-    results = list(results)
-    failed = [one for one in results if one.error]
-    rows = [
-        f"  {one.conference_id}  {outcome_of(one.error, on_error).value:<7}  {one.error.summary}"
-        for one in failed[:_MOST_ROWS]
-        if one.error
-    ]
-    if len(failed) > _MOST_ROWS:
-        rows.append(f"  and {len(failed) - _MOST_ROWS} more; the XCom holds them all")
-    head = f"{results[0].action}: {len(results) - len(failed)} of {len(results)} meetings done"
-    return "\n".join([head + (", but not:" if rows else ""), *rows])
