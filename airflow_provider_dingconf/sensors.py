@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import time
-from collections import ChainMap
+from contextlib import closing, contextmanager
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
@@ -28,33 +27,20 @@ from airflow_provider_dingconf.dingtalk.conferences import (
     started_of,
 )
 from airflow_provider_dingconf.dingtalk.errors import DingTalkError, InvalidInputError
-from airflow_provider_dingconf.links import (
-    CallDocumentationLink,
-    ErrorDocumentationLink,
-    JoinConferenceLink,
-    keep_links,
-    links_for,
-)
-from airflow_provider_dingconf.outcomes import Outcome, apply_outcome, check_on_error
+from airflow_provider_dingconf.outcomes import Outcome, check_on_error
+from airflow_provider_dingconf.tasks import DingTalkTask
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from airflow.providers.common.compat.sdk import Context
 
     from airflow_provider_dingconf.dingtalk.conferences import Conference, Reference
 
 _NAMES = ("conference_id", "room_code", "schedule_conference_id")
-_CHECKED = (*_NAMES, "status", "delay", "on_error")
-_PARAMETERS = {
-    *_CHECKED,
-    "dingtalk_conn_id",
-    "deferrable",
-    *inspect.signature(BaseSensorOperator.__init__).parameters,
-}
 
 
-class ConferenceSensor(BaseSensorOperator):
+class ConferenceSensor(DingTalkTask, BaseSensorOperator):
     """Wait until a meeting has started, or has ended.
 
     .. code-block:: python
@@ -64,37 +50,36 @@ class ConferenceSensor(BaseSensorOperator):
         )
         LockConferenceOperator(task_id="lock", conference_id=started.output)
 
-    Each poke is one call, and counts against DingTalk's monthly quota: a task that waits an hour at the default
-    interval makes 60. With ``deferrable``, the waiting tasks of one connection and interval share their calls: a
-    hundred meetings are one call. The wait goes on after a transient error, and after one that ``on_error``
-    makes a ``retry``. Any other error becomes a task state as in the operators. If the start is waited for
-    and the meeting has ended, the error is ``confClosed``.
+    Each poke is one call, and counts against DingTalk's monthly quota: a task that waits an hour at the
+    default interval makes 60. With ``deferrable``, the waiting tasks of one connection and interval share
+    their calls: a hundred meetings are one call. The wait goes on after a transient error, and after one that
+    ``on_error`` makes a ``retry``. Any other error becomes a task state as in the operators. If the start is
+    waited for and the meeting has ended, the error is ``confClosed``.
 
-    The XCom is the meeting, a dict: ``conference_id``, ``title``, ``status``, ``room_code``, ``start_time`` and
-    ``end_time`` in ISO 8601, ``creator_id``, ``creator_nick``, ``join_url``, ``schedule_conference_id``,
-    ``biz_type``; a value that DingTalk does not give is None.
-    Source: `Query a meeting
-    <https://help.dingtalk.io/open/development/querying-video-conference-information>`__ and the pages beside it.
+    The XCom is the meeting, a dict: ``conference_id``, ``title``, ``status``, ``room_code``, ``start_time``
+    and ``end_time`` in ISO 8601, ``creator_id``, ``creator_nick``, ``join_url``, ``schedule_conference_id``,
+    ``biz_type``; a value that DingTalk does not give is None. Source: `Query a meeting
+    <https://help.dingtalk.io/open/development/querying-video-conference-information>`__ and the pages beside.
 
-    :param conference_id: the meeting's conferenceId, or the XCom of another such task or of a lock. (templated)
+    :param conference_id: the meeting's conferenceId, or the XCom of a lock or of another sensor. (templated)
     :param room_code: a room code instead: wait until one of its meetings runs. (templated)
     :param schedule_conference_id: a schedule's scheduleConferenceId instead, likewise. (templated)
     :param status: ``started`` or ``ended``. The end can be waited for by ``conference_id`` only.
-    :param delay: a timedelta, or seconds: the wait ends so long after the meeting's start, even if the meeting
-        ends meanwhile. No call is made during the delay, but for one at its end in mode ``reschedule``, which
-        is ``confClosed`` if the meeting has ended.
+    :param delay: a timedelta, or seconds: the wait ends so long after the meeting's start, even if the
+        meeting ends meanwhile. No call is made during the delay. In mode ``reschedule`` one is made at its
+        end, and is ``confClosed`` if the meeting has ended.
     :param dingtalk_conn_id: the Airflow connection, of type ``dingtalk``. (templated)
     :param on_error: outcomes by error code, as in the operators.
     :param poke_interval: seconds between two pokes; more if DingTalk asks to wait.
     :param timeout: Airflow's, in seconds, the delay included. With ``deferrable``, it counts the time in the
         triggerer, in each try of the task.
-    :param deferrable: whether to wait in the triggerer; by default Airflow's ``[operators] default_deferrable``.
+    :param deferrable: whether to wait in the triggerer; Airflow's ``[operators] default_deferrable`` by
+        default.
     :raises InvalidInputError: a parameter is invalid, or two contradict each other; when the DAG is parsed.
     """
 
     template_fields: Sequence[str] = (*_NAMES, "dingtalk_conn_id")
     ui_color = "#d6e4ff"
-    operator_extra_links = (CallDocumentationLink(), ErrorDocumentationLink(), JoinConferenceLink())
 
     def __init__(
         self,
@@ -117,32 +102,40 @@ class ConferenceSensor(BaseSensorOperator):
         self.status = status
         self.dingtalk_conn_id = dingtalk_conn_id
         self.deferrable = deferrable
-        names = {name: getattr(self, name) for name in _NAMES}
-        self.named_by, self.delay, self.on_error = _check(status, delay, on_error, **names)
-        if names[self.named_by] is None:
+        given = {name: getattr(self, name) for name in _NAMES}
+        self.named_by = given_name(given)
+        if given[self.named_by] is None:
             raise InvalidInputError(f"no meeting is given; give one of {', '.join(_NAMES)}")
+        self.check_parameters({**given, "status": status, "delay": delay, "on_error": on_error})
+        self.delay = delay.total_seconds() if isinstance(delay, timedelta) else delay
+        self.on_error = check_on_error(on_error)
         self._asked = 0.0
         self._started: tuple[Conference, datetime] | None = None
         self._base_url: str | None = None
         self._page: str | None = None
 
-    @property
-    def shown_as(self) -> str:
-        """What the UI calls a mapped task: 250 characters go into Airflow's database."""
-        return str(conference_id_in(getattr(self, self.named_by)))[:250]
-
     @classmethod
-    def partial(cls, **kwargs: Any) -> Any:
-        """Return the sensor without the mapped parameters: checked now, and named in the UI."""
-        kwargs.setdefault("map_index_template", "{{ task.shown_as }}")
-        own = kwargs.get("default_args") or {}
-        for name in _PARAMETERS & own.keys():  # Airflow takes what every operator has, and no more
-            kwargs.setdefault(name, own[name])
-        made = super().partial(**kwargs)
-        outer = [made.kwargs.get(name) for name in ("dag", "task_group")]
-        given = ChainMap(made.kwargs, *(each.default_args for each in reversed(outer) if each))
-        _check(**{name: given[name] for name in _CHECKED if name in given})
-        return made
+    def check_parameters(cls, given: Mapping[str, Any]) -> None:
+        """Check parameters that no template fills in, when the DAG is parsed."""
+        status, delay = given.get("status", "started"), given.get("delay", 0)
+        named_by = given_name({name: given.get(name) for name in _NAMES})
+        if status not in ("started", "ended"):
+            raise InvalidInputError(f"status: {status!r} is not 'started' or 'ended'")
+        if status == "ended" and named_by != "conference_id":
+            raise InvalidInputError(
+                f"status: 'ended' needs a conference_id, since a {named_by} stands for several meetings; "
+                "give the conference_id of one"
+            )
+        seconds = delay.total_seconds() if isinstance(delay, timedelta) else delay
+        if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 <= seconds < math.inf:
+            raise InvalidInputError(f"delay: {delay!r} is not a timedelta or a number of seconds, at least 0")
+        if seconds and status == "ended":
+            raise InvalidInputError(f"delay: {delay!r} counts from the start; it needs status='started'")
+        check_on_error(given.get("on_error"))
+
+    def shown_meeting(self) -> str:
+        """Return what the sensor's meeting is called."""
+        return str(conference_id_in(getattr(self, self.named_by)))
 
     def poke(self, context: Context) -> PokeReturnValue:
         """Query the meeting once."""
@@ -187,19 +180,13 @@ class ConferenceSensor(BaseSensorOperator):
         self._base_url, self._page = base_url, page
         if "error" in event:
             return self._finish(context, DingTalkError.from_dict(event["error"]))
-        self._keep_links(context, None, event["conference"]["join_url"])
+        self.keep_links(context, base_url, page, join_url=event["conference"]["join_url"])
         return event["conference"]
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
-        """Go on after the wait; every Airflow then heeds ``soft_fail`` and ``never_fail``."""
-        try:
+        """Go on after the wait."""
+        with self._failure_may_skip():
             return super().resume_execution(next_method, next_kwargs, context)
-        except AirflowSkipException:
-            raise
-        except AirflowException as error:
-            if self.soft_fail or self.never_fail:
-                raise AirflowSkipException(str(error)) from error
-            raise
 
     def _first_poke(self, context: Context) -> tuple[bool, Conference | None]:
         """Poke before the task defers; treat an error of Airflow's as its own sensors do."""
@@ -216,7 +203,7 @@ class ConferenceSensor(BaseSensorOperator):
             raise
 
     def _poke(self, context: Context) -> tuple[bool, Conference | None]:
-        """Query the meeting if it is not known to have started; return whether the wait is over, and the meeting."""
+        """Query the meeting, unless it has started; return whether the wait is over, and the meeting."""
         if self._started is None:
             try:
                 conference = self._query()
@@ -229,7 +216,9 @@ class ConferenceSensor(BaseSensorOperator):
                 self._asked = error.retry_after or 0.0
                 self.log.warning("%s; the next poke queries again", error.summary)
                 return False, None
-            self._keep_links(context, None, conference.join_url)
+            self.keep_links(context, self._base_url, self._page, join_url=conference.join_url)
+            if not self.delay:
+                return True, conference
             start = conference.start_time or datetime.now(timezone.utc)
             self._started = conference, start + timedelta(seconds=self.delay)
             if conference.start_time is None and self.reschedule and not self.deferrable:
@@ -250,23 +239,20 @@ class ConferenceSensor(BaseSensorOperator):
         from airflow_provider_dingconf.hooks import DingTalkConferenceHook
 
         self._asked = 0.0
-        hook = DingTalkConferenceHook(self.dingtalk_conn_id, max_attempts=1)
-        try:
-            reference = self._reference()
-            named = {reference.name: reference.value}
+        reference = self._reference()
+        with closing(DingTalkConferenceHook(self.dingtalk_conn_id, max_attempts=1)) as hook:
             self._base_url, self._page = hook.settings.base_url, page_of(reference)
             if reference.name == "conference_id":
                 conference: Conference | None = hook.get_conference(reference.value)
             else:
-                conference = started_of(hook.find_conferences(**named), reference)
-        finally:
-            hook.close()
+                found = hook.find_conferences(**{reference.name: reference.value})
+                conference = started_of(found, reference)
         now = conference or "no meeting is running"
         self.log.info("waiting until %s %s has %s: %s", reference.name, reference.value, self.status, now)
         return conference
 
     def _get_next_poke_interval(self, started_at: Any, run_duration: Any, poke_count: int) -> float:
-        """Return seconds: Airflow's, what DingTalk asks for, or what is left of the delay; up to the timeout."""
+        """Return Airflow's seconds, what DingTalk asks for, or the rest of the delay; up to the timeout."""
         left = self.timeout - run_duration()
         if self._started:
             delayed: float = (self._started[1] - datetime.now(timezone.utc)).total_seconds()
@@ -275,40 +261,19 @@ class ConferenceSensor(BaseSensorOperator):
         return max(usual, min(self._asked, left))
 
     def _finish(self, context: Context, error: DingTalkError) -> None:
-        """Give the task the state that an error leads to; ``soft_fail`` is heeded here for all modes."""
-        self._keep_links(context, error)
+        """Give the task the state that an error leads to."""
+        self.keep_links(context, self._base_url, self._page, error)
+        with self._failure_may_skip():
+            self.end_in(error)
+
+    @contextmanager
+    def _failure_may_skip(self) -> Iterator[None]:
+        """Heed ``soft_fail`` and ``never_fail`` in every mode and on every Airflow."""
         try:
-            apply_outcome(error, self.on_error)
-        except AirflowFailException as failed:
-            if self.soft_fail or self.never_fail:
-                raise AirflowSkipException(str(failed)) from error
+            yield
+        except AirflowSkipException:
             raise
-        self.log.warning("%s", error)
-
-    def _keep_links(self, context: Context, error: DingTalkError | None, join_url: str | None = None) -> None:
-        if isinstance(error, InvalidInputError) or not (self._base_url and self._page):
-            return  # no call was made
-        keep_links(self, context, links_for(self._base_url, self._page, error, join_url))
-
-
-def _check(
-    status: str = "started",
-    delay: timedelta | float = 0,
-    on_error: Mapping[str, Outcome | str] | None = None,
-    **names: Any,
-) -> tuple[str, float, dict[str, Outcome]]:
-    """Return which parameter names the meeting, the delay in seconds, and the outcomes, all checked."""
-    named_by = given_name({name: names.get(name) for name in _NAMES})
-    if status not in ("started", "ended"):
-        raise InvalidInputError(f"status: {status!r} is not 'started' or 'ended'")
-    if status == "ended" and named_by != "conference_id":
-        raise InvalidInputError(
-            f"status: 'ended' needs a conference_id, since a {named_by} stands for several meetings; "
-            "give the conference_id of one"
-        )
-    seconds = delay.total_seconds() if isinstance(delay, timedelta) else delay
-    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 <= seconds < math.inf:
-        raise InvalidInputError(f"delay: {delay!r} is not a timedelta or a number of seconds, at least 0")
-    if seconds and status == "ended":
-        raise InvalidInputError(f"delay: {delay!r} counts from the start; it needs status='started'")
-    return named_by, float(seconds), check_on_error(on_error)
+        except AirflowException as error:
+            if self.soft_fail or self.never_fail:
+                raise AirflowSkipException(str(error)) from error
+            raise

@@ -94,7 +94,7 @@ class ConferenceTrigger(BaseTrigger):
         now = datetime.now(timezone.utc)
         start = datetime.fromisoformat(found["start_time"]) if found["start_time"] else now
         end = start + timedelta(seconds=self.delay)
-        if end > now:
+        if self.delay and end > now:
             self.log.info("%s has started; the wait ends at %s", found["conference_id"], end.isoformat())
             await asyncio.sleep((end - now).total_seconds())
         yield TriggerEvent({"conference": found})  # type: ignore[no-untyped-call]

@@ -330,15 +330,14 @@ def test_a_deferrable_sensor_hands_a_meeting_that_has_started_to_the_triggerer(
 
 
 def test_a_sensors_log_says_what_it_waits_for_and_how_the_meeting_is(
-    sandbox: Sandbox, conn: Any, caplog: pytest.LogCaptureFixture
+    sandbox: Sandbox, conn: Any, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    with caplog.at_level("INFO"):
-        ConferenceSensor(task_id="x", conference_id="sandbox-notStarted").poke({})
-        ConferenceSensor(task_id="x", room_code="1").poke({})
-    said = [record.getMessage() for record in caplog.records if "waiting until" in record.getMessage()]
-    assert said[0].startswith("waiting until conference_id sandbox-notStarted has started: ")
-    assert "not_started" in said[0]
-    assert said[1] == "waiting until room_code 1 has started: no meeting is running"
+    ConferenceSensor(task_id="x", conference_id="sandbox-notStarted").poke({})
+    ConferenceSensor(task_id="x", room_code="1").poke({})
+    said = [line for line in "".join(capfd.readouterr()).splitlines() if "waiting until" in line]
+    assert "waiting until conference_id sandbox-notStarted has started: sandbox-notStarted (" in said[0]
+    assert "'not_started'" in said[0] or "not_started)" in said[0]
+    assert "waiting until room_code 1 has started: no meeting is running" in said[1]
 
 
 # When the DAG is parsed
@@ -388,11 +387,18 @@ def test_a_mapped_sensor_is_checked_when_the_dag_is_parsed(
     assert said in str(raised.value)
 
 
-def test_a_mapped_sensor_takes_all_its_parameters_from_default_args() -> None:
+@pytest.mark.parametrize("where", ["its", "the DAG's", "the group's"])
+def test_a_mapped_sensor_takes_all_its_parameters_from_default_args(where: str) -> None:
     given = {"status": "ended", "poke_interval": 5.0, "on_error": {"confClosed": "fail"}, "deferrable": True}
-    with DAG("x", schedule=None):
-        made = ConferenceSensor.partial(task_id="x", default_args=given).expand(conference_id=["a"])
-    assert {name: made.partial_kwargs[name] for name in given} == given
+    given |= {"timeout": 7.0, "mode": "reschedule"}
+    with (
+        DAG("x", schedule=None, default_args=given if where == "the DAG's" else {}),
+        TaskGroup("g", default_args=given if where == "the group's" else {}),
+    ):
+        own = {"default_args": given} if where == "its" else {}
+        mapped = ConferenceSensor.partial(task_id="x", **own).expand(conference_id=["a"])
+    made = mapped.unmap({"conference_id": "a"})
+    assert {name: getattr(made, name) for name in given} == given
 
 
 def test_a_sensor_asks_once_a_minute_since_each_call_counts() -> None:
