@@ -253,7 +253,7 @@ class ConferenceSensor(DingTalkTask, BaseSensorOperator):
 
     def _get_next_poke_interval(self, started_at: Any, run_duration: Any, poke_count: int) -> float:
         """Return Airflow's seconds, what DingTalk asks for, or the rest of the delay; up to the timeout."""
-        left = self.timeout - run_duration()
+        left: float = self.timeout - run_duration()
         if self._started:
             delayed: float = (self._started[1] - datetime.now(timezone.utc)).total_seconds()
             return max(min(delayed, left), 0.0)

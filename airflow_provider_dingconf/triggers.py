@@ -125,7 +125,8 @@ async def connect(dingtalk_conn_id: str) -> DingTalkClient:
 
     hook = DingTalkConferenceHook(dingtalk_conn_id, max_attempts=1)
     try:
-        return await _client_of(hook)
+        client: DingTalkClient = await _client_of(hook)
+        return client
     except (DingTalkError, AirflowNotFoundException):
         raise
     except Exception as error:  # Airflow's: its message may quote the connection

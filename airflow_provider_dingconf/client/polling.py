@@ -18,6 +18,7 @@ import asyncio
 import logging
 from contextvars import Context, copy_context
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import TYPE_CHECKING, ClassVar
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
@@ -32,8 +33,12 @@ if TYPE_CHECKING:
     from airflow_provider_dingconf.dingtalk.conferences import Conference, Reference
 
     Connect = Callable[[], Awaitable[DingTalkClient]]
+    Query = Callable[[list["_Meeting"]], Awaitable[None]]
 
 log = logging.getLogger(__name__)
+
+_turn = attrgetter("queried", "failures")
+"""Of a meeting: the longer it was not queried, the less."""
 
 
 @dataclass(frozen=True)
@@ -136,14 +141,12 @@ class Poll:
                 async with await self.connect() as client:
                     self.number += 1
                     asked = await _Round(self, client, meetings).run()
-            except DingTalkError as error:
-                log.warning("%s; this round of polls made no call", error.summary)
-                asked = error.retry_after or 0.0
+            except Exception as error:
+                if isinstance(error, DingTalkError):
+                    log.warning("%s; this round of polls made no call", error.summary)
+                    asked = error.retry_after or 0.0
                 for meeting in meetings:
                     meeting.refuse(error)
-            except Exception as error:
-                for meeting in meetings:
-                    meeting.fail(error)
 
 
 @dataclass(eq=False)
@@ -161,22 +164,20 @@ class _Waiter:
         except DingTalkError as error:
             self.refuse(error)
 
-    def gives_up(self, error: DingTalkError) -> bool:
-        return error.outcome_with(self.on_error) is not Outcome.RETRY
+    def gives_up(self, error: Exception) -> bool:
+        return not isinstance(error, DingTalkError) or error.outcome_with(self.on_error) is not Outcome.RETRY
 
-    def refuse(self, error: DingTalkError) -> None:
-        if self.gives_up(error):
-            self.end(error)
-        elif not isinstance(error, TransientError):  # else it is logged once for all
-            self.context.run(log.warning, "%s; the wait goes on, as on_error says", error.summary)
+    def refuse(self, error: Exception) -> None:
+        if not self.gives_up(error):
+            if not isinstance(error, TransientError):  # which is logged once for all
+                said = getattr(error, "summary", error)
+                self.context.run(log.warning, "%s; the wait goes on, as on_error says", said)
+        elif not self.result.done():
+            self.result.set_exception(error)
 
-    def end(self, result: Conference | Exception) -> None:
-        if self.result.done():
-            return
-        if isinstance(result, Exception):
-            self.result.set_exception(result)
-        else:
-            self.result.set_result(result)
+    def end(self, conference: Conference) -> None:
+        if not self.result.done():
+            self.result.set_result(conference)
 
 
 @dataclass(eq=False)
@@ -229,20 +230,15 @@ class _Meeting:
                 waiter.see(conference)
 
     def see_as_listed(self) -> None:
-        """Do without the other facts, if there are none."""
-        if self.listed:
+        if self.listed:  # the other facts were not to be had
             self.see(self.listed)
 
-    def refuse(self, error: DingTalkError) -> None:
+    def refuse(self, error: Exception) -> None:
         if not isinstance(error, TransientError):
             self._was_queried()
             self.may_run = False
         for waiter in self.waiters:
             waiter.refuse(error)
-
-    def fail(self, error: Exception) -> None:
-        for waiter in self.waiters:
-            waiter.end(error)
 
     def _was_queried(self) -> None:
         self.failures, self.due = 0, False
@@ -260,14 +256,15 @@ class _Round:
         self._client, self._meetings = client, meetings
         self._number, self._settings = poll.number, poll.settings
         self._asked, self._over, self._a_batch_succeeded = 0.0, False, False
-        batched = sorted((one for one in meetings if self._is_batched(one)), key=_turn)
-        self._calls = [(self._query_alone, [one]) for one in meetings if not self._is_batched(one)]
+        self._calls: list[tuple[Query, list[_Meeting]]] = []
+        batched = []
+        for one in sorted(meetings, key=_turn):
+            if one.reference.name != "conference_id" or one.due or one.alone_until >= poll.number:
+                self._calls.append((self._query_alone, [one]))
+            else:
+                batched.append(one)
         for first in range(0, len(batched), BATCH):
             self._calls.append((self._query_batch, batched[first : first + BATCH]))
-
-    def _is_batched(self, meeting: _Meeting) -> bool:
-        by_id = meeting.reference.name == "conference_id"
-        return by_id and not meeting.due and meeting.alone_until < self._number
 
     async def run(self) -> float:
         """Make the calls, and return the seconds that DingTalk asks to wait."""
@@ -281,9 +278,7 @@ class _Round:
             meeting.see_as_listed()
         return self._asked
 
-    async def _call(
-        self, query: Callable[[list[_Meeting]], Awaitable[None]], meetings: list[_Meeting]
-    ) -> None:
+    async def _call(self, query: Query, meetings: list[_Meeting]) -> None:
         await self._client.limiter.wait()
         if self._over:  # by now
             return
@@ -291,7 +286,7 @@ class _Round:
             await query(meetings)
         except Exception as error:  # unexpected: it ends the waits for these meetings only
             for meeting in meetings:
-                meeting.fail(error)
+                meeting.refuse(error)
 
     async def _query_alone(self, meetings: list[_Meeting]) -> None:
         meeting = meetings[0]
@@ -343,8 +338,7 @@ class _Round:
     def _halve(self, meetings: list[_Meeting]) -> None:
         middle = len(meetings) // 2
         if middle:
-            halves = meetings[:middle], meetings[middle:]
-            self._calls[:0] = [(self._query_batch, half) for half in halves]
+            self._calls[:0] = [(self._query_batch, half) for half in (meetings[:middle], meetings[middle:])]
         else:
             meetings[0].alone_until = self._number + self._settings.last_query
             self._calls.insert(0, (self._query_alone, meetings))
@@ -363,8 +357,3 @@ class _Round:
         log.warning("%s; this round of polls ends", error.summary)
         self._over = True
         self._asked = max(self._asked, error.retry_after or 0.0)
-
-
-def _turn(meeting: _Meeting) -> tuple[int, int]:
-    """Return what is the less, the longer a meeting was not queried."""
-    return meeting.queried, meeting.failures
