@@ -48,13 +48,18 @@ CONNECTION_TYPE: dict[str, Any] = {
         ),
         "access_token": _field(
             "Access token",
-            "A token bought elsewhere, used as it is in place of Client ID and Client Secret. "
+            "A token from elsewhere, used as it is in place of Client ID and Client Secret. "
             "It is not renewed.",
             format="password",
         ),
         "timeout": _field(
             "Timeout",
             "Seconds to wait for DingTalk, or [connect, read]. Empty: 5 to connect, 10 to read.",
+        ),
+        "calls_per_second": _field(
+            "Calls per second",
+            "At most so many where many are made: many meetings, waiting sensors. 18 when empty: a standard "
+            "organisation has 20 for each app and API.",
         ),
         "proxies": _field("Proxies", 'Proxy URLs by scheme, as JSON: {"https": "http://proxy.example:3128"}'),
         "verify": _field(

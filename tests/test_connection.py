@@ -7,7 +7,6 @@ import json
 import os
 import re
 import traceback
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -23,7 +22,12 @@ from airflow_provider_dingconf.get_provider_info import CONNECTION_TYPE
 if TYPE_CHECKING:
     from conftest import Certificates
 
-PLAIN = Settings("dingtalk_default", "https://api.dingtalk.io", App("id", "the-secret"))
+PLAIN = Settings(conn_id="dingtalk_default", base_url="https://api.dingtalk.io", app=App("id", "the-secret"))
+
+
+def plain_but(**changes: Any) -> Settings:
+    """Return the settings of a connection of which all but this is empty."""
+    return PLAIN.model_copy(update=changes)
 
 
 def by_uri(uri: str) -> Settings:
@@ -51,63 +55,68 @@ SAME = {
     "host": (
         "dingtalk://id:the-secret@api.dingtalk.com",
         {"host": "api.dingtalk.com"},
-        replace(PLAIN, base_url="https://api.dingtalk.com"),
+        plain_but(base_url="https://api.dingtalk.com"),
     ),
     "host with a scheme": (
         "dingtalk://https://id:the-secret@api.dingtalk.com",
         {"host": "https://api.dingtalk.com"},
-        replace(PLAIN, base_url="https://api.dingtalk.com"),
+        plain_but(base_url="https://api.dingtalk.com"),
     ),
     "scheme as schema": (
         "dingtalk://id:the-secret@api.dingtalk.com/https",
         {"host": "api.dingtalk.com", "schema": "https"},
-        replace(PLAIN, base_url="https://api.dingtalk.com"),
+        plain_but(base_url="https://api.dingtalk.com"),
     ),
     "host and port": (
         "dingtalk://id:the-secret@proxy.example:8443",
         {"host": "proxy.example", "port": 8443},
-        replace(PLAIN, base_url="https://proxy.example:8443"),
+        plain_but(base_url="https://proxy.example:8443"),
     ),
     "http to loopback": (
         "dingtalk://http://id:the-secret@127.0.0.1:8790",
         {"host": "http://127.0.0.1", "port": 8790},
-        replace(PLAIN, base_url="http://127.0.0.1:8790"),
+        plain_but(base_url="http://127.0.0.1:8790"),
     ),
     "address of IPv6": (
         "dingtalk://id:the-secret@[::1]:8790/http",
         {"host": "::1", "schema": "http", "port": 8790},
-        replace(PLAIN, base_url="http://[::1]:8790"),
+        plain_but(base_url="http://[::1]:8790"),
     ),
     "address of IPv6 with a scheme": (
         "dingtalk://https://id:the-secret@[2001:db8::1]",
         {"host": "https://2001:db8::1"},
-        replace(PLAIN, base_url="https://[2001:db8::1]"),
+        plain_but(base_url="https://[2001:db8::1]"),
     ),
     "secrets with every kind of character": (
         "dingtalk://i%40d:p%2F%3A%40%25%23%3F%2Bs@",
         {"login": "i@d", "password": "p/:@%#?+s"},
-        replace(PLAIN, app=App("i@d", "p/:@%#?+s")),
+        plain_but(app=App("i@d", "p/:@%#?+s")),
     ),
     "unified": (
         "dingtalk://id:the-secret@/?corp_id=dingcorp",
         {"extra": {"corp_id": "dingcorp"}},
-        replace(PLAIN, app=App("id", "the-secret", "dingcorp")),
+        plain_but(app=App("id", "the-secret", "dingcorp")),
     ),
     "third party": (
         "dingtalk://id:the-secret@/?corp_id=dingcorp&suite_ticket=tick%2Bet",
         {"extra": {"corp_id": "dingcorp", "suite_ticket": "tick+et"}},
-        replace(PLAIN, app=App("id", "the-secret", "dingcorp", "tick+et")),
+        plain_but(app=App("id", "the-secret", "dingcorp", "tick+et")),
     ),
     "static token": (
         "dingtalk:///?access_token=a-token",
         {"login": None, "password": None, "extra": {"access_token": "a-token"}},
-        replace(PLAIN, app=None, static_token=Token("a-token")),
+        plain_but(app=None, static_token=Token("a-token")),
     ),
     "empty extras": (
-        "dingtalk://id:the-secret@/?corp_id=&suite_ticket=&access_token=&timeout=&proxies=&verify=&cert=",
+        "dingtalk://id:the-secret@/?corp_id=&suite_ticket=&access_token=&timeout=&proxies=&verify=&cert="
+        "&calls_per_second=&token_cache=",
         {
             "extra": dict.fromkeys(
-                ("corp_id", "suite_ticket", "access_token", "timeout", "proxies", "verify", "cert"), ""
+                (
+                    *("corp_id", "suite_ticket", "access_token", "timeout", "proxies", "verify", "cert"),
+                    *("calls_per_second", "token_cache"),
+                ),
+                "",
             )
         },
         PLAIN,
@@ -115,33 +124,43 @@ SAME = {
     "timeout": (
         "dingtalk://id:the-secret@/?timeout=2.5",
         {"extra": {"timeout": 2.5}},
-        replace(PLAIN, timeout=Timeout(2.5, 2.5)),
+        plain_but(timeout=Timeout(2.5, 2.5)),
     ),
     "timeouts": (
         "dingtalk://id:the-secret@/?timeout=%5B3%2C+20%5D",
         {"extra": {"timeout": [3, 20]}},
-        replace(PLAIN, timeout=Timeout(3, 20)),
+        plain_but(timeout=Timeout(3, 20)),
     ),
     "proxies": (
         "dingtalk://id:the-secret@/?proxies=%7B%22https%22%3A+%22http%3A%2F%2Fproxy%3A3128%22%7D",
         {"extra": {"proxies": {"https": "http://proxy:3128"}}},
-        replace(PLAIN, proxies={"https": "http://proxy:3128"}),
+        plain_but(proxies={"https": "http://proxy:3128"}),
+    ),
+    "proxy without a scheme": (
+        "dingtalk://id:the-secret@/?proxies=%7B%22ALL%22%3A+%22u%3Ap%40proxy%3A3128%22%7D",
+        {"extra": {"proxies": {"ALL": "u:p@proxy:3128"}}},
+        plain_but(proxies={"all": "u:p@proxy:3128"}),
+    ),
+    "calls per second": (
+        "dingtalk://id:the-secret@/?calls_per_second=0.5",
+        {"extra": {"calls_per_second": 0.5}},
+        plain_but(calls_per_second=0.5),
     ),
     "no verification": (
         "dingtalk://id:the-secret@/?verify=False",
         {"extra": {"verify": False}},
-        replace(PLAIN, verify=False),
+        plain_but(verify=False),
     ),
     "verification": ("dingtalk://id:the-secret@/?verify=true", {"extra": {"verify": True}}, PLAIN),
     "no sharing of tokens": (
         "dingtalk://id:the-secret@/?token_cache=no",
         {"extra": {"token_cache": False}},
-        replace(PLAIN, token_cache=False),
+        plain_but(token_cache=False),
     ),
     "sharing of tokens elsewhere": (
         "dingtalk://id:the-secret@/?token_cache=%2Fvar%2Fcache%2Fdingtalk",
         {"extra": {"token_cache": "/var/cache/dingtalk"}},
-        replace(PLAIN, token_cache="/var/cache/dingtalk"),
+        plain_but(token_cache="/var/cache/dingtalk"),
     ),
 }
 
@@ -221,7 +240,7 @@ WRONG = {
     "header as a key": (
         {"extra": {"X-Env": "hidden"}},
         "extra 'X-Env'",
-        "known are access_token, cert, corp_id",
+        "known are access_token, calls_per_second, cert, corp_id",
     ),
     "http": ({"host": "http://api.dingtalk.io"}, "host", "use https"),
     "http in schema": ({"host": "api.dingtalk.io", "schema": "http"}, "host", "use https"),
@@ -277,7 +296,10 @@ WRONG = {
     },
     **{
         f"proxies {value!r}": ({"extra": {"proxies": value}}, "extra 'proxies'", "proxy URLs")
-        for value in ("http://proxy:3128", ["http://proxy:3128"], {"https": 1}, {"https": "proxy:3128"}, "{")
+        for value in (
+            *("http://proxy:3128", ["http://proxy:3128"], {"https": 1}, {"https": None}, "{"),
+            *({"htps": "http://proxy:3128"}, {"https://": "http://proxy:3128"}),
+        )
     },
     **{
         f"proxy of another machine for {scheme}": (
@@ -289,6 +311,58 @@ WRONG = {
             "plain http",
         )
         for scheme in ("http", "all", "http://127.0.0.1")
+    },
+    **{
+        f"proxy {url!r}": ({"extra": {"proxies": {"https": url}}}, "extra 'proxies'", "URL of an HTTP proxy")
+        for url in (
+            *("", "http://", "://", "ftp://u:hidden@proxy", "http://[::1", "http://proxy:99999", "proxy:0"),
+            *("http://a b", "http://u:hidden@proxy/path", "http://u:hidden@proxy?a=b", "http://u:hidden@"),
+        )
+    },
+    **{
+        f"proxy of {scheme}": (
+            {"extra": {"proxies": {"https": f"{scheme}://u:hidden@proxy:1080"}}},
+            "extra 'proxies'",
+            f"a SOCKS proxy ({scheme.lower()}) cannot be used",
+        )
+        for scheme in ("socks5", "socks5h", "socks4", "SOCKS5")
+    },
+    "proxy user with a colon": (
+        {"extra": {"proxies": {"https": "http://u%3Ax:hidden@proxy"}}},
+        "extra 'proxies'",
+        "colon",
+    ),
+    "proxy password of no character": (
+        {"extra": {"proxies": {"https": "http://u:hidden\ud800@proxy"}}},
+        "extra 'proxies'",
+        "cannot be sent",
+    ),
+    **{
+        f"calls_per_second {value!r}": (
+            {"extra": {"calls_per_second": value}},
+            "extra 'calls_per_second'",
+            "number of calls above 0",
+        )
+        for value in (0, -1, True, "many", "inf", "NaN", [18], {"a": 1}, 10**400)
+    },
+    **{
+        f"host {host}": ({"host": host}, "host", "leave Host empty, or use api.dingtalk.com for mainland")
+        for host in (
+            "oapi.dingtalk.com",
+            "https://open.dingtalk.com/",
+            "OAPI.dingtalk.com.",
+            "help.dingtalk.io",
+        )
+    },
+    **{
+        f"type {kind}": ({"conn_type": kind}, "conn_type (Connection Type)", hint)
+        for kind, hint in {
+            "http": "'http'; this needs a connection of type dingtalk",
+            "generic": "'generic'; this needs",
+            "dingding": "Airflow's own dingding provider, which is for chat robots; this needs",
+            "ding_talk": "'ding_talk'; this",
+            "会议" * 50: "this needs",
+        }.items()
     },
     **{
         f"verify {value!r}": ({"extra": {"verify": value}}, "extra 'verify'", "existing file")
@@ -325,7 +399,9 @@ def test_a_mistake_is_one_error_that_names_the_connection_and_the_field(name: st
 )
 def test_an_extra_that_is_no_object_is_an_error(extra: str, hint: str) -> None:
     # Airflow's own Connection refuses it, from some version on; a secrets backend may not.
-    conn: Any = SimpleNamespace(login="id", password="the-secret", host="", schema="", port=None, extra=extra)
+    conn: Any = SimpleNamespace(
+        conn_type="dingtalk", login="id", password="the-secret", host="", schema="", port=None, extra=extra
+    )
     with pytest.raises(InvalidConnectionError, match=f"^connection 'c', extra: .*{hint}") as caught:
         read_connection(conn, "c")
     assert "hidden" not in str(caught.value)
@@ -392,7 +468,28 @@ def test_the_settings_show_no_secret() -> None:
     )
     static = by_form(extra={"access_token": "hidden-4"})
     assert "hidden" not in repr(settings) + repr(static)
-    assert sorted((*settings.secrets, *static.secrets)) == [f"hidden-{n}" for n in (1, 2, 3, 4)]
+    assert {f"hidden-{n}" for n in (1, 2, 3, 4)} <= {*settings.secrets, *static.secrets}
+
+
+@pytest.mark.parametrize(
+    "conn",
+    [
+        Connection(login="id", password="the-secret"),
+        Connection(conn_type="", login="id", password="the-secret"),
+        Connection(uri="//id:the-secret@"),
+        Connection(uri="DingTalk://id:the-secret@"),
+        Connection.from_json('{"login": "id", "password": "the-secret"}'),
+        Connection.from_json('{"conn_type": "DingTalk", "login": "id", "password": "the-secret"}'),
+    ],
+)
+def test_a_connection_without_a_type_is_taken_as_one_of_dingtalk(conn: Connection) -> None:
+    assert read_connection(conn, "dingtalk_default") == PLAIN
+
+
+def test_a_mistake_keeps_no_secret_among_its_causes() -> None:
+    with pytest.raises(InvalidConnectionError) as caught:
+        by_form(extra={"access_token": "hidden", "timeout": "hidden"})
+    assert (caught.value.__cause__, caught.value.__context__) == (None, None)
 
 
 def test_the_connections_of_the_form_are_those_that_are_read() -> None:

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 NOBODY = 65534
 LIFETIME = 7_200.0
 APP = App("the-id", "the-secret", "dingcorp")
-SETTINGS = Settings("dingtalk_default", "https://api.dingtalk.io", APP)
+SETTINGS = Settings(conn_id="dingtalk_default", base_url="https://api.dingtalk.io", app=APP)
 TOKEN = Token("the-token", 1_000, LIFETIME)
 
 
@@ -132,7 +132,7 @@ def test_the_files_are_readable_by_their_owner_alone(lock: Any, umask: int) -> N
 
 
 def test_a_ban_is_remembered_in_a_file_of_its_owner_alone(tmp_path: Path) -> None:
-    settings = replace(SETTINGS, token_cache=str(tmp_path / "cache"))
+    settings = SETTINGS.model_copy(update={"token_cache": str(tmp_path / "cache")})
     ban_of(settings).put(now=1_000, seconds=300)
     (file,) = (tmp_path / "cache").iterdir()
     assert (mode(file.parent), mode(file)) == (0o700, 0o600)
@@ -141,15 +141,17 @@ def test_a_ban_is_remembered_in_a_file_of_its_owner_alone(tmp_path: Path) -> Non
 
 
 def test_a_ban_that_the_process_knows_of_holds_for_connections_with_other_files(tmp_path: Path) -> None:
-    one, other = (replace(SETTINGS, token_cache=str(tmp_path / name)) for name in ("one", "other"))
-    alone = replace(SETTINGS, token_cache=False)
+    one, other = (
+        SETTINGS.model_copy(update={"token_cache": str(tmp_path / name)}) for name in ("one", "other")
+    )
+    alone = SETTINGS.model_copy(update={"token_cache": False})
     ban_of(one).put(now=1_000, seconds=300)
     assert [ban_of(each).seconds_left(now=1_100) for each in (one, other, alone)] == [200, 200, 200]
     assert not (tmp_path / "other").exists()
 
     token_cache.forget()  # as another process begins
     assert [ban_of(each).seconds_left(now=1_100) for each in (other, one, alone)] == [0, 200, 200]
-    assert ban_of(replace(one, base_url="https://api.dingtalk.com")).seconds_left(now=1_100) == 0
+    assert ban_of(one.model_copy(update={"base_url": "https://api.dingtalk.com"})).seconds_left(now=1_100) == 0
 
 
 @pytest.mark.parametrize("kind", ["internal", "third_party", "unified"])
@@ -168,7 +170,7 @@ def test_the_files_say_nothing_in_the_clear_and_nor_do_their_names(
 
 
 def test_a_stolen_file_is_worth_nothing_without_the_secret(tmp_path: Path) -> None:
-    shelf_of(replace(SETTINGS, token_cache=str(tmp_path / "cache"))).put(TOKEN)
+    shelf_of(SETTINGS.model_copy(update={"token_cache": str(tmp_path / "cache")})).put(TOKEN)
     file = SharedFile(token_file(tmp_path / "cache"))
     assert Shelf("the-secret", file).token(None, now=1_001) == TOKEN
     known = [
@@ -192,8 +194,8 @@ def test_what_differs_in_anything_has_a_file_of_its_own_and_the_secret_is_in_the
         replace(APP, corp_id="another-corp"),
         replace(APP, suite_ticket="a-ticket"),
     ]
-    settings = [replace(SETTINGS, app=app, token_cache=str(private)) for app in apps]
-    settings.append(replace(settings[0], base_url="https://api.dingtalk.com"))
+    settings = [SETTINGS.model_copy(update={"app": app, "token_cache": str(private)}) for app in apps]
+    settings.append(settings[0].model_copy(update={"base_url": "https://api.dingtalk.com"}))
     for number, each in enumerate(settings):
         shelf_of(each).put(Token(f"token-{number}", 1_000, LIFETIME))
     assert len(list(private.iterdir())) == len(settings)
@@ -205,15 +207,17 @@ def test_what_differs_in_anything_has_a_file_of_its_own_and_the_secret_is_in_the
 
 
 def test_a_new_suite_ticket_does_not_cost_a_token() -> None:
-    old, new = (replace(SETTINGS, app=replace(APP, suite_ticket=ticket)) for ticket in ("old", "new"))
+    old, new = (
+        SETTINGS.model_copy(update={"app": replace(APP, suite_ticket=ticket)}) for ticket in ("old", "new")
+    )
     shelf_of(old).put(TOKEN)
     token_cache.forget()
     assert shelf_of(new).token(None, now=1_001) == TOKEN
 
 
 def test_a_changed_secret_makes_the_file_void(private: Path) -> None:
-    old = replace(SETTINGS, token_cache=str(private))
-    new = replace(old, app=replace(APP, client_secret="the-new-secret"))
+    old = SETTINGS.model_copy(update={"token_cache": str(private)})
+    new = old.model_copy(update={"app": replace(APP, client_secret="the-new-secret")})
     shelf_of(old).put(TOKEN)
     file = token_file(private)
     shelf_of(new).put(TOKEN)

@@ -14,7 +14,7 @@ LONGEST_SECONDS = 86_400
 """A day: more is a mistake, and too much for the clocks of a transport."""
 
 CONCURRENCY = 20
-CALLS_PER_SECOND = 200.0
+CALLS_PER_SECOND = 18.0
 """DingTalk bans a public address that makes more than 10,000 calls in 20 s, over all its apps."""
 
 
