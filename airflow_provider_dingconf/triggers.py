@@ -16,7 +16,6 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 from airflow_provider_dingconf.client.bulk import Pace
 from airflow_provider_dingconf.dingtalk.conferences import ConferenceStatus, check_reference
 from airflow_provider_dingconf.dingtalk.errors import DingTalkError, TransientError
-from airflow_provider_dingconf.dingtalk.limits import CALLS_PER_SECOND
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -146,7 +145,8 @@ async def _client_of(hook: DingTalkConferenceHook) -> Any:
 class _HookClient:
     def __init__(self, hook: DingTalkConferenceHook) -> None:
         self._hook = hook
-        self.limiter = _limiters.setdefault(hook.dingtalk_conn_id, _Limiter(CALLS_PER_SECOND))
+        rate = hook.settings.calls_per_second
+        self.limiter = _limiters.setdefault((hook.dingtalk_conn_id, rate), _Limiter(rate))
 
     async def __aenter__(self) -> Any:
         await self._hook.__aenter__()
@@ -169,4 +169,4 @@ class _Limiter(Pace):
     wait = Pace.turn
 
 
-_limiters: dict[str, _Limiter] = {}
+_limiters: dict[tuple[str, float], _Limiter] = {}

@@ -26,7 +26,7 @@ from airflow_provider_dingconf.sandbox import Fault, Sandbox
 from airflow_provider_dingconf.sensors import ConferenceSensor
 from airflow_provider_dingconf.triggers import ConferenceTrigger, connect
 
-pytestmark = pytest.mark.usefixtures("conn")
+pytestmark = pytest.mark.usefixtures("fast_conn")
 
 INTERVAL = 0.02
 PATIENCE = 60.0
@@ -38,6 +38,12 @@ def trigger(
     made = QuickTrigger(status, {"conference_id": meeting}, poke_interval=INTERVAL, **options)
     made.poll_settings = settings
     return made
+
+
+@pytest.fixture
+def fast_conn(conn: Any) -> None:
+    """Allow more calls a second than DingTalk does."""
+    conn(extra={"calls_per_second": 1000})
 
 
 async def rounds(sandbox: Sandbox, number: int) -> None:
@@ -540,6 +546,18 @@ def test_a_round_that_dingtalk_ends_goes_on_where_it_ended(sandbox: Sandbox) -> 
 
     events = asyncio.run(waited([trigger(one, "ended", seen="started") for one in made[:120]], then))
     assert {event["conference"]["status"] for event in events} == {"ended"}
+
+
+def test_polls_keep_to_the_connections_calls_per_second(sandbox: Sandbox, conn: Any) -> None:
+    conn(extra={"calls_per_second": 40})
+    made = [sandbox.create_conference(conference_id=f"m-{number}") for number in range(20)]
+
+    async def nothing() -> None: ...
+
+    asyncio.run(waited([trigger(meeting) for meeting in made], nothing))
+    times = [call.time for call in sandbox.calls_of("info", "query")]
+    assert len(times) == 1 + 20
+    assert times[-1] - times[0] > 0.9 * 20 / 40
 
 
 class Limited:
