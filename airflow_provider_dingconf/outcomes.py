@@ -17,7 +17,7 @@ from airflow_provider_dingconf.dingtalk.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 __all__ = [
     "Outcome",

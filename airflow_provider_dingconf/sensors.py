@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+import math
+import time
+from contextlib import closing, contextmanager
+from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import (
@@ -24,76 +27,68 @@ from airflow_provider_dingconf.dingtalk.conferences import (
     started_of,
 )
 from airflow_provider_dingconf.dingtalk.errors import DingTalkError, InvalidInputError
-from airflow_provider_dingconf.links import (
-    CallDocumentationLink,
-    ErrorDocumentationLink,
-    JoinConferenceLink,
-    keep_links,
-    links_for,
-)
-from airflow_provider_dingconf.outcomes import Outcome, apply_outcome, check_on_error, outcome_of
+from airflow_provider_dingconf.outcomes import Outcome, check_on_error
+from airflow_provider_dingconf.tasks import DingTalkTask
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from airflow.providers.common.compat.sdk import Context
 
     from airflow_provider_dingconf.dingtalk.conferences import Conference, Reference
-    from airflow_provider_dingconf.hooks import DingTalkConferenceHook
+
+_NAMES = ("conference_id", "room_code", "schedule_conference_id")
 
 
-class ConferenceSensor(BaseSensorOperator):
+class ConferenceSensor(DingTalkTask, BaseSensorOperator):
     """Wait until a meeting has started, or has ended.
 
     .. code-block:: python
 
-        started = ConferenceSensor(task_id="started", room_code="123 456 789", deferrable=True)
+        started = ConferenceSensor(
+            task_id="started", room_code="123 456 789", delay=timedelta(minutes=5), deferrable=True
+        )
         LockConferenceOperator(task_id="lock", conference_id=started.output)
 
     Each poke is one call, and counts against DingTalk's monthly quota: a task that waits an hour at the
     default interval makes 60. With ``deferrable``, the waiting tasks of one connection and interval share
-    theirs: a hundred meetings are one call. A fault that passes is waited out, and so is what ``on_error``
-    makes a ``retry``; any other error becomes a task state as in the operators. A start that is waited for
-    in vain, since the meeting has ended already, is ``confClosed``.
+    their calls: a hundred meetings are one call. The wait goes on after a transient error, and after one that
+    ``on_error`` makes a ``retry``. Any other error becomes a task state as in the operators. If the start is
+    waited for and the meeting has ended, the error is ``confClosed``.
 
     The XCom is the meeting, a dict: ``conference_id``, ``title``, ``status``, ``room_code``, ``start_time``
     and ``end_time`` in ISO 8601, ``creator_id``, ``creator_nick``, ``join_url``, ``schedule_conference_id``,
-    ``biz_type``; None is what DingTalk does not tell.
-    Source: `Query a meeting
-    <https://help.dingtalk.io/open/development/querying-video-conference-information>`__ and the pages
-    beside it.
+    ``biz_type``; a value that DingTalk does not give is None. Source: `Query a meeting
+    <https://help.dingtalk.io/open/development/querying-video-conference-information>`__ and the pages beside.
 
-    :param conference_id: the meeting's conferenceId, or the XCom of another such task, or of a lock.
-        (templated)
-    :param room_code: the meeting's room code, in place of the conferenceId: until one of its meetings runs.
-        (templated)
-    :param schedule_conference_id: the schedule's scheduleConferenceId, likewise. (templated)
-    :param status: ``started`` or ``ended``; for the latter, only a ``conference_id`` says which meeting.
+    :param conference_id: the meeting's conferenceId, or the XCom of a lock or of another sensor. (templated)
+    :param room_code: a room code instead: wait until one of its meetings runs. (templated)
+    :param schedule_conference_id: a schedule's scheduleConferenceId instead, likewise. (templated)
+    :param status: ``started`` or ``ended``. The end can be waited for by ``conference_id`` only.
+    :param delay: a timedelta, or seconds: the wait ends so long after the meeting's start, even if the
+        meeting ends meanwhile. No call is made during the delay. In mode ``reschedule`` one is made at its
+        end, and is ``confClosed`` if the meeting has ended.
     :param dingtalk_conn_id: the Airflow connection, of type ``dingtalk``. (templated)
     :param on_error: outcomes by error code, as in the operators.
-    :param poke_interval: seconds between two polls; longer where DingTalk asks to wait.
-    :param timeout: Airflow's; of a deferrable sensor, the seconds in the triggerer, in each try of the task.
+    :param poke_interval: seconds between two pokes; more if DingTalk asks to wait.
+    :param timeout: Airflow's, in seconds, the delay included. With ``deferrable``, it counts the time in the
+        triggerer, in each try of the task.
     :param deferrable: whether to wait in the triggerer; Airflow's ``[operators] default_deferrable`` by
         default.
-    :raises InvalidInputError: the parameters contradict each other; when the DAG is parsed.
+    :raises InvalidInputError: a parameter is invalid, or two contradict each other; when the DAG is parsed.
     """
 
-    template_fields: Sequence[str] = (
-        "conference_id",
-        "room_code",
-        "schedule_conference_id",
-        "dingtalk_conn_id",
-    )
+    template_fields: Sequence[str] = (*_NAMES, "dingtalk_conn_id")
     ui_color = "#d6e4ff"
-    operator_extra_links = (CallDocumentationLink(), ErrorDocumentationLink(), JoinConferenceLink())
 
     def __init__(
         self,
         *,
         conference_id: str | dict[str, Any] | None = None,
-        room_code: str | None = None,
+        room_code: str | int | None = None,
         schedule_conference_id: str | None = None,
         status: str = "started",
+        delay: timedelta | float = 0,
         dingtalk_conn_id: str = "dingtalk_default",
         on_error: Mapping[str, Outcome | str] | None = None,
         poke_interval: float = 60,
@@ -101,52 +96,59 @@ class ConferenceSensor(BaseSensorOperator):
         **kwargs: Any,
     ) -> None:
         super().__init__(poke_interval=poke_interval, **kwargs)
-        named = {
-            "conference_id": conference_id,
-            "room_code": room_code,
-            "schedule_conference_id": schedule_conference_id,
-        }
-        self.named_by = given_name(named)
-        if status not in ("started", "ended"):
-            raise InvalidInputError(f"status: {status!r} is not 'started' or 'ended'")
-        if status == "ended" and self.named_by != "conference_id":
-            raise InvalidInputError(
-                f"status: a {self.named_by} stands for several meetings; to wait for the end of one, give "
-                "its conference_id"
-            )
         self.conference_id = conference_id
         self.room_code = room_code
         self.schedule_conference_id = schedule_conference_id
         self.status = status
         self.dingtalk_conn_id = dingtalk_conn_id
-        self.on_error = check_on_error(on_error)
         self.deferrable = deferrable
-        self._wait = 0.0
+        given = {name: getattr(self, name) for name in _NAMES}
+        self.named_by = given_name(given)
+        if given[self.named_by] is None:
+            raise InvalidInputError(f"no meeting is given; give one of {', '.join(_NAMES)}")
+        self.check_parameters({**given, "status": status, "delay": delay, "on_error": on_error})
+        self.delay = delay.total_seconds() if isinstance(delay, timedelta) else delay
+        self.on_error = check_on_error(on_error)
+        self._asked = 0.0
+        self._started: tuple[Conference, datetime] | None = None
         self._base_url: str | None = None
         self._page: str | None = None
 
-    @property
-    def shown_as(self) -> str:
-        """What the UI calls a mapped task of this kind: 250 characters go into Airflow's database."""
-        return str(conference_id_in(getattr(self, self.named_by)))[:250]
-
     @classmethod
-    def partial(cls, **kwargs: Any) -> Any:
-        """Return the sensor with all but the mapped parameters, named in the UI."""
-        kwargs.setdefault("map_index_template", "{{ task.shown_as }}")
-        return super().partial(**kwargs)
+    def check_parameters(cls, given: Mapping[str, Any]) -> None:
+        """Check parameters that no template fills in, when the DAG is parsed."""
+        status, delay = given.get("status", "started"), given.get("delay", 0)
+        named_by = given_name({name: given.get(name) for name in _NAMES})
+        if status not in ("started", "ended"):
+            raise InvalidInputError(f"status: {status!r} is not 'started' or 'ended'")
+        if status == "ended" and named_by != "conference_id":
+            raise InvalidInputError(
+                f"status: 'ended' needs a conference_id, since a {named_by} stands for several meetings; "
+                "give the conference_id of one"
+            )
+        seconds = delay.total_seconds() if isinstance(delay, timedelta) else delay
+        if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 <= seconds < math.inf:
+            raise InvalidInputError(f"delay: {delay!r} is not a timedelta or a number of seconds, at least 0")
+        if seconds and status == "ended":
+            raise InvalidInputError(f"delay: {delay!r} counts from the start; it needs status='started'")
+        check_on_error(given.get("on_error"))
+
+    def shown_meeting(self) -> str:
+        """Return what the sensor's meeting is called."""
+        return str(conference_id_in(getattr(self, self.named_by)))
 
     def poke(self, context: Context) -> PokeReturnValue:
-        """Ask DingTalk once."""
-        return self._poke(context)[0]
+        """Query the meeting once."""
+        over, conference = self._poke(context)
+        return PokeReturnValue(over, conference.as_dict() if over and conference else None)
 
     def execute(self, context: Context) -> Any:
-        """Wait; with ``deferrable``, in the triggerer, unless it is so far already."""
+        """Wait; with ``deferrable``, in the triggerer, unless the first poke ends the wait."""
         if not self.deferrable:
             return super().execute(context)
-        done, seen = self._first_poke(context)
-        if done:
-            return done.xcom_value
+        over, conference = self._first_poke(context)
+        if over:
+            return conference.as_dict() if conference else None
         from airflow_provider_dingconf.triggers import ConferenceTrigger
 
         reference = self._reference()
@@ -157,8 +159,10 @@ class ConferenceSensor(BaseSensorOperator):
                 {reference.name: reference.value},
                 self.dingtalk_conn_id,
                 self.poke_interval,
-                seen.status.value if seen else None,
+                conference.status.value if conference else None,
                 on_error={code: outcome.value for code, outcome in self.on_error.items()} or None,
+                delay=self.delay,
+                found=conference.as_dict() if conference and self._started else None,
             ),
             method_name="resume",
             kwargs={"base_url": self._base_url, "page": page_of(reference)},
@@ -168,99 +172,108 @@ class ConferenceSensor(BaseSensorOperator):
     def resume(
         self, context: Context, event: dict[str, Any], base_url: str | None = None, page: str | None = None
     ) -> Any:
-        """Give the task the state that belongs to what the trigger says.
+        """Give the task the state that the trigger's event leads to.
 
-        :param event: the trigger's.
         :param base_url: the host that was called.
-        :param page: the name of the call's page.
+        :param page: the name of the call's documentation page.
         """
         self._base_url, self._page = base_url, page
         if "error" in event:
-            self._ended_in(context, DingTalkError.from_dict(event["error"]))
-            return None
-        self._keep_links(context, None, event["conference"]["join_url"])
+            return self._finish(context, DingTalkError.from_dict(event["error"]))
+        self.keep_links(context, base_url, page, join_url=event["conference"]["join_url"])
         return event["conference"]
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
-        """Go on after the wait; ``soft_fail`` and ``never_fail`` are heeded on every Airflow."""
-        try:
+        """Go on after the wait."""
+        with self._failure_may_skip():
             return super().resume_execution(next_method, next_kwargs, context)
-        except AirflowSkipException:
-            raise
-        except AirflowException as error:
-            if self.soft_fail or self.never_fail:
-                raise AirflowSkipException(str(error)) from error
-            raise
 
-    def _first_poke(self, context: Context) -> tuple[PokeReturnValue, Conference | None]:
-        """Poke before a wait in the triggerer, and heed an error of Airflow's as its sensors do."""
+    def _first_poke(self, context: Context) -> tuple[bool, Conference | None]:
+        """Poke before the task defers; treat an error of Airflow's as its own sensors do."""
         try:
             return self._poke(context)
         except (AirflowFailException, AirflowSkipException):
             raise
         except Exception as error:
             if self.silent_fail:
-                self.log.exception("The first poke failed; the wait begins all the same")
-                return PokeReturnValue(False), None
+                self.log.exception("The first poke failed; the wait begins nevertheless")
+                return False, None
             if self.never_fail:
                 raise AirflowSkipException("The first poke failed") from error
             raise
 
-    def _poke(self, context: Context) -> tuple[PokeReturnValue, Conference | None]:
-        """Ask DingTalk once, and return how the meeting is besides."""
-        from airflow_provider_dingconf.hooks import DingTalkConferenceHook
-
-        self._wait = 0.0
-        hook = DingTalkConferenceHook(self.dingtalk_conn_id, max_attempts=1)
-        try:
-            reference = self._reference()
-            self._base_url, self._page = hook.settings.base_url, page_of(reference)
-            conference = self._ask(hook, reference)
-            done = conference is not None and reached(conference, ConferenceStatus(self.status))
-        except DingTalkError as error:
-            if outcome_of(error, self.on_error) is Outcome.RETRY:
-                self._wait = error.retry_after or 0.0
-                self.log.warning("%s; asked again in %g s", error.summary, self.poke_interval)
-                return PokeReturnValue(False), None
-            self._ended_in(context, error)
-            return PokeReturnValue(True), None
-        finally:
-            hook.close()
-        if conference is None or not done:
-            return PokeReturnValue(False), conference
-        self._keep_links(context, None, conference.join_url)
-        return PokeReturnValue(True, conference.as_dict()), conference
+    def _poke(self, context: Context) -> tuple[bool, Conference | None]:
+        """Query the meeting, unless it has started; return whether the wait is over, and the meeting."""
+        if self._started is None:
+            try:
+                conference = self._query()
+                if conference is None or not reached(conference, ConferenceStatus(self.status)):
+                    return False, conference
+            except DingTalkError as error:
+                if error.outcome_with(self.on_error) is not Outcome.RETRY:
+                    self._finish(context, error)
+                    return True, None
+                self._asked = error.retry_after or 0.0
+                self.log.warning("%s; the next poke queries again", error.summary)
+                return False, None
+            self.keep_links(context, self._base_url, self._page, join_url=conference.join_url)
+            if not self.delay:
+                return True, conference
+            start = conference.start_time or datetime.now(timezone.utc)
+            self._started = conference, start + timedelta(seconds=self.delay)
+            if conference.start_time is None and self.reschedule and not self.deferrable:
+                time.sleep(self.delay)  # a rescheduled task would not remember when it saw the start
+        conference, end = self._started
+        if datetime.now(timezone.utc) < end:
+            self.log.info("%s has started; the wait ends at %s", conference.conference_id, end.isoformat())
+            return False, conference
+        self._started = None
+        return True, conference
 
     def _reference(self) -> Reference:
-        value = getattr(self, self.named_by)
+        value = conference_id_in(getattr(self, self.named_by))
         return check_reference(**{self.named_by: "" if value is None else value})
 
-    def _ask(self, hook: DingTalkConferenceHook, reference: Reference) -> Conference | None:
-        """Return the meeting; None where none is running under the name."""
-        if reference.name != "conference_id":
-            return started_of(hook.find_conferences(**{reference.name: reference.value}), reference)
-        conference = hook.get_conference(reference.value)
-        self.log.info("%s", conference)
+    def _query(self) -> Conference | None:
+        """Return the meeting; None if none is running under the room code or schedule."""
+        from airflow_provider_dingconf.hooks import DingTalkConferenceHook
+
+        self._asked = 0.0
+        reference = self._reference()
+        with closing(DingTalkConferenceHook(self.dingtalk_conn_id, max_attempts=1)) as hook:
+            self._base_url, self._page = hook.settings.base_url, page_of(reference)
+            if reference.name == "conference_id":
+                conference: Conference | None = hook.get_conference(reference.value)
+            else:
+                found = hook.find_conferences(**{reference.name: reference.value})
+                conference = started_of(found, reference)
+        now = conference or "no meeting is running"
+        self.log.info("waiting until %s %s has %s: %s", reference.name, reference.value, self.status, now)
         return conference
 
     def _get_next_poke_interval(self, started_at: Any, run_duration: Any, poke_count: int) -> float:
-        """Return the seconds until the next poke: Airflow's, or what DingTalk asks for, up to the timeout."""
+        """Return Airflow's seconds, what DingTalk asks for, or the rest of the delay; up to the timeout."""
+        left: float = self.timeout - run_duration()
+        if self._started:
+            delayed: float = (self._started[1] - datetime.now(timezone.utc)).total_seconds()
+            return max(min(delayed, left), 0.0)
         usual: float = super()._get_next_poke_interval(started_at, run_duration, poke_count)
-        asked: float = min(self._wait, self.timeout - run_duration())
-        return max(usual, asked)
+        return max(usual, min(self._asked, left))
 
-    def _ended_in(self, context: Context, error: DingTalkError) -> None:
-        """Give the task the state that belongs to an error; ``soft_fail`` is heeded here for all modes."""
-        self.log.warning("%s", error)
-        self._keep_links(context, error)
+    def _finish(self, context: Context, error: DingTalkError) -> None:
+        """Give the task the state that an error leads to."""
+        self.keep_links(context, self._base_url, self._page, error)
+        with self._failure_may_skip():
+            self.end_in(error)
+
+    @contextmanager
+    def _failure_may_skip(self) -> Iterator[None]:
+        """Heed ``soft_fail`` and ``never_fail`` in every mode and on every Airflow."""
         try:
-            apply_outcome(error, self.on_error)
-        except AirflowFailException as failed:
-            if self.soft_fail or self.never_fail:
-                raise AirflowSkipException(str(failed)) from error
+            yield
+        except AirflowSkipException:
             raise
-
-    def _keep_links(self, context: Context, error: DingTalkError | None, join_url: str | None = None) -> None:
-        if isinstance(error, InvalidInputError) or not (self._base_url and self._page):
-            return  # no call was made
-        keep_links(self, context, links_for(self._base_url, self._page, error, join_url))
+        except AirflowException as error:
+            if self.soft_fail or self.never_fail:
+                raise AirflowSkipException(str(error)) from error
+            raise

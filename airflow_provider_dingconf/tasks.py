@@ -116,11 +116,11 @@ class DingTalkTask(BaseOperator):
 
 @cache
 def _own_parameters(cls: type) -> frozenset[str]:
-    """Return the parameters of a task that are not Airflow's."""
+    """Return the parameters of a task that not every operator of Airflow's has."""
     inits = [
         one.__dict__["__init__"]
         for one in cls.__mro__
-        if one.__module__.partition(".")[0] != "airflow" and "__init__" in one.__dict__ and one is not object
+        if one not in BaseOperator.__mro__ and "__init__" in one.__dict__
     ]
     found = {name for init in inits for name in inspect.signature(init).parameters}
     return frozenset(found - {"self", "kwargs", "args"})

@@ -1,22 +1,30 @@
 """Triggers: what waits in the triggerer.
 
-``ConferenceEventTrigger`` and ``triggering_conferences`` stand here as well. They need Airflow 3: importing
-them on an older one says so.
+``ConferenceEventTrigger`` and ``triggering_conferences`` can be imported from here, too. They need Airflow 3;
+on an older one the import says so.
 """
 
 from __future__ import annotations
 
+import asyncio
+from datetime import datetime, timedelta, timezone
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
+from airflow_provider_dingconf.client.bulk import Pace
 from airflow_provider_dingconf.dingtalk.conferences import ConferenceStatus, check_reference
-from airflow_provider_dingconf.dingtalk.errors import DingTalkError
+from airflow_provider_dingconf.dingtalk.errors import DingTalkError, TransientError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from airflow_provider_dingconf.client.client import DingTalkClient
+    from airflow_provider_dingconf.client.polling import PollSettings
+    from airflow_provider_dingconf.dingtalk.conferences import Reference
     from airflow_provider_dingconf.event_triggers import ConferenceEventTrigger, triggering_conferences
+    from airflow_provider_dingconf.hooks import DingTalkConferenceHook
 
 __all__ = ["ConferenceEventTrigger", "ConferenceTrigger", "triggering_conferences"]
 
@@ -33,17 +41,20 @@ class ConferenceTrigger(BaseTrigger):
     """Wait until a meeting has started, or has ended.
 
     The triggers of one connection and interval share their polls: see
-    :mod:`~airflow_provider_dingconf.client.polling`. The one event is a dict of ``conference``, the meeting as plain
-    values, or of ``error``, what DingTalk refused.
+    :mod:`~airflow_provider_dingconf.client.polling`. The one event is a dict of ``conference``, the meeting
+    as plain values, or of ``error``, which ended the wait.
 
-    :param status: what is waited for, ``started`` or ``ended``.
-    :param named: what the meeting is named by, such as ``conference_id``: see
-        :meth:`~airflow_provider_dingconf.hooks.DingTalkConferenceHook.lock_conference`.
+    :param status: the status to wait for, ``started`` or ``ended``.
+    :param named: what the meeting is named by, such as ``conference_id``, and its value.
     :param dingtalk_conn_id: the Airflow connection, of type ``dingtalk``.
     :param poke_interval: seconds between two polls.
     :param seen: the meeting's status when the wait began, if known.
-    :param on_error: outcomes by error code, in place of the defaults: the wait goes on where it is ``retry``.
+    :param on_error: outcomes that replace the defaults: the wait goes on after an error that is a ``retry``.
+    :param delay: seconds from the meeting's start to the end of the wait; no call is made meanwhile.
+    :param found: the meeting as plain values, if it is known to have started: only the delay is waited for.
     """
+
+    poll_settings: PollSettings | None = None
 
     def __init__(
         self,
@@ -54,6 +65,8 @@ class ConferenceTrigger(BaseTrigger):
         seen: str | None = None,
         *,
         on_error: dict[str, str] | None = None,
+        delay: float = 0.0,
+        found: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.status = status
@@ -62,37 +75,98 @@ class ConferenceTrigger(BaseTrigger):
         self.poke_interval = poke_interval
         self.seen = seen
         self.on_error = on_error
+        self.delay = delay
+        self.found = found
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
-        """Return what the trigger is made of; no secret is among it."""
-        arguments = {
-            "status": self.status,
-            "named": self.named,
-            "dingtalk_conn_id": self.dingtalk_conn_id,
-            "poke_interval": self.poke_interval,
-            "seen": self.seen,
-            "on_error": self.on_error,
-        }
-        return f"{__name__}.ConferenceTrigger", arguments
+        """Return the class and its arguments; no secret is among them."""
+        names = "status", "named", "dingtalk_conn_id", "poke_interval", "seen", "on_error", "delay", "found"
+        return f"{__name__}.ConferenceTrigger", {name: getattr(self, name) for name in names}
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         """Wait, and yield one event."""
+        try:
+            found = self.found or await self._wait()
+        except DingTalkError as error:
+            yield TriggerEvent({"error": error.as_dict()})  # type: ignore[no-untyped-call]
+            return
+        now = datetime.now(timezone.utc)
+        start = datetime.fromisoformat(found["start_time"]) if found["start_time"] else now
+        end = start + timedelta(seconds=self.delay)
+        if self.delay and end > now:
+            self.log.info("%s has started; the wait ends at %s", found["conference_id"], end.isoformat())
+            await asyncio.sleep((end - now).total_seconds())
+        yield TriggerEvent({"conference": found})  # type: ignore[no-untyped-call]
+
+    async def _wait(self) -> dict[str, Any]:
         from airflow_provider_dingconf.client.polling import Poll
         from airflow_provider_dingconf.outcomes import check_on_error
 
-        poll = Poll.of(self.dingtalk_conn_id, self.poke_interval)
-        try:
-            conference = await poll.wait(
-                check_reference(**self.named),
-                ConferenceStatus(self.status),
-                ConferenceStatus(self.seen) if self.seen else None,
-                check_on_error(self.on_error),
-            )
-        except DingTalkError as error:
-            yield _event({"error": error.as_dict()})
-        else:
-            yield _event({"conference": conference.as_dict()})
+        make_client = partial(connect, self.dingtalk_conn_id)
+        poll = Poll.of(self.dingtalk_conn_id, self.poke_interval, make_client, self.poll_settings)
+        conference = await poll.wait(
+            check_reference(**self.named),
+            ConferenceStatus(self.status),
+            ConferenceStatus(self.seen) if self.seen else None,
+            check_on_error(self.on_error),
+        )
+        return conference.as_dict()
 
 
-def _event(payload: dict[str, Any]) -> TriggerEvent:
-    return TriggerEvent(payload)  # type: ignore[no-untyped-call]
+async def connect(dingtalk_conn_id: str) -> DingTalkClient:
+    """Return the client for one round of polls.
+
+    :raises TransientError: Airflow fails to look up the connection for now.
+    """
+    from airflow.providers.common.compat.sdk import AirflowNotFoundException
+
+    from airflow_provider_dingconf.hooks import DingTalkConferenceHook
+
+    hook = DingTalkConferenceHook(dingtalk_conn_id, max_attempts=1)
+    try:
+        client: DingTalkClient = await _client_of(hook)
+        return client
+    except (DingTalkError, AirflowNotFoundException):
+        raise
+    except Exception as error:  # Airflow's: its message may quote the connection
+        raise TransientError(
+            f"the connection {dingtalk_conn_id} could not be looked up ({type(error).__name__})"
+        ) from None
+
+
+# The rest goes once hooks are made of a DingTalkClient.
+
+
+async def _client_of(hook: DingTalkConferenceHook) -> Any:
+    await hook._asettings()
+    return _HookClient(hook)
+
+
+class _HookClient:
+    def __init__(self, hook: DingTalkConferenceHook) -> None:
+        self._hook = hook
+        rate = hook.settings.calls_per_second
+        self.limiter = _limiters.setdefault((hook.dingtalk_conn_id, rate), _Limiter(rate))
+
+    async def __aenter__(self) -> Any:
+        await self._hook.__aenter__()
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self._hook.__aexit__(*exc_info)
+
+    async def get_conference(self, reference: Reference) -> Any:
+        return await self._hook.aget_conference(reference.value)
+
+    async def find_conferences(self, reference: Reference) -> Any:
+        return await self._hook.afind_conferences(**{reference.name: reference.value})
+
+    async def running_of(self, conference_ids: list[str]) -> Any:
+        return await self._hook.arunning_of(conference_ids)
+
+
+class _Limiter(Pace):
+    wait = Pace.turn
+
+
+_limiters: dict[tuple[str, float], _Limiter] = {}

@@ -101,14 +101,6 @@ def conn(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Non
     return point
 
 
-@pytest.fixture
-def quick_polls(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the waits in the triggerer poll as often as a test wants."""
-    from airflow_provider_dingconf.client import polling as polls
-
-    monkeypatch.setattr(polls, "LEAST_SECONDS", 0.0)
-
-
 class Face:
     """The hook as its users see it, waiting or awaiting: each method stands for itself and for its twin.
 

@@ -5,20 +5,23 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+import time
 from collections.abc import Iterator
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pytest
 from airflow.providers.common.compat.sdk import (
     AIRFLOW_V_3_0_PLUS,
+    DAG,
     AirflowException,
     AirflowFailException,
     AirflowSkipException,
     TaskDeferred,
+    TaskGroup,
 )
 from test_operators import Ran, run_dag
-from test_polls import event_of
+from waiting import event_of
 
 from airflow_provider_dingconf.dingtalk.errors import ConferenceClosedError, InvalidInputError
 from airflow_provider_dingconf.hooks import DingTalkConferenceHook
@@ -66,6 +69,9 @@ with DAG(
             task_id=f"silent_{mode}", conference_id="well-1", poke_interval=0.5, do_xcom_push=False, **how
         )
         ConferenceSensor(task_id=f"busy_{mode}", conference_id=f"busy-{mode}", poke_interval=0.2, **how)
+        ConferenceSensor(
+            task_id=f"delayed_{mode}", conference_id=f"delayed-{mode}", delay=timedelta(seconds=2), **how
+        )
         ConferenceSensor(task_id=f"soft_{mode}", conference_id="nobody", soft_fail=True, **how)
         ConferenceSensor.partial(task_id=f"mapped_{mode}", poke_interval=0.5, **how).expand(
             conference_id=[wait.output, "late-" + mode]
@@ -82,7 +88,14 @@ def ran(airflow_db: None) -> Iterator[Ran]:
     token_cache.forget()
     with pytest.MonkeyPatch.context() as patch, Sandbox() as sandbox:
         late = [f"late-{mode}" for mode in MODES]
-        for meeting in ("well-1", "faulty", *MODES, *(f"busy-{mode}" for mode in MODES), *late):
+        for meeting in (
+            "well-1",
+            "faulty",
+            *MODES,
+            *(f"busy-{mode}" for mode in MODES),
+            *late,
+            *(f"delayed-{mode}" for mode in MODES),
+        ):
             sandbox.create_conference(meeting, conference_id=meeting)
         sandbox.create_conference(conference_id="room-now", room_code="1234567890")
         sandbox.fail(
@@ -187,6 +200,15 @@ def test_in_each_mode_a_fault_that_passes_is_waited_out(ran: Ran, mode: str) -> 
 
 
 @pytest.mark.parametrize("mode", MODES)
+def test_in_each_mode_a_delay_counts_from_the_start(ran: Ran, mode: str) -> None:
+    assert ran.state(f"delayed_{mode}") == "success"
+    start = datetime.fromisoformat(result(ran, f"delayed_{mode}")["start_time"])
+    ended = ran.instances[f"delayed_{mode}", -1].end_date
+    assert timedelta(seconds=2) <= ended - start
+    assert len(asked(ran, f"delayed-{mode}")) <= 2
+
+
+@pytest.mark.parametrize("mode", MODES)
 def test_in_each_mode_soft_fail_skips_what_would_fail(ran: Ran, mode: str) -> None:
     assert ran.state(f"soft_{mode}") == "skipped"
 
@@ -267,6 +289,65 @@ def test_what_must_not_fail_is_skipped_in_the_triggerer_as_well(conn: Any, how: 
         first.execute({})
 
 
+def with_start(sandbox: Sandbox, seconds_ago: float | None) -> None:
+    """Let each meeting have started so many seconds ago, or nobody knows when."""
+    facts: dict[str, Any] = {"conferenceId": "m", "status": 2}
+    if seconds_ago is not None:
+        facts["startTime"] = int((time.time() - seconds_ago) * 1000)
+    sandbox.clear()
+    sandbox.fail(Fault(call="info", body={"confInfo": facts}))
+
+
+def test_a_poking_sensor_with_a_delay_wakes_when_it_is_over_and_makes_no_further_call(
+    sandbox: Sandbox, conn: Any
+) -> None:
+    with_start(sandbox, 299.8)
+    sensor = ConferenceSensor(task_id="x", conference_id="m", delay=timedelta(minutes=5))
+    assert not sensor.poke({})
+    seconds = sensor._get_next_poke_interval(0, lambda: 0.0, 1)
+    assert 0 < seconds < 0.3
+    sandbox.clear()
+    sandbox.fail(Fault(code="confClosed"))  # it has ended meanwhile
+    time.sleep(seconds)
+    done = sensor.poke({})
+    assert done
+    assert done.xcom_value["conference_id"] == "m"
+    assert sandbox.calls == []
+
+
+@pytest.mark.parametrize("mode", ["poke", "reschedule"])
+@pytest.mark.parametrize("ago", [300.0, None])
+def test_a_delay_that_is_over_ends_the_wait_in_each_mode(
+    sandbox: Sandbox, conn: Any, ago: float | None, mode: str
+) -> None:
+    with_start(sandbox, ago)
+    sensor = ConferenceSensor(task_id="x", conference_id="m", delay=300 if ago else 0.2, mode=mode)
+    if ago is None and mode == "poke":
+        assert not sensor.poke({})
+        time.sleep(0.2)
+    assert sensor.poke({})
+
+
+def test_a_deferrable_sensor_hands_a_meeting_that_has_started_to_the_triggerer(
+    sandbox: Sandbox, conn: Any
+) -> None:
+    with_start(sandbox, 0)
+    wish = deferred(ConferenceSensor(task_id="x", conference_id="m", delay=300, deferrable=True))
+    assert wish.trigger.delay == 300
+    assert wish.trigger.found["conference_id"] == "m"
+
+
+def test_a_sensors_log_says_what_it_waits_for_and_how_the_meeting_is(
+    sandbox: Sandbox, conn: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    ConferenceSensor(task_id="x", conference_id="sandbox-notStarted").poke({})
+    ConferenceSensor(task_id="x", room_code="1").poke({})
+    said = [line for line in "".join(capfd.readouterr()).splitlines() if "waiting until" in line]
+    assert "waiting until conference_id sandbox-notStarted has started: sandbox-notStarted (" in said[0]
+    assert "'not_started'" in said[0] or "not_started)" in said[0]
+    assert "waiting until room_code 1 has started: no meeting is running" in said[1]
+
+
 # When the DAG is parsed
 
 
@@ -275,7 +356,11 @@ def test_what_must_not_fail_is_skipped_in_the_triggerer_as_well(conn: Any, how: 
     [
         ({"conference_id": "a", "room_code": "1"}, "conference_id and room_code are given"),
         ({"conference_id": "a", "status": "locked"}, "status: 'locked' is not 'started' or 'ended'"),
-        ({"room_code": "1", "status": "ended"}, "give its conference_id"),
+        ({"room_code": "1", "status": "ended"}, "give the conference_id"),
+        ({}, "no meeting is given; give one of conference_id, room_code, schedule_conference_id"),
+        ({"conference_id": "a", "delay": -1}, "delay: -1 is not a timedelta or a number of seconds"),
+        ({"conference_id": "a", "delay": "5"}, "delay: '5' is not"),
+        ({"conference_id": "a", "delay": 5, "status": "ended"}, "it needs status='started'"),
         ({"conference_id": "a", "on_error": {"confClose": "fail"}}, "did you mean 'confClosed'?"),
     ],
 )
@@ -285,6 +370,43 @@ def test_a_sensor_that_cannot_be_meant_is_an_error_of_the_dag_file(
     with pytest.raises(InvalidInputError) as raised:
         ConferenceSensor(task_id="x", **arguments)
     assert said in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"status": "locked"}, "status: 'locked'"),
+        ({"delay": -1}, "delay: -1"),
+        ({"on_error": {"confClose": "fail"}}, "did you mean 'confClosed'?"),
+        ({"status": "ended", "room_code": "1"}, "give the conference_id"),
+    ],
+)
+@pytest.mark.parametrize("where", ["partial", "its default_args", "the DAG's", "the group's"])
+def test_a_mapped_sensor_is_checked_when_the_dag_is_parsed(
+    wrong: dict[str, Any], said: str, where: str
+) -> None:
+    own = {"its default_args": {"default_args": wrong}, "partial": wrong}.get(where, {})
+    with (
+        pytest.raises(InvalidInputError) as raised,
+        DAG("x", schedule=None, default_args=wrong if where == "the DAG's" else {}),
+        TaskGroup("g", default_args=wrong if where == "the group's" else {}),
+    ):
+        ConferenceSensor.partial(task_id="x", **own)
+    assert said in str(raised.value)
+
+
+@pytest.mark.parametrize("where", ["its", "the DAG's", "the group's"])
+def test_a_mapped_sensor_takes_all_its_parameters_from_default_args(where: str) -> None:
+    given = {"status": "ended", "poke_interval": 5.0, "on_error": {"confClosed": "fail"}, "deferrable": True}
+    given |= {"timeout": 7.0, "mode": "reschedule"}
+    with (
+        DAG("x", schedule=None, default_args=given if where == "the DAG's" else {}),
+        TaskGroup("g", default_args=given if where == "the group's" else {}),
+    ):
+        own = {"default_args": given} if where == "its" else {}
+        mapped = ConferenceSensor.partial(task_id="x", **own).expand(conference_id=["a"])
+    made = mapped.unmap({"conference_id": "a"})
+    assert {name: getattr(made, name) for name in given} == given
 
 
 def test_a_sensor_asks_once_a_minute_since_each_call_counts() -> None:

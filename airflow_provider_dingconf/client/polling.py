@@ -1,213 +1,95 @@
-"""Waiting for many meetings with few calls.
+"""Wait for many meetings with few calls.
 
-The waiting tasks of one connection share their polls: one batch query tells which of a hundred meetings are
-running. It knows running meetings only, so what it does not list is asked for singly, where that can tell
-something new: when a meeting that ran is not listed any more, and now and then in between, since a meeting
-can be shorter than the interval. A meeting that is waited for and has started is asked for singly, too: the
-batch query does not tell all of it.
+All who wait with one connection at one interval share a :class:`Poll`. Each of its rounds makes one batch
+query for up to a hundred meetings. The batch query lists running meetings only, and not all facts of them. A
+meeting is queried alone when that can say something new:
 
-A call is made once. A round ends at the first answer by which DingTalk takes no calls for now; the next one
-begins with those that were not asked for.
+- it was running, and is not listed any more: it has ended;
+- it has started, and somebody waits for that: only the single query has all facts;
+- it has not been listed for many rounds: it may have run between two of them.
+
+A round ends at the first error which shows that DingTalk takes no calls for now. The next round begins with
+the meetings that were not queried.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
-from contextlib import AsyncExitStack
 from contextvars import Context, copy_context
 from dataclasses import dataclass, field
-from functools import partial
-from itertools import islice
+from operator import attrgetter
 from typing import TYPE_CHECKING, ClassVar
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
-from airflow.providers.common.compat.sdk import AirflowNotFoundException
-
-from airflow_provider_dingconf.client.bulk import Pace
-from airflow_provider_dingconf.dingtalk.conferences import (
-    BATCH,
-    Conference,
-    ConferenceStatus,
-    Reference,
-    reached,
-    started_of,
-)
-from airflow_provider_dingconf.dingtalk.errors import (
-    DingTalkError,
-    ResponseError,
-    ServerError,
-    TransientError,
-)
-from airflow_provider_dingconf.dingtalk.limits import CALLS_PER_SECOND, CONCURRENCY
-from airflow_provider_dingconf.hooks import DingTalkConferenceHook
-from airflow_provider_dingconf.outcomes import Outcome, outcome_of
+from airflow_provider_dingconf.dingtalk.conferences import BATCH, ConferenceStatus, reached, started_of
+from airflow_provider_dingconf.dingtalk.errors import DingTalkError, Outcome, TransientError
+from airflow_provider_dingconf.dingtalk.limits import CONCURRENCY
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-FIRST_ASK = 10
-"""Rounds after which a meeting that has not started is asked for singly; each time twice as many."""
+    from airflow_provider_dingconf.client.client import DingTalkClient
+    from airflow_provider_dingconf.dingtalk.conferences import Conference, Reference
 
-LAST_ASK = 320
-"""Rounds after which it is asked for at the latest, and for which one that breaks a batch is in none."""
-
-PATIENCE = 4
-"""Rounds in which a batch is not answered before it is halved; then after each time twice as many."""
-
-LEAST_SECONDS = 1.0
-"""Between two rounds, however short the interval."""
-
-MOST_SECONDS = 3_600.0
-"""Between two rounds, whatever DingTalk asks for."""
+    Connect = Callable[[], Awaitable[DingTalkClient]]
+    Query = Callable[[list["_Meeting"]], Awaitable[None]]
 
 log = logging.getLogger(__name__)
 
-
-@dataclass(eq=False)
-class _Waiter:
-    """One waiting task."""
-
-    wanted: ConferenceStatus
-    on_error: Mapping[str, Outcome]
-    answer: asyncio.Future[Conference]
-    context: Context = field(default_factory=copy_context)
-    """What tells Airflow whose log is written to."""
-
-    def told(self, conference: Conference) -> None:
-        """Take note of how the meeting is."""
-        try:
-            if reached(conference, self.wanted):
-                self.end(conference)
-        except DingTalkError as error:
-            self.refused(error)
-
-    def ends_with(self, error: DingTalkError) -> bool:
-        """Return whether the wait is over with an error, and not to be gone on with."""
-        return outcome_of(error, self.on_error) is not Outcome.RETRY
-
-    def refused(self, error: DingTalkError) -> None:
-        if self.ends_with(error):
-            self.fail(error)
-        else:
-            self.context.run(log.warning, "%s; asked again in a later round", error.summary)
-
-    def end(self, conference: Conference) -> None:
-        if not self.answer.done():
-            self.answer.set_result(conference)
-
-    def fail(self, error: Exception) -> None:
-        if not self.answer.done():
-            self.answer.set_exception(error)
+_turn = attrgetter("queried", "failures")
+"""Of a meeting: the longer it was not queried, the less."""
 
 
-@dataclass(eq=False)
-class _Meeting:
-    """What some tasks wait for: a meeting, or that one of a room code or schedule runs.
+@dataclass(frozen=True)
+class PollSettings:
+    """How often a poll makes which call.
 
-    :param seen: how it was last; None where that is not known.
-    :param asked: the round in which it was last asked for.
-    :param failed: how often in a row that failed for a reason that passes.
-    :param due: whether it is to be asked for singly, since the batch query does not tell enough.
-    :param alone_until: the round up to which it is in no batch, having broken one.
-    :param found: what the batch query told, while the rest is asked for.
-    :param unlisted: how often in a row the batch query has not listed it.
-    :param ask_after: after how many of these it is asked for singly.
+    :param first_query: rounds until a meeting that has not started is queried alone; each time twice as many.
+    :param last_query: at most so many. A meeting that breaks a batch query is in no batch for so many rounds.
+    :param patience: rounds in which a batch meets a fault before it is halved; each time twice as many.
+    :param least_seconds: between two rounds, however short the interval.
+    :param most_seconds: between two rounds, whatever DingTalk asks for.
+    :param pause: waits so many seconds between two rounds.
     """
 
-    reference: Reference
-    waiters: list[_Waiter] = field(default_factory=list)
-    seen: ConferenceStatus | None = None
-    asked: int = 0
-    failed: int = 0
-    due: bool = False
-    alone_until: int = 0
-    found: Conference | None = None
-    unlisted: int = 0
-    ask_after: int = 0
-
-    def join(self, waiter: _Waiter, seen: ConferenceStatus | None) -> None:
-        """Let one more task wait, which has seen the meeting so."""
-        if not self.waiters or seen is not ConferenceStatus.NOT_STARTED:
-            self.seen = seen
-        self.unlisted, self.ask_after = 0, FIRST_ASK
-        self.waiters.append(waiter)
-
-    def listed(self, conference: Conference) -> None:
-        """Take note that the batch query lists it: it is running."""
-        self.seen = conference.status
-        self.unlisted, self.ask_after = 0, FIRST_ASK
-        if any(waiter.wanted is conference.status for waiter in self.waiters):
-            self.found, self.due = conference, True
-
-    def not_listed(self) -> None:
-        """Take note that the batch query does not list it."""
-        self.unlisted += 1
-        self.due = self.seen is not ConferenceStatus.NOT_STARTED or self.unlisted >= self.ask_after
-
-    def told(self, conference: Conference | None) -> None:
-        """Take note of what the single query says; None: none of its meetings is running."""
-        found, self.found = self.found, None
-        self._answered()
-        if conference is None:
-            return
-        # Of one that has ended and is waited for all the same, no more can be expected than of one to come.
-        running = conference.status is ConferenceStatus.STARTED
-        self.seen = conference.status if running else ConferenceStatus.NOT_STARTED
-        for waiter in list(self.waiters):
-            if found and waiter.wanted is found.status is not conference.status:
-                waiter.end(found)  # it has started, as was waited for, and ended since
-            else:
-                waiter.told(conference)
-
-    def make_do(self) -> None:
-        """Where the batch query has told enough for the task, give what it told."""
-        if self.found:
-            self.told(self.found)
-
-    def _answered(self) -> None:
-        if self.unlisted >= self.ask_after:
-            self.ask_after = min(2 * self.ask_after, LAST_ASK)
-            self.unlisted = 0
-        self.failed, self.due = 0, False
-
-    def refused(self, error: DingTalkError) -> None:
-        """Tell who waits for it what DingTalk said of it, or of all."""
-        if not isinstance(error, TransientError):
-            self._answered()
-            self.seen = ConferenceStatus.NOT_STARTED
-        for waiter in self.waiters:
-            waiter.refused(error)
-
-    def fail(self, error: Exception) -> None:
-        for waiter in self.waiters:
-            waiter.fail(error)
+    first_query: int = 10
+    last_query: int = 320
+    patience: int = 4
+    least_seconds: float = 1.0
+    most_seconds: float = 3_600.0
+    pause: Callable[[float], Awaitable[None]] = asyncio.sleep
 
 
 @dataclass
 class Poll:
-    """The polls of one connection, at one interval.
+    """The polls of one connection at one interval: get one by :meth:`of`, then :meth:`wait`.
 
-    :param dingtalk_conn_id: the connection.
+    :param connect: makes the client of one round, whose calls are not retried. After a
+        :class:`~airflow_provider_dingconf.dingtalk.errors.TransientError`, the next round calls it again.
     :param interval: seconds between two rounds.
     """
 
-    dingtalk_conn_id: str
+    connect: Connect
     interval: float
+    settings: PollSettings
+    number: int = 0
+    """Of the latest round."""
     _meetings: dict[Reference, _Meeting] = field(default_factory=dict)
     _rounds: asyncio.Task[None] | None = None
-    _number: int = 0
 
     shared: ClassVar[
         WeakKeyDictionary[asyncio.AbstractEventLoop, WeakValueDictionary[tuple[str, float], Poll]]
     ] = WeakKeyDictionary()
 
     @classmethod
-    def of(cls, dingtalk_conn_id: str, interval: float) -> Poll:
-        """Return the poll that all share who wait in this event loop for the same."""
+    def of(cls, key: str, interval: float, connect: Connect, settings: PollSettings | None = None) -> Poll:
+        """Return the poll that all share who wait in this event loop with this key and interval.
+
+        :param key: stands for the connection. The other parameters are as for the class.
+        """
         polls = cls.shared.setdefault(asyncio.get_running_loop(), WeakValueDictionary())
-        return polls.setdefault((dingtalk_conn_id, interval), cls(dingtalk_conn_id, interval))
+        return polls.setdefault((key, interval), cls(connect, interval, settings or PollSettings()))
 
     async def wait(
         self,
@@ -218,22 +100,22 @@ class Poll:
     ) -> Conference:
         """Return the meeting once it has started or ended.
 
-        :param reference: the meeting, or what stands for it.
-        :param wanted: what is waited for.
-        :param seen: how the meeting was just now; None where that is not known.
-        :param on_error: outcomes by error code, in place of the defaults: the wait goes on where it is RETRY.
-        :raises ConferenceClosedError: a start is waited for, and the meeting has ended.
+        :param reference: the meeting, or its room code or schedule.
+        :param wanted: the status to wait for.
+        :param seen: the meeting's status just now; None if not known.
+        :param on_error: outcomes that replace the defaults. The wait goes on after an error that is a RETRY.
+        :raises ConferenceClosedError: the start was waited for, and the meeting has ended.
         :raises DingTalkError: DingTalk refuses the calls.
         """
         waiter = _Waiter(wanted, on_error or {}, asyncio.get_running_loop().create_future())
-        meeting = self._meetings.setdefault(reference, _Meeting(reference))
+        meeting = self._meetings.setdefault(reference, _Meeting(self, reference))
         meeting.join(waiter, seen)
         if self._rounds is None:
-            # In no task's context: what the rounds log concerns all who wait.
+            # In no task's context: what a round logs concerns all.
             self._rounds = Context().run(asyncio.create_task, self._run())
             self._rounds.add_done_callback(self._ended)
         try:
-            return await waiter.answer
+            return await waiter.result
         finally:
             meeting.waiters.remove(waiter)
             if not meeting.waiters:
@@ -243,189 +125,235 @@ class Poll:
                 self._rounds = None
 
     def _ended(self, rounds: asyncio.Task[None]) -> None:
-        """Leave nobody waiting for rounds that were ended from outside."""
+        """Let nobody wait for rounds that were cancelled from outside."""
         if rounds is self._rounds:
             self._rounds = None
             for meeting in self._meetings.values():
                 for waiter in meeting.waiters:
-                    waiter.answer.cancel()
+                    waiter.result.cancel()
 
     async def _run(self) -> None:
-        delay = 0.0
+        asked, limits = 0.0, self.settings
         while self._rounds is asyncio.current_task():
-            await self._pause(delay)
-            meetings, delay = list(self._meetings.values()), 0.0
+            await limits.pause(max(min(asked, limits.most_seconds), self.interval, limits.least_seconds))
+            meetings, asked = list(self._meetings.values()), 0.0
             try:
-                delay = await self._round(meetings)
-            except DingTalkError as error:
-                for meeting in meetings:
-                    meeting.refused(error)
+                async with await self.connect() as client:
+                    self.number += 1
+                    asked = await _Round(self, client, meetings).run()
             except Exception as error:
+                if isinstance(error, DingTalkError):
+                    log.warning("%s; this round of polls made no call", error.summary)
+                    asked = error.retry_after or 0.0
                 for meeting in meetings:
-                    meeting.fail(error)
+                    meeting.refuse(error)
 
-    async def _pause(self, asked: float) -> None:
-        """Wait until the next round is due; as long as DingTalk asks, in seconds, where that is longer."""
-        await asyncio.sleep(max(min(asked, MOST_SECONDS), self.interval, LEAST_SECONDS))
 
-    async def _round(self, meetings: Sequence[_Meeting]) -> float:
-        """Ask once for all, and return the seconds that DingTalk asks to wait."""
-        hook = DingTalkConferenceHook(self.dingtalk_conn_id, max_attempts=1)
-        async with AsyncExitStack() as stack:
-            try:
-                await stack.enter_async_context(hook)
-            except (DingTalkError, AirflowNotFoundException):
-                raise
-            except Exception as error:  # of Airflow's; what it says may quote the connection
-                log.warning(
-                    "the connection %s could not be looked up (%s); tried again in the next round",
-                    self.dingtalk_conn_id,
-                    type(error).__name__,
-                )
-                return 0.0
-            self._number += 1
-            return await _Round(hook, self._number, meetings).run()
+@dataclass(eq=False)
+class _Waiter:
+    wanted: ConferenceStatus
+    on_error: Mapping[str, Outcome]
+    result: asyncio.Future[Conference]
+    context: Context = field(default_factory=copy_context)
+    """Airflow finds the task's log by it."""
+
+    def see(self, conference: Conference) -> None:
+        try:
+            if reached(conference, self.wanted):
+                self.end(conference)
+        except DingTalkError as error:
+            self.refuse(error)
+
+    def gives_up(self, error: Exception) -> bool:
+        return not isinstance(error, DingTalkError) or error.outcome_with(self.on_error) is not Outcome.RETRY
+
+    def refuse(self, error: Exception) -> None:
+        if not self.gives_up(error):
+            if not isinstance(error, TransientError):  # which is logged once for all
+                said = getattr(error, "summary", error)
+                self.context.run(log.warning, "%s; the wait goes on, as on_error says", said)
+        elif not self.result.done():
+            self.result.set_exception(error)
+
+    def end(self, conference: Conference) -> None:
+        if not self.result.done():
+            self.result.set_result(conference)
+
+
+@dataclass(eq=False)
+class _Meeting:
+    """A meeting, or the running one of a room code or schedule, and those who wait for it."""
+
+    poll: Poll
+    reference: Reference
+    waiters: list[_Waiter] = field(default_factory=list)
+    may_run: bool = False  # it ran when last seen, or nothing is known: the batch query should list it
+    queried: int = 0  # the last round in which it was
+    failures: int = 0  # rounds in a row in which its query met a fault
+    due: bool = False  # to be queried alone
+    next_query: int = 0  # the round in which it is due although it has not started
+    distance: int = 0  # rounds between two such queries
+    alone_until: int = 0  # the last round in which it is in no batch, since it broke one
+    listed: Conference | None = None  # by the batch query, until the single query adds the other facts
+
+    def join(self, waiter: _Waiter, seen: ConferenceStatus | None) -> None:
+        self.may_run = self.may_run or seen is not ConferenceStatus.NOT_STARTED
+        self._query_again_after(self.poll.settings.first_query)
+        self.waiters.append(waiter)
+
+    def see_in_batch(self, conference: Conference | None) -> None:
+        """Take note of what the batch query says; None: the meeting is not running."""
+        self.failures = 0
+        if conference is None:
+            self.due = self.may_run or self.poll.number >= self.next_query
+            return
+        if not self.may_run:
+            for waiter in self.waiters:
+                waiter.context.run(log.info, "%s", conference)
+        self.may_run = True
+        self._query_again_after(self.poll.settings.first_query)
+        if any(waiter.wanted is conference.status for waiter in self.waiters):
+            self.listed, self.due = conference, True
+
+    def see(self, conference: Conference | None) -> None:
+        """Take note of what the single query says; None: nothing runs under the room code or schedule."""
+        listed, self.listed = self.listed, None
+        self._was_queried()
+        if conference is None:
+            return
+        # Nothing new is to be expected of one that has ended and is waited for nevertheless.
+        self.may_run = conference.status is ConferenceStatus.STARTED
+        for waiter in list(self.waiters):
+            if listed and waiter.wanted is listed.status is not conference.status:
+                waiter.end(listed)  # it started, as was waited for, and has ended since
+            else:
+                waiter.see(conference)
+
+    def see_as_listed(self) -> None:
+        if self.listed:  # the other facts were not to be had
+            self.see(self.listed)
+
+    def refuse(self, error: Exception) -> None:
+        if not isinstance(error, TransientError):
+            self._was_queried()
+            self.may_run = False
+        for waiter in self.waiters:
+            waiter.refuse(error)
+
+    def _was_queried(self) -> None:
+        self.failures, self.due = 0, False
+        if self.poll.number >= self.next_query:
+            self._query_again_after(min(2 * self.distance, self.poll.settings.last_query))
+
+    def _query_again_after(self, rounds: int) -> None:
+        self.distance, self.next_query = rounds, self.poll.number + rounds
 
 
 class _Round:
-    """One round of polls: each meeting is asked for at most once, or until DingTalk takes no more calls."""
+    """One round: each meeting is queried once at most, until DingTalk takes no more calls."""
 
-    def __init__(self, hook: DingTalkConferenceHook, number: int, meetings: Sequence[_Meeting]) -> None:
-        self._hook = hook
-        self._number = number
-        self._meetings = meetings
-        self._over = False
-        self._wait = 0.0
-        self._pace = Pace(CALLS_PER_SECOND)
-        self._batch_answered = False
-        by_turn = sorted(meetings, key=_turn)
-        others = [one for one in by_turn if not self._is_single(one)]
-        self._singles = deque(one for one in by_turn if self._is_single(one))
-        self._batches = deque(others[first : first + BATCH] for first in range(0, len(others), BATCH))
-
-    def _is_single(self, meeting: _Meeting) -> bool:
-        by_id = meeting.reference.name == "conference_id"
-        return not by_id or meeting.due or meeting.alone_until >= self._number
+    def __init__(self, poll: Poll, client: DingTalkClient, meetings: Sequence[_Meeting]) -> None:
+        self._client, self._meetings = client, meetings
+        self._number, self._settings = poll.number, poll.settings
+        self._asked, self._over, self._a_batch_succeeded = 0.0, False, False
+        self._calls: list[tuple[Query, list[_Meeting]]] = []
+        batched = []
+        for one in sorted(meetings, key=_turn):
+            if one.reference.name != "conference_id" or one.due or one.alone_until >= poll.number:
+                self._calls.append((self._query_alone, [one]))
+            else:
+                batched.append(one)
+        for first in range(0, len(batched), BATCH):
+            self._calls.append((self._query_batch, batched[first : first + BATCH]))
 
     async def run(self) -> float:
         """Make the calls, and return the seconds that DingTalk asks to wait."""
-        self._at_a_time = 1  # the first call finds out alone whether DingTalk takes any
-        while not self._over and (self._singles or self._batches):
-            turns, self._at_a_time = self._at_a_time, CONCURRENCY
-            await asyncio.gather(*islice(self._turns(), turns))
+        self._at_once = 1  # the first call finds out whether DingTalk takes any
+        while self._calls and not self._over:
+            self._calls.sort(key=lambda call: _turn(call[1][0]))
+            now, self._calls = self._calls[: self._at_once], self._calls[self._at_once :]
+            self._at_once = CONCURRENCY
+            await asyncio.gather(*(self._call(*each) for each in now))
         for meeting in self._meetings:
-            meeting.make_do()
-        return self._wait
+            meeting.see_as_listed()
+        return self._asked
 
-    def _turns(self) -> Iterator[Awaitable[None]]:
-        """Yield the calls whose turn it is: for one meeting, or for a batch."""
-        while self._singles or self._batches:
-            if self._singles and not (self._batches and _turn(self._batches[0][0]) < _turn(self._singles[0])):
-                one = self._singles.popleft()
-                yield self._guarded(partial(self._ask_singly, one), [one])
-            else:
-                some = self._batches.popleft()
-                yield self._guarded(partial(self._ask_together, some), some)
-
-    async def _guarded(self, ask: Callable[[], Awaitable[None]], meetings: Sequence[_Meeting]) -> None:
-        await self._pace.turn()
-        try:
-            await ask()
-        except Exception as error:  # nobody expects one; it is for those to whom it happens
-            for meeting in meetings:
-                meeting.fail(error)
-
-    async def _ask_singly(self, meeting: _Meeting) -> None:
-        """Ask for one meeting, or for those of a room code or schedule, and tell who waits for it."""
-        meeting.asked = self._number
-        try:
-            conference = await self._look_for(meeting.reference)
-        except DingTalkError as error:
-            meeting.make_do()
-            self._failed(error, [meeting])
-        else:
-            meeting.told(conference)
-
-    async def _look_for(self, reference: Reference) -> Conference | None:
-        if reference.name == "conference_id":
-            return await self._hook.aget_conference(reference.value)
-        return started_of(await self._hook.afind_conferences(**{reference.name: reference.value}), reference)
-
-    def _failed(self, error: DingTalkError, meetings: Iterable[_Meeting]) -> None:
-        """Tell whom the error concerns, and end the round where no call would succeed."""
-        passes = isinstance(error, TransientError)
-        if passes:
-            log.warning("%s; asked again in the next round", error.summary)
-        elif error.concerns_all:
-            meetings = self._meetings
-        if passes or error.concerns_all:
-            self._over = True
-            self._wait = max(self._wait, error.retry_after or 0.0)
-        for meeting in meetings:
-            meeting.failed += passes
-            meeting.refused(error)
-
-    # Batches
-
-    async def _ask_together(self, meetings: list[_Meeting]) -> None:
-        """Ask for some meetings with one call, and tell who waits for one that is as it should be.
-
-        One of them may be why it is refused: it is found by halving the batch, and asked for singly from then
-        on. Where DingTalk has a fault for some rounds, that may be why as well.
-        """
-        is_half = meetings[0].asked == self._number
-        for meeting in meetings:
-            meeting.asked = self._number
-        try:
-            running = await self._hook.arunning_of([one.reference.value for one in meetings])
-        except DingTalkError as error:
-            if not _may_concern_one(error):
-                self._failed(error, meetings)
-            elif not isinstance(error, TransientError):
-                self._halve(meetings)
-            else:
-                self._fault(error, meetings, is_half=is_half)
+    async def _call(self, query: Query, meetings: list[_Meeting]) -> None:
+        await self._client.limiter.wait()
+        if self._over:  # by now
             return
-        self._batch_answered = True
-        for meeting in meetings:
-            meeting.failed = 0
-            conference = running.get(meeting.reference.value)
-            if conference is None:
-                meeting.not_listed()
+        try:
+            await query(meetings)
+        except Exception as error:  # unexpected: it ends the waits for these meetings only
+            for meeting in meetings:
+                meeting.refuse(error)
+
+    async def _query_alone(self, meetings: list[_Meeting]) -> None:
+        meeting = meetings[0]
+        meeting.queried, reference = self._number, meeting.reference
+        try:
+            if reference.name == "conference_id":
+                meeting.see(await self._client.get_conference(reference))
             else:
-                meeting.listed(conference)
-        self._singles.extendleft(meeting for meeting in meetings if meeting.due)
+                meeting.see(started_of(await self._client.find_conferences(reference), reference))
+        except DingTalkError as error:
+            meeting.see_as_listed()
+            self._failed(error, meetings)
+
+    async def _query_batch(self, meetings: list[_Meeting]) -> None:
+        """Query some meetings with one call. If one of them makes it fail, halving the batch finds it."""
+        is_half = meetings[0].queried == self._number
+        for meeting in meetings:
+            meeting.queried = self._number
+        try:
+            running = await self._client.running_of([one.reference.value for one in meetings])
+        except DingTalkError as error:
+            if error.concerns_all or error.http_status is None:
+                self._failed(error, meetings)
+            elif isinstance(error, TransientError):
+                self._batch_failed(error, meetings, is_half=is_half)
+            else:
+                self._halve(meetings)
+            return
+        self._a_batch_succeeded = True
+        for meeting in meetings:
+            meeting.see_in_batch(running.get(meeting.reference.value))
+            if meeting.due:
+                self._calls.insert(0, (self._query_alone, [meeting]))
+
+    def _batch_failed(self, error: DingTalkError, meetings: list[_Meeting], *, is_half: bool) -> None:
+        """End the round, or halve the batch if it met faults for long: one meeting may be why."""
+        for meeting in meetings:
+            meeting.failures += not is_half
+            meeting.due = any(waiter.gives_up(error) for waiter in meeting.waiters)
+        failures = max(meeting.failures for meeting in meetings)
+        is_patient = failures < self._settings.patience or failures & (failures - 1) != 0
+        if (is_patient and not is_half) or (len(meetings) == 1 and not self._a_batch_succeeded):
+            self._end(error)  # for all that is known, the fault is DingTalk's
+        else:
+            self._at_once = 1
+            # Another way each time: if the meeting that is tried first is why, no batch succeeds before it.
+            self._halve(meetings if failures.bit_length() % 2 else meetings[::-1])
 
     def _halve(self, meetings: list[_Meeting]) -> None:
         middle = len(meetings) // 2
         if middle:
-            self._batches.extendleft([meetings[middle:], meetings[:middle]])
+            self._calls[:0] = [(self._query_batch, half) for half in (meetings[:middle], meetings[middle:])]
         else:
-            meetings[0].alone_until = self._number + LAST_ASK
-            self._singles.appendleft(meetings[0])
+            meetings[0].alone_until = self._number + self._settings.last_query
+            self._calls.insert(0, (self._query_alone, meetings))
 
-    def _fault(self, error: DingTalkError, meetings: list[_Meeting], *, is_half: bool) -> None:
-        """End the round; or where the batch has met a fault for long, see whether one meeting is why."""
-        log.warning("%s; asked again in the next round", error.summary)
+    def _failed(self, error: DingTalkError, meetings: Sequence[_Meeting]) -> None:
+        """Pass an error on to those whom it concerns, and end the round if no call would succeed."""
+        is_transient = isinstance(error, TransientError)
+        if is_transient or error.concerns_all:
+            self._end(error)
         for meeting in meetings:
-            meeting.failed += not is_half
-            meeting.due = any(waiter.ends_with(error) for waiter in meeting.waiters)
-        failed = max(meeting.failed for meeting in meetings)
-        patient = not is_half and (failed < PATIENCE or failed & (failed - 1) != 0)
-        if patient or (len(meetings) == 1 and not self._batch_answered):  # it is DingTalk's own
-            self._over = True
-        else:
-            self._at_a_time = 1
-            self._halve(meetings)
+            meeting.failures += is_transient
+        for meeting in self._meetings if error.concerns_all else meetings:
+            meeting.refuse(error)
 
-
-def _turn(meeting: _Meeting) -> tuple[int, int]:
-    """Return what is the less, the longer the meeting was not asked for."""
-    return meeting.asked, meeting.failed
-
-
-def _may_concern_one(error: DingTalkError) -> bool:
-    """Return whether a batch query may have failed because of one of its meetings."""
-    if isinstance(error, TransientError):
-        return isinstance(error, (ServerError, ResponseError))
-    return not error.concerns_all
+    def _end(self, error: DingTalkError) -> None:
+        log.warning("%s; this round of polls ends", error.summary)
+        self._over = True
+        self._asked = max(self._asked, error.retry_after or 0.0)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from waiting import QuickTrigger
 
 from airflow_provider_dingconf.dingtalk.errors import (
     ConferenceClosedError,
@@ -17,13 +18,10 @@ from airflow_provider_dingconf.dingtalk.errors import (
     TransientError,
 )
 from airflow_provider_dingconf.sandbox import Sandbox
-from airflow_provider_dingconf.triggers import ConferenceTrigger
 
 from .conftest import nothing_left_open
 from .fault_proxy import DRIPPED
 from .rows import LASTING, ON_THE_TOKEN, PATIENCE, ROWS, Case, check_hung_up
-
-pytestmark = pytest.mark.usefixtures("quick_polls")
 
 INTERVAL = 0.2
 LONG = 5.0
@@ -56,7 +54,7 @@ async def events_of(cases: dict[str, Case]) -> dict[str, Any]:
 
     async def event(case: Case) -> Any:
         named = {"conference_id": case.meeting}
-        trigger = ConferenceTrigger("started", named, case.conn_id, poke_interval=INTERVAL)
+        trigger = QuickTrigger("started", named, case.conn_id, poke_interval=INTERVAL)
         return (await anext(trigger.run())).payload
 
     tasks = {name: asyncio.ensure_future(event(case)) for name, case in cases.items()}

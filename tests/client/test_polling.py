@@ -8,35 +8,42 @@ import gc
 import logging
 import math
 import threading
+import time
 from contextlib import suppress
 from dataclasses import replace
-from itertools import pairwise
+from functools import partial
 from typing import Any
 
 import pytest
+from waiting import QUICK, QuickTrigger, event_of
 
 from airflow_provider_dingconf import hooks
-from airflow_provider_dingconf.client import polling as polls
-from airflow_provider_dingconf.client.polling import Poll
+from airflow_provider_dingconf.client.polling import Poll, PollSettings, log
 from airflow_provider_dingconf.dingtalk.conferences import ConferenceStatus, check_reference
-from airflow_provider_dingconf.dingtalk.errors import ConferenceClosedError, ConnectionLostError
+from airflow_provider_dingconf.dingtalk.errors import ConferenceClosedError, ConnectionLostError, Outcome
 from airflow_provider_dingconf.dingtalk.limits import CONCURRENCY
 from airflow_provider_dingconf.sandbox import Fault, Sandbox
 from airflow_provider_dingconf.sensors import ConferenceSensor
-from airflow_provider_dingconf.triggers import ConferenceTrigger
+from airflow_provider_dingconf.triggers import ConferenceTrigger, connect
 
-pytestmark = pytest.mark.usefixtures("conn", "quick_polls")
+pytestmark = pytest.mark.usefixtures("fast_conn")
 
-INTERVAL = 0.3
+INTERVAL = 0.02
 PATIENCE = 60.0
 
 
-async def event_of(trigger: ConferenceTrigger) -> dict[str, Any]:
-    return (await trigger.run().__anext__()).payload
+def trigger(
+    meeting: str, status: str = "started", settings: PollSettings = QUICK, **options: Any
+) -> ConferenceTrigger:
+    made = QuickTrigger(status, {"conference_id": meeting}, poke_interval=INTERVAL, **options)
+    made.poll_settings = settings
+    return made
 
 
-def trigger(meeting: str, status: str = "started", **options: Any) -> ConferenceTrigger:
-    return ConferenceTrigger(status, {"conference_id": meeting}, poke_interval=INTERVAL, **options)
+@pytest.fixture
+def fast_conn(conn: Any) -> None:
+    """Allow more calls a second than DingTalk does."""
+    conn(extra={"calls_per_second": 1000})
 
 
 async def rounds(sandbox: Sandbox, number: int) -> None:
@@ -51,8 +58,9 @@ class Rounds:
     def __init__(self) -> None:
         self._begun = self._over = 0
         self._let: float = 0
+        self.settings = PollSettings(pause=self._pause)
 
-    async def pause(self, _asked: float) -> None:
+    async def _pause(self, _seconds: float) -> None:
         self._over = self._begun
         while self._begun >= self._let:
             await asyncio.sleep(0.005)
@@ -70,10 +78,8 @@ class Rounds:
 
 
 @pytest.fixture
-def by_rounds(monkeypatch: pytest.MonkeyPatch) -> Rounds:
-    made = Rounds()
-    monkeypatch.setattr(Poll, "_pause", lambda _poll, asked: made.pause(asked))
-    return made
+def by_rounds() -> Rounds:
+    return Rounds()
 
 
 async def waited(triggers: list[ConferenceTrigger], then: Any) -> list[dict[str, Any]]:
@@ -118,17 +124,15 @@ def test_a_meeting_that_has_not_started_is_not_asked_for_singly_in_each_round(sa
     assert len(sandbox.calls_of("info")) == 5  # once each, when it was listed: for the rest of what is known
 
 
-def test_a_meeting_shorter_than_the_interval_is_noticed_all_the_same(
-    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(polls, "FIRST_ASK", 2)
+def test_a_meeting_shorter_than_the_interval_is_noticed(sandbox: Sandbox) -> None:
+    settings = replace(QUICK, first_query=2)
     meeting = sandbox.create_conference(status="not_started")
 
     async def then() -> None:
         sandbox.start(meeting)
         sandbox.end(meeting)
 
-    (event,) = asyncio.run(waited([trigger(meeting, "ended", seen="not_started")], then))
+    (event,) = asyncio.run(waited([trigger(meeting, "ended", settings, seen="not_started")], then))
     assert event["conference"]["status"] == "ended"
     assert len(sandbox.calls_of("info")) == 1
 
@@ -164,7 +168,7 @@ def test_a_start_waited_for_in_vain_ends_the_wait(sandbox: Sandbox) -> None:
 
 def test_those_who_wait_for_one_meeting_share_its_calls(sandbox: Sandbox) -> None:
     meeting = sandbox.create_conference(room_code="1234567890", status="not_started")
-    named = [ConferenceTrigger("started", {"room_code": "123 456 7890"}, poke_interval=INTERVAL)] * 5
+    named = [QuickTrigger("started", {"room_code": "123 456 7890"}, poke_interval=INTERVAL)] * 5
 
     async def then() -> None:
         while len(sandbox.calls_of("roomCode")) < 2:
@@ -260,7 +264,9 @@ def test_an_error_that_one_meeting_causes_is_told_to_its_tasks_alone(
             sandbox.end(meeting)
         by_rounds.go_on()
 
-    events = asyncio.run(waited([trigger(one, "ended", seen="started") for one in made], then))
+    events = asyncio.run(
+        waited([trigger(one, "ended", seen="started", settings=by_rounds.settings) for one in made], then)
+    )
     ended = [event["conference"]["conference_id"] for event in events if "conference" in event]
     assert ended == [one for one in made if known or one != culprit]
     assert [event["error"]["code"] for event in events if "error" in event] == ["noPermission"] * (not known)
@@ -294,7 +300,9 @@ def test_a_refusal_that_does_not_come_again_changes_nothing(sandbox: Sandbox, by
             sandbox.end(meeting)
         by_rounds.go_on()
 
-    events = asyncio.run(waited([trigger(one, "ended", seen="started") for one in made], then))
+    events = asyncio.run(
+        waited([trigger(one, "ended", seen="started", settings=by_rounds.settings) for one in made], then)
+    )
     assert {event["conference"]["status"] for event in events} == {"ended"}
 
 
@@ -306,7 +314,12 @@ def test_those_that_break_each_batch_leave_the_others_together(sandbox: Sandbox,
     async def then() -> None:
         while len(sandbox.calls_of("info")) < 4:
             await by_rounds.go_by()
-        late = [asyncio.ensure_future(event_of(trigger(one, "ended", seen="started"))) for one in made]
+        late = [
+            asyncio.ensure_future(
+                event_of(trigger(one, "ended", seen="started", settings=by_rounds.settings))
+            )
+            for one in made
+        ]
         await asyncio.sleep(0)  # they wait by now
         sandbox.clear()
         await by_rounds.go_by()
@@ -317,7 +330,9 @@ def test_those_that_break_each_batch_leave_the_others_together(sandbox: Sandbox,
         by_rounds.go_on()
         await asyncio.gather(*late)
 
-    events = asyncio.run(waited([trigger(one, "ended", seen="started") for one in bad], then))
+    events = asyncio.run(
+        waited([trigger(one, "ended", seen="started", settings=by_rounds.settings) for one in bad], then)
+    )
     assert {event["conference"]["status"] for event in events} == {"ended"}
 
 
@@ -369,53 +384,62 @@ def test_what_concerns_all_is_in_no_task_log_and_what_concerns_one_is_in_its_own
         await asyncio.wait_for(asyncio.gather(*tasks), PATIENCE)
 
     handler = Handler()
-    polls.log.addHandler(handler)
+    log.addHandler(handler)
     try:
         asyncio.run(steps())
     finally:
-        polls.log.removeHandler(handler)
+        log.removeHandler(handler)
     assert {who for who, what in said if "systemError" in what} == {"the triggerer"}
     assert {who for who, what in said if "roomNotFound" in what} == {"second"}
 
 
-def test_no_interval_is_so_short_that_dingtalk_is_called_without_pause(
-    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("interval", "asked", "pause"), [(0, 0, 1.0), (5, 2, 5), (5, 7, 7), (5, 7200, 3_600)]
+)
+def test_a_round_begins_after_the_interval_or_when_dingtalk_said(
+    sandbox: Sandbox, interval: float, asked: float, pause: float
 ) -> None:
-    monkeypatch.setattr(polls, "LEAST_SECONDS", 1.0)
+    pauses: list[float] = []
+
+    async def record(seconds: float) -> None:
+        pauses.append(seconds)
+
+    sandbox.fail(Fault(call="query", code="systemBusy", headers={"Retry-After": str(asked)}, times=1))
     meeting = sandbox.create_conference(status="not_started")
 
     async def steps() -> None:
-        waiting = asyncio.create_task(
-            event_of(ConferenceTrigger("started", {"conference_id": meeting}, poke_interval=0))
-        )
+        poll = Poll.of("x", interval, partial(connect, "dingtalk_default"), PollSettings(pause=record))
+        named = check_reference(meeting), ConferenceStatus.STARTED, ConferenceStatus.NOT_STARTED
+        waiting = asyncio.create_task(poll.wait(*named))
         await rounds(sandbox, 3)
         waiting.cancel()
 
     asyncio.run(asyncio.wait_for(steps(), PATIENCE))
-    times = [call.time for call in sandbox.calls_of("query")]
-    assert min(later - earlier for earlier, later in pairwise(times)) > 0.9
+    assert pauses[:3] == [max(interval, 1.0), pause, max(interval, 1.0)]
 
 
 @pytest.mark.parametrize("patient", [True, False])
-def test_a_file_of_authorities_that_is_missing_for_a_while_is_waited_for_where_on_error_says_so(
-    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, patient: bool
+def test_a_client_that_cannot_be_made_for_now_is_waited_for_unless_on_error_says_otherwise(
+    sandbox: Sandbox, patient: bool
 ) -> None:
     meeting = sandbox.create_conference()
-    real = hooks.DingTalkConferenceHook.__aenter__
     failures = [ConnectionLostError("no such file", code="connectionLost")] * 2
 
-    async def opened(hook: Any) -> Any:
+    async def flaky() -> Any:
         if failures:
             raise failures.pop()
-        return await real(hook)
+        return await connect("dingtalk_default")
 
-    monkeypatch.setattr(hooks.DingTalkConferenceHook, "__aenter__", opened)
+    async def wait() -> Any:
+        outcomes = {} if patient else {"connectionLost": Outcome.FAIL}
+        poll = Poll.of("x", INTERVAL, flaky, QUICK)
+        return await poll.wait(check_reference(meeting), ConferenceStatus.STARTED, on_error=outcomes)
 
-    async def nothing() -> None: ...
-
-    waiting = trigger(meeting, on_error=None if patient else {"connectionLost": "fail"})
-    (event,) = asyncio.run(waited([waiting], nothing))
-    assert ("conference" in event) is patient
+    if patient:
+        assert asyncio.run(asyncio.wait_for(wait(), PATIENCE)).conference_id == meeting
+    else:
+        with pytest.raises(ConnectionLostError):
+            asyncio.run(asyncio.wait_for(wait(), PATIENCE))
 
 
 def test_where_no_batch_query_works_the_meetings_are_asked_for_singly(sandbox: Sandbox) -> None:
@@ -437,19 +461,20 @@ def test_where_no_batch_query_works_the_meetings_are_asked_for_singly(sandbox: S
     assert {event["conference"]["status"] for event in events} == {"ended"}
 
 
+@pytest.mark.parametrize("number", [0, 3, 9])
 @pytest.mark.parametrize(
     "wrong",
     [
         Fault(call="query", code="systemError"),
-        Fault(call="query", body={"infos": [{"conferenceId": "m-03"}]}),
+        Fault(call="query", body={"infos": [{"conferenceId": "m"}]}),
     ],
     ids=["systemError", "unreadable"],
 )
 def test_a_meeting_that_keeps_a_batch_from_being_answered_holds_up_no_other(
-    sandbox: Sandbox, wrong: Fault
+    sandbox: Sandbox, wrong: Fault, number: int
 ) -> None:
     made = [sandbox.create_conference(conference_id=f"m-{number:02}") for number in range(10)]
-    culprit = made[3]
+    culprit = made[number]
     sandbox.fail(replace(wrong, sent=f'"{culprit}"'))
 
     async def then() -> None:
@@ -458,7 +483,7 @@ def test_a_meeting_that_keeps_a_batch_from_being_answered_holds_up_no_other(
 
     events = asyncio.run(waited([trigger(one, "ended", seen="started") for one in made], then))
     assert {event["conference"]["status"] for event in events} == {"ended"}
-    assert len(sandbox.calls_of("query")) <= 4 + 2 * 4
+    assert len(sandbox.calls_of("query")) <= 8 + 2 * 2 * 4
 
 
 REFUSE_ALL = {
@@ -504,7 +529,7 @@ def test_a_round_ends_at_the_first_sign_that_dingtalk_takes_no_calls(
             sandbox.start(meeting)
         by_rounds.go_on()
 
-    events = asyncio.run(waited([trigger(one, seen=seen) for one in made], then))
+    events = asyncio.run(waited([trigger(one, seen=seen, settings=by_rounds.settings) for one in made], then))
     assert {event["conference"]["status"] for event in events} == {"started"}
 
 
@@ -523,22 +548,64 @@ def test_a_round_that_dingtalk_ends_goes_on_where_it_ended(sandbox: Sandbox) -> 
     assert {event["conference"]["status"] for event in events} == {"ended"}
 
 
-def test_a_wait_that_dingtalk_asks_for_is_kept_to_by_all(sandbox: Sandbox) -> None:
-    meeting = sandbox.create_conference()
-    room = sandbox.create_conference(room_code="1234567890", status="not_started")
-    sandbox.fail(Fault(call="query", code="systemBusy", headers={"Retry-After": "2"}, times=1))
-    named = ConferenceTrigger("started", {"room_code": "1234567890"}, poke_interval=INTERVAL)
+def test_polls_keep_to_the_connections_calls_per_second(sandbox: Sandbox, conn: Any) -> None:
+    conn(extra={"calls_per_second": 40})
+    made = [sandbox.create_conference(conference_id=f"m-{number}") for number in range(20)]
 
-    async def then() -> None:
-        await rounds(sandbox, 1)
-        sandbox.start(room)
-        made = len(sandbox.calls)
-        await asyncio.sleep(1.2)
-        assert len(sandbox.calls) == made
-        sandbox.end(meeting)
+    async def nothing() -> None: ...
 
-    events = asyncio.run(waited([trigger(meeting, "ended"), named], then))
-    assert [event["conference"]["status"] for event in events] == ["ended", "started"]
+    asyncio.run(waited([trigger(meeting) for meeting in made], nothing))
+    times = [call.time for call in sandbox.calls_of("info", "query")]
+    assert len(times) == 1 + 20
+    assert times[-1] - times[0] > 0.9 * 20 / 40
+
+
+class Limited:
+    """A client whose rate limiter the test sees through."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+        self.limiter = self
+        self.turns = 0
+
+    async def wait(self) -> None:
+        self.turns += 1
+        await asyncio.sleep(self.turns / 20)
+
+    async def __aenter__(self) -> Any:
+        await self._client.__aenter__()
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self._client.__aexit__(*exc_info)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._client, name)
+
+
+def test_each_call_waits_for_its_turn_and_is_not_made_once_the_round_has_ended(sandbox: Sandbox) -> None:
+    made = [sandbox.create_conference(status="not_started") for _ in range(15)]
+    sandbox.fail(Fault(call="info", delay=0.0, times=2))
+    sandbox.fail(Fault(call="info", code="systemBusy", times=1))
+    clients: list[Limited] = []
+
+    async def limited() -> Any:
+        clients.append(Limited(await connect("dingtalk_default")))
+        return clients[-1]
+
+    async def steps() -> None:
+        poll = Poll.of("x", INTERVAL, limited, QUICK)
+        waits = [poll.wait(check_reference(one), ConferenceStatus.STARTED) for one in made]
+        waiting = asyncio.gather(*waits)
+        while len(clients) < 2:
+            await asyncio.sleep(INTERVAL)
+        waiting.cancel()
+
+    sandbox.fail(Fault(call="query", body={"infos": []}))
+    asyncio.run(asyncio.wait_for(steps(), PATIENCE))
+    assert len(sandbox.calls_of("query")) == 1
+    assert len(sandbox.calls_of("info")) == 3
+    assert clients[0].turns == 1 + 15
 
 
 def test_a_token_that_is_refused_is_renewed_within_the_call(sandbox: Sandbox, by_rounds: Rounds) -> None:
@@ -552,7 +619,9 @@ def test_a_token_that_is_refused_is_renewed_within_the_call(sandbox: Sandbox, by
         sandbox.end(meeting)
         by_rounds.go_on()
 
-    (event,) = asyncio.run(waited([trigger(meeting, "ended", seen="started")], then))
+    (event,) = asyncio.run(
+        waited([trigger(meeting, "ended", seen="started", settings=by_rounds.settings)], then)
+    )
     assert event["conference"]["status"] == "ended"
 
 
@@ -588,14 +657,37 @@ def test_an_error_that_passes_ends_the_wait_where_on_error_says_so(
     assert event["error"]["code"] == code
 
 
-def test_an_error_that_concerns_every_meeting_costs_one_call(sandbox: Sandbox) -> None:
-    sandbox.fail(Fault(code="orgAccessForbidden", path="/videoConferences/"))
+@pytest.mark.parametrize("code", ["orgAccessForbidden", "Forbidden.AccessDenied.ApiCountLimitForOrg"])
+def test_an_error_that_concerns_every_meeting_costs_one_call(sandbox: Sandbox, code: str) -> None:
+    body = {"code": code, "message": code, "requestid": "R-1"}
+    sandbox.fail(Fault(status=403, body=body, path="/videoConferences/"))
 
     async def nothing() -> None: ...
 
     events = asyncio.run(waited([trigger(f"m-{one}") for one in range(250)], nothing))
-    assert {event["error"]["code"] for event in events} == {"orgAccessForbidden"}
+    assert {event["error"]["code"] for event in events} == {code}
     assert len(sandbox.calls_of("query", "info")) == 1
+
+
+def test_waits_that_go_on_after_an_error_that_concerns_all_cost_one_call_a_round(
+    sandbox: Sandbox, by_rounds: Rounds
+) -> None:
+    made = [sandbox.create_conference(status="not_started") for _ in range(250)]
+    sandbox.fail(Fault(code="orgAccessForbidden", path="/videoConferences/"))
+    outcomes = {"orgAccessForbidden": "retry"}
+
+    async def then() -> None:
+        for number in range(1, 5):
+            await by_rounds.go_by()
+            assert len(sandbox.calls_of("query", "info")) == number
+        sandbox.heal()
+        for meeting in made:
+            sandbox.start(meeting)
+        by_rounds.go_on()
+
+    waiting = [trigger(one, settings=by_rounds.settings, on_error=outcomes) for one in made]
+    events = asyncio.run(waited(waiting, then))
+    assert {event["conference"]["status"] for event in events} == {"started"}
 
 
 # The meeting that is told of
@@ -667,7 +759,7 @@ def test_a_connection_that_is_not_defined_ends_the_wait(
 ) -> None:
     from airflow.providers.common.compat.sdk import AirflowNotFoundException
 
-    missing = ConferenceTrigger("started", {"conference_id": "a"}, "nowhere", poke_interval=INTERVAL)
+    missing = QuickTrigger("started", {"conference_id": "a"}, "nowhere", poke_interval=INTERVAL)
 
     async def nothing() -> None: ...
 
@@ -675,25 +767,27 @@ def test_a_connection_that_is_not_defined_ends_the_wait(
         asyncio.run(waited([missing], nothing))
 
 
-@pytest.mark.parametrize("method", ["arunning_of", "aget_conference"])
-def test_what_nobody_expected_fails_those_whom_it_meets(
-    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, method: str
-) -> None:
+@pytest.mark.parametrize("method", ["running_of", "get_conference"])
+def test_an_unexpected_error_fails_those_whom_it_meets(sandbox: Sandbox, method: str) -> None:
     made = sandbox.create_conference(status="not_started"), sandbox.create_conference(room_code="1234567890")
 
-    async def broken(*_: Any, **__: Any) -> Any:
+    async def broken(*_: Any) -> Any:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(hooks.DingTalkConferenceHook, method, broken)
-    named = ConferenceTrigger("started", {"room_code": "1234567890"}, poke_interval=INTERVAL)
+    async def connect_to_broken() -> Any:
+        client = await connect("dingtalk_default")
+        setattr(client, method, broken)
+        return client
 
-    async def all_of() -> list[Any]:
-        waits = asyncio.gather(event_of(trigger(made[0])), event_of(named), return_exceptions=True)
-        return await asyncio.wait_for(waits, PATIENCE)
+    async def wait() -> list[Any]:
+        poll = Poll.of("x", INTERVAL, connect_to_broken, QUICK)
+        named = check_reference(made[0]), check_reference(room_code="1234567890")
+        waits = [poll.wait(one, ConferenceStatus.STARTED) for one in named]
+        return await asyncio.wait_for(asyncio.gather(*waits, return_exceptions=True), PATIENCE)
 
-    first, second = asyncio.run(all_of())
+    first, second = asyncio.run(wait())
     assert isinstance(first, ZeroDivisionError)
-    assert second["conference"]["conference_id"] == made[1]
+    assert second.conference_id == made[1]
 
 
 def test_nobody_waits_for_rounds_that_were_ended_from_outside(sandbox: Sandbox) -> None:
@@ -793,12 +887,47 @@ def test_a_wait_that_begins_after_the_last_one_was_given_up_polls_again(sandbox:
 
 def test_the_poll_serves_code_of_ones_own(sandbox: Sandbox) -> None:
     async def wait() -> None:
-        await Poll.of("dingtalk_default", INTERVAL).wait(
-            check_reference("sandbox-ended"), ConferenceStatus.STARTED
-        )
+        poll = Poll.of("x", INTERVAL, partial(connect, "dingtalk_default"), QUICK)
+        await poll.wait(check_reference("sandbox-ended"), ConferenceStatus.STARTED)
 
     with pytest.raises(ConferenceClosedError):
         asyncio.run(wait())
+
+
+# The delay after a start
+
+
+def started(seconds_ago: float | None) -> Fault:
+    """Let the meeting have started so many seconds ago, or nobody knows when."""
+    facts = {"conferenceId": "m", "status": 2, "title": "Weekly"}
+    if seconds_ago is not None:
+        facts["startTime"] = int((time.time() - seconds_ago) * 1000)
+    return Fault(call="info", body={"confInfo": facts})
+
+
+@pytest.mark.parametrize(("ago", "left"), [(600.0, 0.0), (299.6, 0.4), (None, 0.2)])
+def test_a_wait_with_a_delay_ends_so_long_after_the_start_without_further_calls(
+    sandbox: Sandbox, ago: float | None, left: float
+) -> None:
+    sandbox.fail(started(ago))
+    waiting = trigger("m", delay=300.0 if ago else left)
+    began = time.monotonic()
+    event = asyncio.run(asyncio.wait_for(event_of(waiting), PATIENCE))
+    assert event["conference"]["conference_id"] == "m"
+    assert time.monotonic() - began > left - 0.1
+    assert len(sandbox.calls_of("info", "query")) <= 2
+
+
+def test_a_meeting_that_has_started_when_the_wait_begins_costs_no_call_in_the_triggerer(
+    sandbox: Sandbox,
+) -> None:
+    sandbox.fail(started(299.9))
+    (found,) = asyncio.run(waited([trigger("m")], lambda: asyncio.sleep(0)))
+    made = len(sandbox.calls)
+    again = QuickTrigger("started", {"conference_id": "m"}, delay=300.0, found=found["conference"])
+    again = QuickTrigger(**again.serialize()[1])
+    assert asyncio.run(asyncio.wait_for(event_of(again), PATIENCE)) == found
+    assert len(sandbox.calls) == made
 
 
 def test_a_trigger_survives_its_way_through_the_database(conn: Any) -> None:
