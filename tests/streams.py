@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 from airflow_provider_dingconf.client import token_cache
 from airflow_provider_dingconf.hooks import DingTalkConferenceHook
@@ -25,6 +26,20 @@ def acknowledged(sandbox: Sandbox) -> bool:
     return all(event.acknowledged for event in sandbox.events)
 
 
-def restless() -> bool:
-    """Return whether the stream sees a need to tick, since events have started something of late."""
-    return token_cache.seen_events_of(DingTalkConferenceHook().settings).restless
+def sweep_due() -> bool:
+    """Return whether the stream sees a need to tick: a sweep may be ahead."""
+    return token_cache.seen_events_of(DingTalkConferenceHook().settings).sweep_due
+
+
+class Client:
+    """A client of DingTalk, as an event stream needs it."""
+
+    def __init__(self, hook: DingTalkConferenceHook, settings: Any) -> None:
+        self.settings = settings
+        self.events_address = hook.aevents_address
+
+
+async def connect(conn_id: str) -> Client:
+    """Return a client of an Airflow connection."""
+    hook = DingTalkConferenceHook(conn_id, max_attempts=1, max_seconds=30.0)
+    return Client(hook, await hook._asettings())

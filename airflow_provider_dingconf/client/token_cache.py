@@ -286,11 +286,11 @@ class SeenEvents:
         self._remember(map(_event_key, event_ids))
 
     @property
-    def restless(self) -> bool:
+    def sweep_due(self) -> bool:
         """Whether events have started something since it was last said that all is calm."""
         return next(reversed(self._seen), _CALM) != _CALM
 
-    def calm(self) -> None:
+    def note_sweep(self) -> None:
         """Say that nothing is left to be done about the events so far."""
         self._seen.pop(_CALM, None)
         self._remember([_CALM])
