@@ -193,7 +193,7 @@ class Triggerer:
         for details in self.runner.triggers.values():
             details["task"].cancel()
         for details in self.runner.triggers.values():
-            with suppress(asyncio.CancelledError):
+            with suppress(asyncio.CancelledError, BrokenPipeError):
                 await details["task"]
         if hasattr(self.runner, "_shared_streams"):
             await self.runner._shared_streams.stop_all()
@@ -307,6 +307,57 @@ def test_what_airflow_did_not_store_starts_its_run_after_a_restart(sandbox: Sand
         async with triggering(sandbox, make(), stores=False) as (triggerer, (only,)):
             sandbox.create_conference()
             await until(lambda: triggerer.of(only))
+
+    async def second() -> None:
+        async with triggering(sandbox, make()) as (triggerer, (only,)):
+            await until(lambda: triggerer.of(only) and acknowledged(sandbox))
+
+    drive(first)
+    assert not acknowledged(sandbox)
+    drive(second)
+
+
+class EndingLog:
+    """The log of a runner whose triggerer ends while an event is on its way from a trigger into the queue.
+
+    :param end: what happens to the runner while it logs that a trigger has fired.
+    """
+
+    def __init__(self, end: Any) -> None:
+        self._end = end
+
+    async def ainfo(self, message: str, **_details: object) -> None:
+        if message == "Trigger fired event":
+            await self._end()
+
+    def __getattr__(self, _name: str) -> Any:
+        return lambda *_args, **_details: None
+
+
+@airflow_3
+@pytest.mark.skipif(AIRFLOW < (3, 3), reason="Airflow does not say what it has stored")
+@pytest.mark.parametrize("ends", ["killed", "cancelled", "stopping"])
+def test_an_event_on_its_way_into_the_queue_of_a_triggerer_that_ends_comes_again(
+    sandbox: Sandbox, quick: None, ends: str
+) -> None:
+    async def first() -> None:
+        async with triggering(sandbox, make()) as (triggerer, (only,)):
+            logged = asyncio.Event()
+
+            async def end() -> None:
+                logged.set()
+                if ends == "killed":  # the main process: what reads the log is gone
+                    raise BrokenPipeError
+                if ends == "cancelled":
+                    triggerer.task(only).cancel()
+                    await asyncio.sleep(60)
+                triggerer.runner._shared_streams._groups.clear()  # what a stop begins with
+
+            triggerer.runner.log = EndingLog(end)  # type: ignore[assignment]
+            sandbox.create_conference()
+            await logged.wait()
+            await asyncio.sleep(0.2)
+            assert not acknowledged(sandbox)
 
     async def second() -> None:
         async with triggering(sandbox, make()) as (triggerer, (only,)):
