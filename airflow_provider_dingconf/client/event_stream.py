@@ -71,6 +71,7 @@ class StreamOptions:
     join: tuple[float, float] = (5.0, 60.0)  # since somebody joined; then connect, for all to see every event
     wait: tuple[float, float] = (1.0, 60.0)  # after failed attempts to connect
     refused: tuple[float, float] = (60.0, 600.0)  # to read a wrong connection again; to call DingTalk again
+    restart: float = 10.0  # in which a watcher that was lost comes back, or its whole process ends
     lasted: float = 60.0  # a connection that lasted this long makes up for a failed one
     tick: float = 5.0  # between two ticks
     max_open: int = 10_000  # events that wait to be acknowledged, before DingTalk is asked to keep more
@@ -159,7 +160,7 @@ class EventStream:
         self._finished: asyncio.Queue[_Pending] = asyncio.Queue()
         self._seen: set[SeenEvents] = set()
         self._tickets: set[SuiteTicket] = set()
-        self._connected_at = self._fired_at = self._warned_at = float("-inf")
+        self._connected_at = self._fired_at = self._warned_at = self._lost_at = float("-inf")
         self._task: asyncio.Task[None] | None = None
 
     def join(self, watch: Watch) -> None:
@@ -174,6 +175,7 @@ class EventStream:
     def leave(self, watch: Watch) -> None:
         """Remove a watcher, and end after the last; what it has not acknowledged is refused."""
         self._watches.discard(watch)
+        self._lost_at = time.monotonic()
         for pending in list(self._open.values()):
             self.finish(pending, watch, refused=True)
         if not self._watches:
@@ -186,9 +188,15 @@ class EventStream:
         if watch not in pending.waiting:
             return
         pending.waiting.remove(watch)
-        pending.refused |= refused
+        if refused:
+            self._lost_at = time.monotonic()
+        pending.refused |= refused or self._lost_watcher()
         if not pending.waiting:
             self._finished.put_nowait(pending)
+
+    def _lost_watcher(self) -> bool:
+        """Return whether a watcher was just lost: it misses events, and those who are left may want none."""
+        return time.monotonic() - self._lost_at < self._options.restart
 
     def _forget(self) -> None:
         if _streams.get(self._key) is self:
@@ -320,7 +328,7 @@ class EventStream:
             each for each in self._watches if each.settings.events_app.corp_id in {None, frame.corp_id}
         }
         if not events or not watching or any(events[0].event_id in seen for seen in self._seen):
-            await socket.send_str(reply(frame))
+            await socket.send_str(reply(frame, taken=not (events and self._lost_watcher())))
         elif len(self._open) >= self._options.max_open:
             await socket.send_str(reply(frame, taken=False))
         else:

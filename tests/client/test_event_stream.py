@@ -31,7 +31,7 @@ from airflow_provider_dingconf.sandbox import Fault, Sandbox
 SOON = 0.3
 """Seconds after which the sandbox delivers an event again."""
 
-QUICK = StreamOptions(join=(0.05, 1.0), wait=(0.02, 0.1), refused=(0.05, 60.0), tick=0.2)
+QUICK = StreamOptions(join=(0.05, 1.0), wait=(0.02, 0.1), refused=(0.05, 60.0), tick=0.2, restart=0.1)
 """What is for a network and for a person, shortened."""
 
 
@@ -312,6 +312,20 @@ def test_what_a_watcher_that_left_did_not_take_comes_again_to_the_others(sandbox
             await until(lambda: len(other.deliveries) == 2)
             other.deliveries[1].acknowledge()
             await until(lambda: acknowledged(sandbox))
+
+    drive(steps)
+
+
+def test_what_comes_just_after_a_watcher_left_comes_again_when_it_may_be_back(sandbox: Sandbox) -> None:
+    async def steps() -> None:
+        async with watching(sandbox, "dingtalk_default", "dingtalk_default", restart=0.7) as (one, other):
+            await one.stop()
+            sandbox.create_conference()
+            await until(lambda: other.deliveries)
+            back = Watcher()
+            await until(lambda: back.deliveries and acknowledged(sandbox))
+            assert "SUCCESS" not in sandbox.events[0].acknowledgements[:-1]
+            await back.stop()
 
     drive(steps)
 
