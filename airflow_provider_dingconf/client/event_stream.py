@@ -12,20 +12,15 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from aiohttp import ClientWebSocketResponse, WSMsgType
 
+from airflow_provider_dingconf.client import token_cache
 from airflow_provider_dingconf.client.http import websocket
-from airflow_provider_dingconf.client.token_cache import (
-    SeenEvents,
-    SuiteTicket,
-    seen_events_of,
-    suite_ticket_of,
-)
 from airflow_provider_dingconf.dingtalk.errors import ConnectionLostError, DingTalkError, TransientError
 from airflow_provider_dingconf.dingtalk.events import (
     ConferenceEvent,
@@ -39,27 +34,13 @@ from airflow_provider_dingconf.dingtalk.events import (
 from airflow_provider_dingconf.dingtalk.responses import masked, one_line
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
-
     from airflow_provider_dingconf.client.settings import Settings
     from airflow_provider_dingconf.dingtalk.events import Address
 
-MAX_RETRY_AFTER = 3_600.0
-"""Seconds before the next attempt at most, whatever DingTalk asks for."""
-
-WARN_SECONDS = 600.0
-"""Between two warnings of events that could not be read."""
-
-_TICK = ""
-"""Stands for an event id; no event has it."""
-
+_TICK = ""  # stands for an event id; no event has it
 _ENDS = {WSMsgType.CLOSE, WSMsgType.CLOSING, WSMsgType.CLOSED, WSMsgType.ERROR}
 
 log = logging.getLogger(__name__)
-
-
-def _jitter(least: float) -> float:
-    return random.uniform(least, 1.0)  # noqa: S311 - no secret  # nosec B311
 
 
 @dataclass(frozen=True)
@@ -70,23 +51,22 @@ class StreamOptions:
     silence: float = 1_800.0  # without any message: a new connection then replaces the old one
     join: tuple[float, float] = (5.0, 60.0)  # since somebody joined; then connect, for all to see every event
     wait: tuple[float, float] = (1.0, 60.0)  # after failed attempts to connect
+    retry_after: float = 3_600.0  # before the next attempt at most, whatever DingTalk asks for
+    warn: float = 600.0  # between two warnings of events that could not be read
     refused: tuple[float, float] = (60.0, 600.0)  # to read a wrong connection again; to call DingTalk again
     restart: float = 10.0  # in which a watcher that was lost comes back, or its whole process ends
     lasted: float = 60.0  # a connection that lasted this long makes up for a failed one
     tick: float = 5.0  # between two ticks
     max_open: int = 10_000  # events that wait to be acknowledged, before DingTalk is asked to keep more
-    jitter: Callable[[float], float] = _jitter  # a factor between its argument and 1
+    jitter: Callable[[float], float] = lambda least: random.uniform(least, 1.0)  # noqa: S311  # nosec B311
 
 
 class Client(Protocol):
     """What a stream needs of a client of DingTalk."""
 
     @property
-    def settings(self) -> Settings:
-        """What the Airflow connection says."""
-
-    async def events_address(self) -> Address:
-        """Return where the app's events come from, for one connection."""
+    def settings(self) -> Settings: ...  # noqa: D102
+    async def events_address(self) -> Address: ...  # noqa: D102
 
 
 Connect = Callable[[str], Awaitable[Client]]
@@ -95,13 +75,10 @@ Connect = Callable[[str], Awaitable[Client]]
 
 @dataclass(eq=False)
 class _Pending:
-    """One event of DingTalk's, or a tick, until all who watch have acknowledged or refused it.
-
-    :param receipts: the messages it came in, and the connections on which to answer them.
-    """
+    """One event of DingTalk's, or a tick, until all who watch have acknowledged or refused it."""
 
     event_id: str
-    receipts: list[tuple[ClientWebSocketResponse, Frame]]
+    receipts: list[tuple[ClientWebSocketResponse, Frame]]  # the messages it came in, and where to answer them
     waiting: set[Watch]
     fired: bool = False
     sweep_ahead: bool = False
@@ -117,8 +94,6 @@ class Delivery:
     safe. If it never does, DingTalk delivers the event again.
 
     :param overdue: of a tick: when the stream began, sweeps of events before it were still ahead.
-    :param fired: set by a watcher that started something.
-    :param sweep_ahead: set by a watcher that needs more ticks.
     """
 
     events: list[ConferenceEvent]
@@ -126,8 +101,8 @@ class Delivery:
     _watch: Watch
     _stream: EventStream
     overdue: bool = False
-    fired: bool = False
-    sweep_ahead: bool = False
+    fired: bool = False  # set by a watcher that started something
+    sweep_ahead: bool = False  # set by a watcher that needs more ticks
 
     def acknowledge(self) -> None:
         """Say that what the watcher started for the events is safe."""
@@ -147,8 +122,7 @@ class EventStream:
     :param key: where the stream stands in the table of streams.
     """
 
-    joined_at: ClassVar[float] = float("-inf")
-    """When somebody last joined a stream of this process."""
+    joined_at: ClassVar[float] = float("-inf")  # when somebody last joined a stream of this process
 
     def __init__(self, client: Client, connect: Connect, options: StreamOptions, key: object) -> None:
         self._client, self._settings = client, client.settings
@@ -158,8 +132,8 @@ class EventStream:
         self._watches: set[Watch] = set()
         self._open: dict[str, _Pending] = {}
         self._finished: asyncio.Queue[_Pending] = asyncio.Queue()
-        self._seen: set[SeenEvents] = set()
-        self._tickets: set[SuiteTicket] = set()
+        self._seen: set[token_cache.SeenEvents] = set()
+        self._tickets: set[token_cache.SuiteTicket] = set()
         self._connected_at = self._fired_at = self._warned_at = self._lost_at = float("-inf")
         self._task: asyncio.Task[None] | None = None
 
@@ -167,8 +141,8 @@ class EventStream:
         """Add a watcher, and begin with the first. Ids and tickets are kept in the directories of all."""
         note_join()
         self._watches.add(watch)
-        self._seen.add(seen_events_of(watch.settings))
-        self._tickets.add(suite_ticket_of(watch.settings))
+        self._seen.add(token_cache.seen_events_of(watch.settings))
+        self._tickets.add(token_cache.suite_ticket_of(watch.settings))
         if self._task is None:
             self._task = asyncio.create_task(self._run(), name="dingtalk-event-stream")
 
@@ -204,10 +178,8 @@ class EventStream:
 
     async def _run(self) -> None:
         """Hold the stream until it is cancelled, or an Airflow connection that leads to it is changed."""
-        parts = [
-            asyncio.create_task(part)
-            for part in (self._stay_connected(), self._answer_finished(), self._keep_ticking())
-        ]
+        coroutines = self._stay_connected(), self._answer_finished(), self._keep_ticking()
+        parts = [*map(asyncio.create_task, coroutines)]
         end: Exception | None = None
         try:
             done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
@@ -221,7 +193,7 @@ class EventStream:
             await asyncio.gather(*parts, return_exceptions=True)
         self._forget()
         for watch in self._watches:
-            watch.put(end)
+            watch.arrived.put_nowait(end)
 
     async def _stay_connected(self) -> None:
         """Connect, again and again, until an Airflow connection is found to have been changed."""
@@ -233,7 +205,7 @@ class EventStream:
                 await self._hold()
             except TransientError as error:
                 log.warning("event stream: %s", error.summary)
-                asked, lost = min(error.retry_after or 0.0, MAX_RETRY_AFTER), True
+                asked, lost = min(error.retry_after or 0.0, options.retry_after), True
             except DingTalkError as error:
                 log.error("no events are received: %s", error)
                 if await self._connection_changed():
@@ -242,8 +214,7 @@ class EventStream:
             lasted = max(time.monotonic() - self._connected_at, 0.0)
             failures = max(failures - lasted / options.lasted, 0.0)
             if lost or lasted < options.lasted:
-                first, longest = options.wait
-                wait = min(first * 2.0 ** min(failures, 30.0), longest)
+                wait = min(options.wait[0] * 2.0 ** min(failures, 30.0), options.wait[1])
                 failures += 1.0
                 await asyncio.sleep(max(wait * options.jitter(0.1), asked))
 
@@ -270,9 +241,8 @@ class EventStream:
             while True:
                 address = await self._client.events_address()
                 async with AsyncExitStack() as new:
-                    socket = await new.enter_async_context(
-                        websocket(self._settings, address, self._options.ping)
-                    )
+                    connecting = websocket(self._settings, address, self._options.ping)
+                    socket = await new.enter_async_context(connecting)
                     await current.aclose()
                     current.push_async_exit(new.pop_all())
                 self._connected_at = time.monotonic()
@@ -294,10 +264,8 @@ class EventStream:
                 return False
             if message.type in _ENDS:
                 break
-            if message.type is not WSMsgType.TEXT:
-                continue
             try:
-                frame = read_frame(message.data)
+                frame = read_frame(message.data if message.type is WSMsgType.TEXT else "")
             except FrameError as error:
                 log.warning("event stream: a message was ignored: %s", error)
                 continue
@@ -324,9 +292,8 @@ class EventStream:
         events = conference_events(frame)
         if not events:
             self._warn_of(frame)
-        watching = {
-            each for each in self._watches if each.settings.events_app.corp_id in {None, frame.corp_id}
-        }
+        corps = {None, frame.corp_id}
+        watching = {each for each in self._watches if each.settings.events_app.corp_id in corps}
         if not events or not watching or any(events[0].event_id in seen for seen in self._seen):
             await socket.send_str(reply(frame, taken=not (events and self._lost_watcher())))
         elif len(self._open) >= self._options.max_open:
@@ -337,31 +304,25 @@ class EventStream:
     def _warn_of(self, frame: Frame) -> None:
         """Warn that an event of a meeting names no meeting, with the names of its fields."""
         now = time.monotonic()
-        if frame.is_of_meetings and now - self._warned_at > WARN_SECONDS:
+        if frame.is_of_meetings and now - self._warned_at > self._options.warn:
             self._warned_at = now
-            log.warning(
-                "event stream: an event %s names no meeting and is ignored; it holds %.300s",
-                frame.event_type,
-                frame.outline,
-            )
+            text = "event stream: an event %s names no meeting and is ignored; it holds %.300s"
+            log.warning(text, frame.event_type, frame.outline)
 
     def _deliver(self, events: list[ConferenceEvent], pending: _Pending, *, overdue: bool = False) -> None:
         self._open[pending.event_id] = pending
         for watch in set(pending.waiting):
-            watch.put(Delivery(events, pending, watch, self, overdue))
+            watch.arrived.put_nowait(Delivery(events, pending, watch, self, overdue))
 
     async def _keep_ticking(self) -> None:
         """Deliver ticks while a watcher may have a sweep ahead, however many events come meanwhile."""
         await _all_joined(self._options)
-        overdue = self._sweep_due()
+        overdue = any(seen.sweep_due for seen in self._seen)
         while True:
             await asyncio.sleep(self._options.tick)
-            if self._sweep_due() and _TICK not in self._open and self._watches:
+            if any(seen.sweep_due for seen in self._seen) and _TICK not in self._open and self._watches:
                 self._deliver([], _Pending(_TICK, [], set(self._watches)), overdue=overdue)
                 overdue = False
-
-    def _sweep_due(self) -> bool:
-        return any(seen.sweep_due for seen in self._seen)
 
     async def _answer_finished(self) -> None:
         """Keep the ids of events that started something, then answer DingTalk."""
@@ -387,10 +348,7 @@ class EventStream:
             raise
 
     def _remember(self, done: list[_Pending]) -> bool:
-        """Close finished events, and remember those that started something.
-
-        :returns: whether there is anything to save.
-        """
+        """Remember which finished events started something; return whether there is anything to save."""
         for pending in done:
             self._open.pop(pending.event_id, None)
         acknowledged = [pending for pending in done if not pending.refused]
@@ -398,10 +356,8 @@ class EventStream:
         if fired:
             self._fired_at = time.monotonic()
         # A tick before the last event was acknowledged does not know of the sweeps that it needs.
-        swept = any(
-            one.event_id == _TICK and not one.sweep_ahead and one.began >= self._fired_at
-            for one in acknowledged
-        )
+        ticks = [one for one in acknowledged if one.event_id == _TICK and one.began >= self._fired_at]
+        swept = any(not tick.sweep_ahead for tick in ticks)
         for seen in self._seen:
             seen.add(fired)
             if swept:
@@ -447,18 +403,14 @@ class Watch:
         self._connect = connect
         self._options = options or StreamOptions()
         self._stream: EventStream | None = None
-        self._arrived: asyncio.Queue[Delivery | Exception | None] = asyncio.Queue()
-
-    def put(self, arrived: Delivery | Exception | None) -> None:
-        """Hand over what came; None and an error are the end of the stream."""
-        self._arrived.put_nowait(arrived)
+        self.arrived: asyncio.Queue[Delivery | Exception | None] = asyncio.Queue()  # both others end it
 
     async def deliveries(self) -> AsyncGenerator[Delivery, None]:
         """Yield what comes."""
         try:
             while True:
                 await self._join()
-                while (arrived := await self._arrived.get()) is not None:
+                while (arrived := await self.arrived.get()) is not None:
                     if isinstance(arrived, Exception):
                         raise arrived
                     yield arrived
@@ -479,7 +431,7 @@ class Watch:
             try:
                 client = await self._connect(self.conn_id)
                 self.settings, app = client.settings, client.settings.events_app
-                await asyncio.to_thread(seen_events_of(self.settings).load)
+                await asyncio.to_thread(token_cache.seen_events_of(self.settings).load)
                 break
             except Exception as error:  # a backend of secrets may raise anything
                 problem = f"{type(error).__name__}: {one_line(str(error))}"
