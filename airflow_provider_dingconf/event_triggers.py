@@ -184,7 +184,7 @@ class ConferenceEventTrigger(BaseEventTrigger):
         super().__init__()  # type: ignore[no-untyped-call]
         self.dingtalk_conn_id = dingtalk_conn_id
         try:
-            self.filter = _event_filter(scenes, title_pattern, creator_id)
+            self.filter = EventFilter(scenes, title_pattern, creator_id)
         except InvalidInputError as error:
             raise InvalidFilterError(str(error)) from None
         self._watch: Watch | None = None
@@ -268,17 +268,6 @@ class ConferenceEventTrigger(BaseEventTrigger):
         delivery.sweep_ahead = delivery.sweep_ahead or bool(self._sweeps)
         if sweep:
             yield _fire(dict(_SWEEP))
-
-
-def _event_filter(scenes: object, title_pattern: object, creator_id: object) -> EventFilter:
-    """Return the filter in its one canonical form."""
-    given = [scenes] if isinstance(scenes, str) else scenes
-    if not isinstance(given, (list, tuple, set, frozenset)):
-        raise InvalidInputError(f"scenes: expected a list of texts, not {given!r}")
-    for name, value in (("title_pattern", title_pattern), ("creator_id", creator_id)):
-        if value is not None and (not isinstance(value, str) or not value):
-            raise InvalidInputError(f"{name}: expected a text that is not empty, not {value!r}")
-    return EventFilter(tuple(sorted(set(map(str, given)))), title_pattern, creator_id)  # type: ignore[arg-type]
 
 
 def _fire(payload: dict[str, Any]) -> TriggerEvent:

@@ -46,12 +46,12 @@ from airflow_provider_dingconf.dingtalk.conferences import (
     Conference,
     ConferenceFilter,
     Page,
+    Reference,
     check_named,
     check_reference,
     conference_call,
-    conferences_of,
+    list_call,
     query_call,
-    running_conferences_call,
     the_running,
 )
 from airflow_provider_dingconf.dingtalk.errors import (
@@ -91,8 +91,7 @@ if TYPE_CHECKING:
     from tenacity import RetryCallState
     from typing_extensions import Self, Unpack
 
-    from airflow_provider_dingconf.dingtalk.calls import Answer, Request
-    from airflow_provider_dingconf.dingtalk.conferences import Reference
+    from airflow_provider_dingconf.dingtalk.calls import Request, Response
     from airflow_provider_dingconf.dingtalk.events import Address
     from airflow_provider_dingconf.dingtalk.responses import Good
     from airflow_provider_dingconf.dingtalk.retries import Policy
@@ -266,33 +265,33 @@ class DingTalkConferenceHook(BaseHook):
         """
         return self._act(action, self._conference_id(conference_id, **named), Attempts())
 
-    def _act(self, action: str, conference_id: str, attempts: Attempts) -> LockResult:
+    def _act(self, action: str, meeting: Reference, attempts: Attempts) -> LockResult:
         try:
-            good = self._run(lock_call(conference_id, action), attempts)
+            good = self._run(lock_call(meeting, action), attempts)
         except DingTalkError:
             raise
         except BaseException:  # interrupted: the lock may have been made
             if action == "lock" and attempts.in_doubt:
-                self._undo_lock(conference_id)
+                self._undo_lock(meeting.value)
             raise
-        return _lock_result(action, conference_id, good, attempts)
+        return _lock_result(action, meeting.value, good, attempts)
 
     async def aact(self, action: str, conference_id: str | None = None, **named: Unpack[Named]) -> LockResult:
         """Lock or unlock a meeting; see :meth:`act`."""
         return await self._aact(action, await self._aconference_id(conference_id, **named), Attempts())
 
     async def _aact(
-        self, action: str, conference_id: str, attempts: Attempts, pace: Pace | None = None
+        self, action: str, meeting: Reference, attempts: Attempts, pace: Pace | None = None
     ) -> LockResult:
         try:
-            good = await self._arun(lock_call(conference_id, action), attempts, pace)
+            good = await self._arun(lock_call(meeting, action), attempts, pace)
         except DingTalkError:
             raise
         except BaseException:
             if action == "lock" and attempts.in_doubt:
-                await self._aundo_lock(conference_id)
+                await self._aundo_lock(meeting.value)
             raise
-        return _lock_result(action, conference_id, good, attempts)
+        return _lock_result(action, meeting.value, good, attempts)
 
     def lock_conferences(
         self,
@@ -364,7 +363,7 @@ class DingTalkConferenceHook(BaseHook):
         :param how: parameters of :meth:`lock_conferences`, where it is not to be quick.
         :returns: what came of each meeting; no error is raised.
         """
-        ids = check_conference_ids(conference_ids)
+        ids = [meeting.value for meeting in check_conference_ids(conference_ids)]
         another = self._another() if quickly else self._another(MAX_ATTEMPTS, MAX_SECONDS)
         if quickly:
             how = {"concurrency": UNDO_CONCURRENCY, "calls_per_second": UNDO_CALLS_PER_SECOND}
@@ -383,7 +382,8 @@ class DingTalkConferenceHook(BaseHook):
     ) -> list[ConferenceResult]:
         """Lock or unlock many meetings; see :meth:`act_all`."""
         check_bulk_limits(concurrency, calls_per_second)
-        ids = check_conference_ids(conference_ids)
+        meetings = {meeting.value: meeting for meeting in check_conference_ids(conference_ids)}
+        ids = list(meetings)
         if not ids:
             return []
         pace = Pace(calls_per_second)
@@ -392,7 +392,7 @@ class DingTalkConferenceHook(BaseHook):
             attempts = Attempts()
             await pace.turn()
             try:
-                done = await self._aact(action, conference_id, attempts, pace)
+                done = await self._aact(action, meetings[conference_id], attempts, pace)
             except DingTalkError as error:
                 if isinstance(error, ThrottledError) and not is_of_all(error):
                     pace.hold(error.retry_after or 0.0)
@@ -412,20 +412,20 @@ class DingTalkConferenceHook(BaseHook):
     def get_conference(self, conference_id: str | None = None, **named: Unpack[Named]) -> Conference:
         """Return a meeting, as DingTalk tells of it; parameters and errors as :meth:`lock_conference`.
 
-        Source: `Query a meeting <https://help.dingtalk.io/open/development/api-queryconferenceinfo>`__.
+        Source: `Query a meeting <https://help.dingtalk.io/open/development/querying-video-conference-information>`__.
 
         :raises ConferenceNotFoundError: DingTalk knows no such meeting.
         """
         reference = check_reference(conference_id, **named)
         if reference.name == "conference_id":
-            return cast("Conference", self._run(conference_call(reference.value)).content)
+            return cast("Conference", self._run(conference_call(reference)).content)
         return the_running(self._find(reference), reference)
 
     async def aget_conference(self, conference_id: str | None = None, **named: Unpack[Named]) -> Conference:
         """Return a meeting; see :meth:`get_conference`."""
         reference = check_reference(conference_id, **named)
         if reference.name == "conference_id":
-            return cast("Conference", (await self._arun(conference_call(reference.value))).content)
+            return cast("Conference", (await self._arun(conference_call(reference))).content)
         return the_running(await self._afind(reference), reference)
 
     def find_conferences(
@@ -435,7 +435,7 @@ class DingTalkConferenceHook(BaseHook):
 
         Source: `Query the meetings of a room code
         <https://help.dingtalk.io/open/development/api-queryconferenceinfobyroomcode>`__ and `of a schedule
-        <https://help.dingtalk.io/open/development/api-queryscheduleconferenceinfo>`__.
+        <https://help.dingtalk.io/open/development/query-appointment-meeting-history-meeting-information>`__.
         """
         return self._find(check_named(room_code, schedule_conference_id))
 
@@ -446,13 +446,24 @@ class DingTalkConferenceHook(BaseHook):
         return await self._afind(check_named(room_code, schedule_conference_id))
 
     def _find(self, reference: Reference) -> list[Conference]:
-        return list(_drive(conferences_of(reference), lambda call: self._run(call).content))
+        found: list[Conference] = []
+        tokens: list[str] = []
+        while True:
+            page: Page = self._run(list_call(reference, *tokens)).content
+            found += page.conferences
+            if page.next_token is None:
+                return found
+            tokens.append(page.next_token)
 
     async def _afind(self, reference: Reference) -> list[Conference]:
-        async def page_of(call: Call) -> Page:
-            return cast("Page", (await self._arun(call)).content)
-
-        return list(await _adrive(conferences_of(reference), page_of))
+        found: list[Conference] = []
+        tokens: list[str] = []
+        while True:
+            page: Page = (await self._arun(list_call(reference, *tokens))).content
+            found += page.conferences
+            if page.next_token is None:
+                return found
+            tokens.append(page.next_token)
 
     def running_conferences(
         self, *, title_pattern: str | None = None, creator_id: str | None = None
@@ -467,28 +478,34 @@ class DingTalkConferenceHook(BaseHook):
         :raises InvalidInputError: the pattern is no regular expression; nothing was sent.
         :raises DingTalkError: a call failed; the subclass says why.
         """
-        wanted, token, last = ConferenceFilter(title_pattern, creator_id), None, False
-        while not last:
-            page: Page = self._run(running_conferences_call(token)).content
+        wanted = ConferenceFilter(title_pattern, creator_id)
+        tokens: list[str] = []
+        while True:
+            page: Page = self._run(list_call(None, *tokens)).content
             yield from (one for one in page.conferences if wanted.takes(one.title, one.creator_id))
-            token, last = page.next_token, page.next_token is None
+            if page.next_token is None:
+                return
+            tokens.append(page.next_token)
 
     async def arunning_conferences(
         self, *, title_pattern: str | None = None, creator_id: str | None = None
     ) -> AsyncIterator[Conference]:
         """Yield the running meetings of the organisation; see :meth:`running_conferences`."""
-        wanted, token, last = ConferenceFilter(title_pattern, creator_id), None, False
-        while not last:
-            page: Page = (await self._arun(running_conferences_call(token))).content
+        wanted = ConferenceFilter(title_pattern, creator_id)
+        tokens: list[str] = []
+        while True:
+            page: Page = (await self._arun(list_call(None, *tokens))).content
             for one in page.conferences:
                 if wanted.takes(one.title, one.creator_id):
                     yield one
-            token, last = page.next_token, page.next_token is None
+            if page.next_token is None:
+                return
+            tokens.append(page.next_token)
 
     async def arunning_of(self, conference_ids: Sequence[str]) -> dict[str, Conference]:
         """Return those of some meetings that are running, by id: one call for each hundred.
 
-        Source: `Query meetings <https://help.dingtalk.io/open/development/api-queryconferenceinfobatch>`__.
+        Source: `Query meetings <https://help.dingtalk.io/open/development/batch-query-of-video-conference-information>`__.
 
         :raises DingTalkError: a call failed; the subclass says why.
         """
@@ -498,17 +515,19 @@ class DingTalkConferenceHook(BaseHook):
             found |= (await self._arun(call)).content
         return found
 
-    def _conference_id(self, conference_id: str | None, **named: Unpack[Named]) -> str:
-        """Return the id of the meeting that is named."""
+    def _conference_id(self, conference_id: str | None, **named: Unpack[Named]) -> Reference:
+        """Return the meeting that is named, by its id."""
         reference = check_reference(conference_id, **named)
-        by_id = reference.name == "conference_id"
-        return reference.value if by_id else self.get_conference(**named).conference_id
+        if reference.name == "conference_id":
+            return reference
+        return Reference("conference_id", self.get_conference(**named).conference_id)
 
-    async def _aconference_id(self, conference_id: str | None, **named: Unpack[Named]) -> str:
-        """Return the id of the meeting that is named; :meth:`_conference_id`, awaited."""
+    async def _aconference_id(self, conference_id: str | None, **named: Unpack[Named]) -> Reference:
+        """Return the meeting that is named, by its id; :meth:`_conference_id`, awaited."""
         reference = check_reference(conference_id, **named)
-        by_id = reference.name == "conference_id"
-        return reference.value if by_id else (await self.aget_conference(**named)).conference_id
+        if reference.name == "conference_id":
+            return reference
+        return Reference("conference_id", (await self.aget_conference(**named)).conference_id)
 
     @contextmanager
     def locked(self, conference_id: str | None = None, **named: Unpack[Named]) -> Iterator[LockResult]:
@@ -528,16 +547,16 @@ class DingTalkConferenceHook(BaseHook):
                 result = self._act("lock", found, Attempts())
             except DingTalkError as error:
                 if error.in_doubt:  # the lock may have been made, and its answer lost
-                    self._undo_lock(found)
+                    self._undo_lock(found.value)
                 raise
             try:
                 yield result
             except BaseException as error:
                 hold_termination()
-                self._unlock_at_last(found, error)
+                self._unlock_at_last(found.value, error)
                 raise
             hold_termination()
-            self._unlock_at_last(found)
+            self._unlock_at_last(found.value)
 
     @asynccontextmanager
     async def alocked(
@@ -554,16 +573,16 @@ class DingTalkConferenceHook(BaseHook):
                 result = await self._aact("lock", found, Attempts())
             except DingTalkError as error:
                 if error.in_doubt:
-                    await self._aundo_lock(found)
+                    await self._aundo_lock(found.value)
                 raise
             try:
                 yield result
             except BaseException as error:
                 with _unlocking_at_last(error):
-                    await to_the_end(self.aunlock_conference(found))
+                    await to_the_end(self.aunlock_conference(found.value))
                 raise
             with _unlocking_at_last():
-                await to_the_end(self.aunlock_conference(found))
+                await to_the_end(self.aunlock_conference(found.value))
 
     def _unlock_at_last(self, conference_id: str, earlier: BaseException | None = None) -> None:
         """Unlock after a block; where that is interrupted, once more, quickly."""
@@ -604,14 +623,17 @@ class DingTalkConferenceHook(BaseHook):
         method: str,
         path: str,
         *,
+        path_params: Mapping[str, str | int] | None = None,
         params: Mapping[str, Any] | None = None,
-        json: Mapping[str, Any] | None = None,
+        json: Mapping[str, Any] | list[Any] | None = None,
         repeatable: bool = True,
     ) -> dict[str, Any]:
         """Make any other call of DingTalk's API, with the same token, retries and errors.
 
         :param method: the HTTP method.
         :param path: the path, such as ``/v1.0/conference/orgConferences``.
+        :param path_params: values for the path's placeholders, as in ``/v1.0/im/chats/{id}``: each is
+            percent-encoded as one segment.
         :param params: query parameters: texts, numbers and booleans.
         :param json: the body.
         :param repeatable: whether the call may be sent again when its answer was lost. Say False for a call
@@ -620,7 +642,9 @@ class DingTalkConferenceHook(BaseHook):
         :raises InvalidInputError: method or path are unsound; nothing was sent.
         :raises DingTalkError: any other failure; the subclass says which.
         """
-        call = any_call(method, path, params=params, json=json, repeatable=repeatable)
+        call = any_call(
+            method, path, path_params=path_params, params=params, json=json, repeatable=repeatable
+        )
         return cast("dict[str, Any]", self._run(call).content)
 
     async def acall(
@@ -628,12 +652,15 @@ class DingTalkConferenceHook(BaseHook):
         method: str,
         path: str,
         *,
+        path_params: Mapping[str, str | int] | None = None,
         params: Mapping[str, Any] | None = None,
-        json: Mapping[str, Any] | None = None,
+        json: Mapping[str, Any] | list[Any] | None = None,
         repeatable: bool = True,
     ) -> dict[str, Any]:
         """Make any other call of DingTalk's API; see :meth:`call`."""
-        call = any_call(method, path, params=params, json=json, repeatable=repeatable)
+        call = any_call(
+            method, path, path_params=path_params, params=params, json=json, repeatable=repeatable
+        )
         return cast("dict[str, Any]", (await self._arun(call)).content)
 
     def test_connection(self) -> tuple[bool, str]:
@@ -644,7 +671,7 @@ class DingTalkConferenceHook(BaseHook):
         try:
             if self.settings.app is None:
                 with _whatever_it_may_read():
-                    self._run(running_conferences_call(max_results=1))
+                    self._run(list_call(max_results=1))
                 return True, _accepted(self.settings)
             until = time.monotonic() + self.max_seconds
             with (
@@ -662,7 +689,7 @@ class DingTalkConferenceHook(BaseHook):
             settings = await self._asettings()
             if settings.app is None:
                 with _whatever_it_may_read():
-                    await self._arun(running_conferences_call(max_results=1))
+                    await self._arun(list_call(max_results=1))
                 return True, _accepted(settings)
             until = time.monotonic() + self.max_seconds
             with self._logged(settings.app.token_call(), Attempts()):
@@ -747,7 +774,7 @@ class DingTalkConferenceHook(BaseHook):
         attempts = attempts or Attempts()
         settings, until = self.settings, time.monotonic() + self.max_seconds
 
-        def perform(want: TokenWanted | Request) -> Token | Answer:
+        def perform(want: TokenWanted | Request) -> Token | Response:
             if isinstance(want, TokenWanted):
                 token = self._token(want.refused, until)
                 _left(until)
@@ -774,7 +801,7 @@ class DingTalkConferenceHook(BaseHook):
         settings, until = await self._asettings(), time.monotonic() + self.max_seconds
         async with self._opened() as transport:
 
-            async def perform(want: TokenWanted | Request) -> Token | Answer:
+            async def perform(want: TokenWanted | Request) -> Token | Response:
                 if isinstance(want, TokenWanted):
                     token = await self._atoken(transport, want.refused, until)
                     _left(until)
@@ -899,11 +926,11 @@ class DingTalkConferenceHook(BaseHook):
         shelf_of(self.settings).put(token)
         return token
 
-    def _send(self, request: Request, until: float) -> Answer:
+    def _send(self, request: Request, until: float) -> Response:
         self._check_ban()
         return self._transport.send(request, _left(until))
 
-    async def _asend(self, transport: AsyncTransport, request: Request, until: float) -> Answer:
+    async def _asend(self, transport: AsyncTransport, request: Request, until: float) -> Response:
         self._check_ban()
         return await transport.send(request, _left(until))
 
@@ -1053,7 +1080,7 @@ def _accepted(settings: Settings) -> str:
 
 def _bought(settings: Settings, token: Token) -> str:
     app = _app(settings)
-    until = datetime.fromtimestamp(token.bought_at + (token.lifetime or 0), timezone.utc)
+    until = datetime.fromtimestamp(token.fetched_at + (token.lifetime or 0), timezone.utc)
     return (
         f"{settings.base_url} gave an access token for the {app.kind} {app.client_id}, "
         f"valid until {until:%Y-%m-%d %H:%M:%S} UTC."

@@ -426,7 +426,7 @@ class _ConferenceOperator(BaseOperator):
         from airflow_provider_dingconf.client.bulk import check_conference_ids
 
         if not self.running:
-            return check_conference_ids(self.conference_id)
+            return [meeting.value for meeting in check_conference_ids(self.conference_id)]
         wanted = {name: getattr(self, name) for name in self._filters}
         for name, value in wanted.items():
             if not value:

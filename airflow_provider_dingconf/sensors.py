@@ -59,8 +59,9 @@ class ConferenceSensor(BaseSensorOperator):
     The XCom is the meeting, a dict: ``conference_id``, ``title``, ``status``, ``room_code``, ``start_time``
     and ``end_time`` in ISO 8601, ``creator_id``, ``creator_nick``, ``join_url``, ``schedule_conference_id``,
     ``biz_type``; None is what DingTalk does not tell.
-    Source: `Query a meeting <https://help.dingtalk.io/open/development/api-queryconferenceinfo>`__ and the
-    pages beside it.
+    Source: `Query a meeting
+    <https://help.dingtalk.io/open/development/querying-video-conference-information>`__ and the pages
+    beside it.
 
     :param conference_id: the meeting's conferenceId, or the XCom of another such task, or of a lock.
         (templated)
@@ -231,7 +232,8 @@ class ConferenceSensor(BaseSensorOperator):
         return PokeReturnValue(True, conference.as_dict()), conference
 
     def _reference(self) -> Reference:
-        return check_reference(**{self.named_by: conference_id_in(getattr(self, self.named_by)) or ""})
+        value = getattr(self, self.named_by)
+        return check_reference(**{self.named_by: "" if value is None else value})
 
     def _ask(self, hook: DingTalkConferenceHook, reference: Reference) -> Conference | None:
         """Return the meeting; None where none is running under the name."""

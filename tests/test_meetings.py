@@ -19,6 +19,7 @@ from airflow_provider_dingconf.dingtalk.errors import (
     ConferenceNotFoundError,
     ConferenceNotRunningError,
     CredentialsError,
+    DingTalkError,
     InvalidConferenceIdError,
     InvalidInputError,
     ParameterError,
@@ -103,10 +104,10 @@ def test_more_than_one_running_is_an_error_that_lists_them(face: Any, sandbox: S
 @pytest.mark.parametrize(
     ("named", "said"),
     [
-        ({}, "conference_id: expected a string, got None"),
+        ({}, "conference_id: it is missing, or a template or XCom rendered to None"),
         ({"room_code": ""}, "room_code: it is empty"),
         ({"room_code": " - "}, "room_code: it is empty"),
-        ({"room_code": 1234567890}, "room_code: expected a string, got 1234567890"),
+        ({"room_code": 1234567890.0}, "room_code: expected a string, got 1234567890.0 of type float"),
         ({"room_code": "12/34"}, "cannot stand in a room code"),
         ({"schedule_conference_id": "a?b"}, "cannot stand in a schedule conference id"),
         ({"conference_id": "a", "room_code": "1"}, "conference_id and room_code are given; give one of"),
@@ -196,9 +197,9 @@ def test_the_running_meetings_can_be_chosen_by_title_and_creator(face: Any, sand
     sandbox.create_conference("Exam 3", creator_id="kim")
     found = running(face, face.hook(), title_pattern="^Exam", creator_id="chris")
     assert [one.conference_id for one in found] == [wanted]
-    with pytest.raises(InvalidInputError, match="title_pattern: '' is not a text"):
+    with pytest.raises(InvalidInputError, match="title_pattern: it is empty"):
         running(face, face.hook(), title_pattern="")
-    with pytest.raises(InvalidInputError, match="title_pattern: it is not a regular expression"):
+    with pytest.raises(InvalidInputError, match=r"title_pattern: '\(' is not a regular expression"):
         running(face, face.hook(), title_pattern="(")
 
 
@@ -318,7 +319,7 @@ def test_an_error_that_concerns_all_is_not_met_again_for_each(
     ("ids", "options", "said"),
     [
         (["ok", "a/b"], {}, "number 1 of the list, conference_id: 'a/b' has '/'"),
-        (["ok", None], {}, "number 1 of the list, conference_id: expected a string"),
+        (["ok", None], {}, "number 1 of the list, conference_id: it is missing"),
         ("abc", {}, "conference_ids: expected a list of conferenceIds, got a str"),
         (7, {}, "conference_ids: expected a list of conferenceIds, got a int"),
         (["ok"], {"concurrency": 0}, "concurrency: 0 is not"),
@@ -387,3 +388,34 @@ def test_a_room_code_that_is_none_is_refused_by_dingtalk(face: Any) -> None:
         face.do("find_conferences", room_code="not-digits")
     with pytest.raises(InvalidConferenceIdError, match="room_code: it is missing"):
         face.do("find_conferences")
+
+
+# Any other call
+
+
+@pytest.mark.parametrize(
+    ("path", "path_params"),
+    [("/v1.0/im/chats/{id}", {"id": "cid//Vc7N=="}), ("/v1.0/im/chats/cid%2F%2FVc7N%3D%3D", None)],
+    ids=["a path parameter", "an encoded path"],
+)
+def test_a_path_parameter_stays_one_segment_on_the_wire(
+    face: Any, sandbox: Sandbox, path: str, path_params: Any
+) -> None:
+    with pytest.raises(DingTalkError):  # the sandbox has no such call
+        face.do("call", "GET", path, path_params=path_params)
+    assert sandbox.calls[-1].path == "/v1.0/im/chats/cid%2F%2FVc7N%3D%3D"
+
+
+def test_a_room_code_that_a_template_rendered_natively_is_taken(face: Any, sandbox: Sandbox) -> None:
+    meeting = sandbox.create_conference(room_code="1234567890")
+    assert face.do("lock_conference", room_code=1234567890)["conference_id"] == meeting
+
+
+@pytest.mark.parametrize("xcom", [{"id": "c", "title": "t"}, {"conference_id": None, "success": False}])
+def test_an_xcom_without_a_conference_id_is_refused_with_its_keys(
+    face: Any, sandbox: Sandbox, xcom: dict[str, Any]
+) -> None:
+    with pytest.raises(InvalidConferenceIdError) as raised:
+        face.do("lock_conference", xcom)
+    assert all(repr(key) in str(raised.value) for key in xcom)
+    assert sandbox.calls == []

@@ -89,7 +89,7 @@ EXTRA_TASKS: dict[str, dict[str, Any]] = {
 }
 MISTAKES = {
     "empty": "it is empty",
-    "none": "got None of type NoneType",
+    "none": "conference_id: it is missing, or a template or XCom rendered to None",
     "number": "of type int",
     "two-segments": "'a/b' has '/', which cannot stand in a conference id",
 }

@@ -193,11 +193,19 @@ def test_in_each_mode_soft_fail_skips_what_would_fail(ran: Ran, mode: str) -> No
 
 @pytest.mark.parametrize("mode", ["poking", "rescheduled"])
 def test_a_sensor_links_to_the_meeting_it_has_found(ran: Ran, mode: str) -> None:
-    assert ran.links(mode) == [f"{INTERNATIONAL}/api-queryconferenceinfo", "", result(ran, mode)["join_url"]]
+    assert ran.links(mode) == [
+        f"{INTERNATIONAL}/querying-video-conference-information",
+        "",
+        result(ran, mode)["join_url"],
+    ]
 
 
 def test_a_sensor_that_met_an_error_links_to_the_error_codes(ran: Ran) -> None:
-    links = [f"{INTERNATIONAL}/api-queryconferenceinfo", f"{INTERNATIONAL}/server-api-error-codes-1", ""]
+    links = [
+        f"{INTERNATIONAL}/querying-video-conference-information",
+        f"{INTERNATIONAL}/server-api-error-codes-1",
+        "",
+    ]
     assert ran.links("unknown") == links
 
 
@@ -333,7 +341,7 @@ def test_a_deferrable_sensor_waits_in_the_triggerer(sandbox: Sandbox, conn: Any)
     ti: Any = Instance()
     told = getattr(sensor, wish.method_name)({"ti": ti}, event, **wish.kwargs)
     assert told["conference_id"] == meeting
-    page = f"{INTERNATIONAL}/api-queryconferenceinfo"
+    page = f"{INTERNATIONAL}/querying-video-conference-information"
     kept = {"documentation": page, "join": told["join_url"]}
     assert (getattr(sensor, LINKS_KEY) if AIRFLOW_V_3_0_PLUS else ti.pushed[LINKS_KEY]) == kept
 

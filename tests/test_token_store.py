@@ -391,7 +391,7 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
     "a bit in the middle": lambda content: content[:60] + bytes([content[60] ^ 4]) + content[61:],
     "nothing but zeros": lambda content: bytes(len(content)),
     "text": lambda _: b"a shopping list, and no more than that",
-    "json": lambda _: json.dumps({"value": "forged", "bought_at": 0, "lifetime": None}).encode(),
+    "json": lambda _: json.dumps({"value": "forged", "fetched_at": 0, "lifetime": None}).encode(),
     "much": lambda _: b"A" * 10**7,
     "no text at all": lambda _: bytes(range(256)),
 }
@@ -636,7 +636,7 @@ def test_a_refused_token_is_outdone_by_what_was_bought_after_the_clock_went_back
 
 def test_a_token_that_dingtalk_renewed_is_newer_though_its_value_is_the_same(private: Path) -> None:
     file = SharedFile(private / "a.token")
-    renewed = replace(TOKEN, bought_at=1_100)
+    renewed = replace(TOKEN, fetched_at=1_100)
     one, other = (Shelf("the-secret", file) for _ in range(2))
     one.put(TOKEN)
     assert other.token(None, now=1_001) == TOKEN

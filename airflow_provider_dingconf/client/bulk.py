@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_dingconf.dingtalk.calls import check_conference_id
+from airflow_provider_dingconf.dingtalk.conferences import Reference, check_reference
 from airflow_provider_dingconf.dingtalk.errors import DingTalkError, InvalidConferenceIdError
 
 if TYPE_CHECKING:
@@ -89,8 +89,8 @@ class Pace:
         self._held_until = max(self._held_until, time.monotonic() + seconds)
 
 
-def check_conference_ids(conference_ids: object) -> list[str]:
-    """Return the ids, each once, if every one of them is sound.
+def check_conference_ids(conference_ids: object) -> list[Reference]:
+    """Return the meetings, each once, if every id is valid.
 
     :raises InvalidConferenceIdError: they are no collection of ids, or one is not one path segment.
     """
@@ -98,14 +98,13 @@ def check_conference_ids(conference_ids: object) -> list[str]:
         raise InvalidConferenceIdError(
             f"conference_ids: expected a list of conferenceIds, got a {type(conference_ids).__name__}"
         )
-    ids = list(conference_ids)
-    try:
-        for conference_id in ids:
-            check_conference_id(conference_id)
-    except InvalidConferenceIdError as error:
-        where = ids.index(conference_id)
-        raise InvalidConferenceIdError(f"number {where} of the list, {error.message}") from None
-    return list(dict.fromkeys(ids))
+    meetings: dict[Reference, None] = {}
+    for number, conference_id in enumerate(conference_ids):
+        try:
+            meetings[check_reference(conference_id)] = None
+        except InvalidConferenceIdError as error:  # noqa: PERF203
+            raise InvalidConferenceIdError(f"number {number} of the list, {error.message}") from None
+    return list(meetings)
 
 
 async def each_of(

@@ -31,7 +31,7 @@ from urllib3.exceptions import ReadTimeoutError
 from yarl import URL
 
 from airflow_provider_dingconf.client.deadline import DeadlineAdapter, deadline
-from airflow_provider_dingconf.dingtalk.calls import TOKEN_HEADER, Answer, Request
+from airflow_provider_dingconf.dingtalk.calls import TOKEN_HEADER, Request, Response
 from airflow_provider_dingconf.dingtalk.errors import (
     CallTimeoutError,
     CertificateError,
@@ -69,7 +69,7 @@ class Transport:
         self._adapter = self._session.get_adapter(settings.base_url)
         self._options = _with_environment(self._session, settings)
 
-    def send(self, request: Request, seconds: float) -> Answer:
+    def send(self, request: Request, seconds: float) -> Response:
         """Send a request and return the answer.
 
         :param request: what goes over the wire.
@@ -134,7 +134,7 @@ class AsyncTransport:
             await self._session.close()
             self._session = None
 
-    async def send(self, request: Request, seconds: float) -> Answer:
+    async def send(self, request: Request, seconds: float) -> Response:
         """Send a request and return the answer.
 
         :param request: what goes over the wire.
@@ -307,8 +307,8 @@ def _cached_tls_context(
     return context
 
 
-def _answer(status: int, headers: Mapping[str, str], content: bytes) -> Answer:
-    return Answer(status, {name.lower(): value for name, value in headers.items()}, content)
+def _answer(status: int, headers: Mapping[str, str], content: bytes) -> Response:
+    return Response(status, {name.lower(): value for name, value in headers.items()}, content)
 
 
 def _transport_error(

@@ -209,7 +209,7 @@ class Shelf:
             self._thread_lock.release()
 
     def _encrypted(self, token: Token) -> bytes:
-        content = {"value": token.value, "bought_at": token.bought_at, "lifetime": token.lifetime}
+        content = {"value": token.value, "fetched_at": token.fetched_at, "lifetime": token.lifetime}
         return _sealed(content, self._secret, _TOKEN)
 
     def _decrypted(self, content: bytes | None) -> Token | None:

@@ -1,19 +1,19 @@
 """DingTalk's documented calls as plain values: method, path, body, and the documentation page.
 
-A :class:`Call` says what to ask for. With the access token it becomes a :class:`Request`, the bytes
-for the wire; an :class:`Answer` is what came back. Nothing here sends anything.
+A :class:`Call` says what to ask for. With the access token it becomes a :class:`Request`, the bytes for the
+wire; a :class:`Response` is what DingTalk sends back. Nothing here sends anything.
 """
 
 from __future__ import annotations
 
-import json
+import json as jsonlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
-from urllib.parse import quote, urlencode
+from urllib.parse import quote, unquote, urlencode
 
 from airflow_provider_dingconf import __version__
 from airflow_provider_dingconf.dingtalk.errors import InvalidConferenceIdError, InvalidInputError
@@ -21,10 +21,12 @@ from airflow_provider_dingconf.dingtalk.errors import InvalidConferenceIdError, 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from airflow_provider_dingconf.dingtalk.conferences import Reference
+
 INTERNATIONAL_HOST = "https://api.dingtalk.io"
 CHINA_HOST = "https://api.dingtalk.com"
 
-# A header's name, and no secret.
+# The name of a header, not a secret.
 TOKEN_HEADER = "x-acs-dingtalk-access-token"  # noqa: S105  # nosec B105
 USER_AGENT = f"airflow-provider-dingconf/{__version__}"
 
@@ -33,9 +35,11 @@ ERROR_CODES_PAGE = "server-api-error-codes-1"
 
 MAX_CONFERENCE_ID_LENGTH = 256
 
-# RFC 3986's characters of a path segment, less "%": what is sent is then what was given.
-_SEGMENT = re.compile(r"[A-Za-z0-9\-._~!$&'()*+,;=:@]+")
-_PATH = re.compile(rf"(/{_SEGMENT.pattern})+")
+# RFC 3986's characters of a path segment, less "%": they go over the wire unchanged.
+_CHAR = r"[A-Za-z0-9\-._~!$&'()*+,;=:@]"
+_SEGMENT = re.compile(f"{_CHAR}+")
+_PATH = re.compile(f"(/({_CHAR}|%[0-9A-Fa-f]{{2}})+)+")
+_PLACEHOLDER = re.compile(r"\{([^{}/]*)\}")
 _METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE"})
 
 
@@ -43,30 +47,30 @@ _METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE"})
 class Call:
     """One call of DingTalk's API.
 
-    :param name: what a log calls it.
+    :param name: the name of the call in a log.
     :param method: the HTTP method.
-    :param path: the path, beginning with ``/``.
+    :param path: the path, percent-encoded, beginning with ``/``.
     :param body: the JSON body; None sends none.
     :param params: the query parameters.
     :param page: the name of the call's page in DingTalk's documentation.
-    :param buys_token: whether the call goes with the app's credentials, as the one that buys an access token
-        does, and so carries no token.
-    :param repeatable: whether sending it twice does no more than sending it once.
-    :param confirms: the field of a good answer that is True; None where the call documents none.
-    :param read: makes of a good answer's JSON object what is wanted; raises an AnswerError where it holds
-        something else.
+    :param with_credentials: whether the app's credentials are in the body, and no access token is sent.
+    :param repeatable: whether sending the call twice has the same effect as sending it once.
+    :param any_body: whether a successful response may have no body or any JSON, not only a JSON object.
+    :param confirms: the field that is True in a successful response; None if the call documents none.
+    :param read: converts the JSON of a successful response, or raises a ResponseError.
     """
 
     name: str
     method: str
     path: str
-    body: Mapping[str, Any] | None = field(default=None, repr=False)
+    body: Mapping[str, Any] | list[Any] | None = field(default=None, repr=False)
     params: Mapping[str, Any] | None = None
     page: str | None = None
-    buys_token: bool = False
+    with_credentials: bool = False
     repeatable: bool = True
+    any_body: bool = False
     confirms: str | None = None
-    read: Callable[[dict[str, Any]], Any] = field(default=dict, repr=False, compare=False)
+    read: Callable[[Any], Any] = field(default=lambda content: content, repr=False, compare=False)
 
     def request(self, access_token: str | None = None) -> Request:
         """Return the request for the wire: what DingTalk's official SDK sends, and nothing else."""
@@ -82,12 +86,12 @@ class Call:
     def _content(self) -> bytes | None:
         if self.body is None:
             return None
-        return json.dumps(self.body, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+        return jsonlib.dumps(self.body, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
 
 
 @dataclass(frozen=True)
 class Request:
-    """What goes over the wire.
+    """A request for the wire.
 
     :param target: path and query, percent-encoded.
     :param content: the body's bytes; None for no body.
@@ -100,8 +104,8 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What came back.
+class Response:
+    """A response from the wire.
 
     :param status: the HTTP status.
     :param headers: the headers, their names in lower case.
@@ -113,20 +117,181 @@ class Answer:
     content: bytes = field(repr=False)
 
 
+def lock_call(meeting: Reference, action: str) -> Call:
+    """Return the call that locks or unlocks a meeting.
+
+    Source: `Lock a meeting <https://help.dingtalk.io/open/development/api-lockconference>`__.
+
+    :param meeting: the meeting by its ``conference_id``.
+    :param action: ``lock`` or ``unlock``.
+    :raises InvalidInputError: the action is another one, or the meeting is named by something else.
+    """
+    if action not in ("lock", "unlock"):
+        raise InvalidInputError(f"action: {shown(action)} is neither lock nor unlock")
+    path = f"/v1.0/conference/videoConferences/{meeting.conference_id}/lock"
+    name, body = f"{action} {meeting.conference_id}", {"action": action}
+    return Call(name, "POST", path, body, page=LOCK_PAGE, confirms="success")
+
+
+def any_call(
+    method: str,
+    path: str,
+    *,
+    path_params: Mapping[str, str | int] | None = None,
+    params: Mapping[str, Any] | None = None,
+    json: Mapping[str, Any] | list[Any] | None = None,
+    repeatable: bool = True,
+) -> Call:
+    """Return any other call.
+
+    :param method: the HTTP method.
+    :param path: the path, such as ``/v1.0/im/chats/{id}``; it may be percent-encoded already.
+    :param path_params: values for the placeholders, each percent-encoded as one path segment.
+    :param params: query parameters: texts, numbers and booleans.
+    :param json: the body, a dict or a list.
+    :param repeatable: whether sending the call twice has the same effect as sending it once.
+    :raises InvalidInputError: a parameter cannot be sent; the message names it.
+    """
+    method = str(method).upper()
+    if method not in _METHODS:
+        raise InvalidInputError(f"method: {shown(method)} is not one of {', '.join(sorted(_METHODS))}")
+    if json is not None and not isinstance(json, (Mapping, list)):
+        raise InvalidInputError(
+            f"json: a body of type {type(json).__name__} cannot be sent; give a dict or a list"
+        )
+    path = _filled(path, path_params)
+    call = Call(f"{method} {path}", method, path, json, params, repeatable=repeatable, any_body=True)
+    try:
+        call.request()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidInputError(f"params or json: they cannot be sent: {error}") from None
+    return call
+
+
+def _filled(path: object, path_params: object) -> str:
+    """Return the path with every placeholder replaced by its value, percent-encoded."""
+    values = {} if path_params is None else path_params
+    if not isinstance(values, Mapping):
+        raise InvalidInputError(f"path_params: expected a dict of values by name, got {shown(path_params)}")
+    template = path if isinstance(path, str) else ""
+    names = dict.fromkeys(_PLACEHOLDER.findall(template))
+    for name in names.keys() - values.keys():
+        raise InvalidInputError(
+            f"path_params: {shown(name)} is missing, for which the path has a placeholder"
+        )
+    for name in values.keys() - names.keys():
+        raise InvalidInputError(
+            f"path_params: the path has no placeholder for {shown(name)}; write it in braces"
+        )
+    encoded = {name: _encoded(name, values[name]) for name in names}
+    filled = _PLACEHOLDER.sub(lambda placeholder: encoded[placeholder[1]], template)
+    if not _PATH.fullmatch(filled) or _has_dots(unquote(filled)):
+        raise InvalidInputError(
+            f"path: {shown(path)} is not a plain absolute path such as /v1.0/conference/orgConferences; "
+            "query parameters go into params, and values with other characters into path_params"
+        )
+    return filled
+
+
+def _encoded(name: str, value: object) -> str:
+    parameter = f"path_params: {shown(name)}"
+    text = check_text(parameter, digits_of(value))
+    if _has_dots(text):
+        raise InvalidInputError(f"{parameter}: {shown(text)} would change the path; dots cannot be a segment")
+    try:
+        return quote(text, safe="")
+    except UnicodeEncodeError as error:
+        raise InvalidInputError(f"{parameter}: it cannot be sent: {error}") from None
+
+
+def _has_dots(text: str) -> bool:
+    """Return whether a server that decodes slashes would find a ``.`` or ``..`` among the segments."""
+    return not {".", ".."}.isdisjoint(re.split(r"[/\\]", text))
+
+
 def _query(params: Mapping[str, Any]) -> dict[str, str]:
     """Return query parameters as texts.
 
-    :raises TypeError: they are no mapping, or one of them is neither a text nor a number nor a boolean.
+    Lists are refused: DingTalk's SDK sends ``ids.1=a&ids.2=b`` for some calls, a JSON text for others.
+
+    :raises TypeError: they are not a mapping of texts, numbers and booleans.
     """
     if not isinstance(params, Mapping):
         raise TypeError(f"params is a {type(params).__name__}, not a mapping")
-    texts = {}
     for name, value in params.items():
         if not isinstance(value, (str, int, float)):
-            raise TypeError(f"{_shown(name)} is a {type(value).__name__}, not a text, a number or a boolean")
-        texts[name] = str(value).lower() if isinstance(value, bool) else str(value)
-    return texts
+            raise TypeError(f"{shown(name)} is a {type(value).__name__}, not a text, a number or a boolean")
+    return {
+        name: str(value).lower() if isinstance(value, bool) else str(value) for name, value in params.items()
+    }
 
+
+# Checks of input
+
+_NAMES = (
+    "conference_id takes a meeting's conferenceId, room_code a room code as DingTalk shows it, "
+    "schedule_conference_id a schedule's scheduleConferenceId"
+)
+
+
+def check_segment(name: str, value: object) -> str:
+    """Return a value that names a meeting, if it is one path segment.
+
+    DingTalk's SDK turns a conference id of ``a/../b`` into ``b``; here such a value is refused.
+
+    :param name: its parameter: ``conference_id``, ``room_code`` or ``schedule_conference_id``.
+    :raises InvalidConferenceIdError: the value is anything else.
+    """
+    text = check_text(name, value, InvalidConferenceIdError)
+    if len(text) > MAX_CONFERENCE_ID_LENGTH:
+        problem = f"it has {len(text)} characters, more than {MAX_CONFERENCE_ID_LENGTH}"
+    elif text in {".", ".."}:
+        problem = f"{text!r} would change the path of the call"
+    elif not _SEGMENT.fullmatch(text):
+        wrong = next(char for char in text if not _SEGMENT.fullmatch(char))
+        problem = f"{shown(text)} has {wrong!a}, which cannot stand in a {name.replace('_', ' ')}"
+    else:
+        return text
+    raise InvalidConferenceIdError(f"{name}: {problem}; {_NAMES}")
+
+
+def check_text(name: str, value: object, error: type[InvalidInputError] = InvalidInputError) -> str:
+    """Return a text that a template may have rendered.
+
+    :param name: the parameter that has the value.
+    :param error: the class of the error.
+    :raises InvalidInputError: the value is not a string, or is what a template without a value renders to.
+    """
+    if value is None or (isinstance(value, str) and value.strip() in ("", "None")):
+        problem = "expected a string, got None" if value is None else "it is 'None'"
+        if isinstance(value, str) and not value.strip():
+            problem = "it is blank" if value else "it is empty"
+        raise error(
+            f"{name}: {problem}, as a template or XCom without a value renders; check where it comes from"
+        )
+    if not isinstance(value, str):
+        raise error(
+            f"{name}: expected a string, got {shown(value)} of type {type(value).__name__}; if it comes from "
+            "a template, render_template_as_native_obj=True is the likely cause: quotes in it keep a string"
+        )
+    return value
+
+
+def digits_of(value: object) -> object:
+    """Return an int as its digits, from which native rendering made it; any other value unchanged."""
+    return str(value) if type(value) is int and 0 <= value < 10**18 else value
+
+
+def shown(value: object) -> str:
+    """Return a value for a message, in ASCII and short."""
+    try:
+        text = ascii(value)
+    except (ValueError, RecursionError):  # an int of thousands of digits, a deep list
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+# Fields of a response
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _UNSTORABLE = re.compile("[\0\ud800-\udfff]")
@@ -135,22 +300,22 @@ _UNSTORABLE = re.compile("[\0\ud800-\udfff]")
 def text_of(content: Mapping[str, Any], *names: str) -> str | None:
     """Return the first of the named fields of a JSON object that holds a text or a whole number.
 
-    What no database takes is replaced: NUL, and half of a surrogate pair, as in a text cut within an emoji.
+    NUL and half of a surrogate pair, as in a text cut within an emoji, are replaced: no database takes them.
 
     :param content: what DingTalk sent.
-    :param names: the names it may have, in order of preference.
+    :param names: the names the field may have, in order of preference.
     """
     for name in names:
         value = content.get(name)
         if isinstance(value, str) and value:
             return _UNSTORABLE.sub("\N{REPLACEMENT CHARACTER}", value)
-        if isinstance(value, int) and not isinstance(value, bool):
+        if type(value) is int:  # not a bool
             return str(value)
     return None
 
 
 def moment_of(content: Mapping[str, Any], name: str) -> datetime | None:
-    """Return the moment of a field of milliseconds since the epoch; None where it holds none, or 0."""
+    """Return the moment in a field of milliseconds since the epoch; None if the field holds none, or 0."""
     milliseconds = text_of(content, name) or ""
     if not re.fullmatch("0*[1-9][0-9]{0,14}", milliseconds):
         return None
@@ -160,119 +325,12 @@ def moment_of(content: Mapping[str, Any], name: str) -> datetime | None:
         return None
 
 
-def lock_call(conference_id: str, action: str) -> Call:
-    """Return the call that locks or unlocks a meeting.
-
-    Source: `Lock a meeting <https://help.dingtalk.io/open/development/api-lockconference>`__.
-
-    :param conference_id: the meeting's id.
-    :param action: ``lock`` or ``unlock``.
-    :raises InvalidConferenceIdError: the id is not one path segment.
-    :raises InvalidInputError: there is no such action.
-    """
-    if action not in ("lock", "unlock"):
-        raise InvalidInputError(f"action: {_shown(action)} is neither lock nor unlock")
-    return Call(
-        name=f"{action} {conference_id}",
-        method="POST",
-        path=f"/v1.0/conference/videoConferences/{check_conference_id(conference_id)}/lock",
-        body={"action": action},
-        page=LOCK_PAGE,
-        confirms="success",
-    )
-
-
-def any_call(
-    method: str,
-    path: str,
-    *,
-    params: Mapping[str, Any] | None = None,
-    json: Mapping[str, Any] | None = None,
-    repeatable: bool = True,
-) -> Call:
-    """Return any other call, once its method and path are found to be sound.
-
-    :raises InvalidInputError: the method is unknown, the path is not a plain absolute path, or a parameter or
-        the body cannot be sent.
-    """
-    method = str(method).upper()
-    if method not in _METHODS:
-        raise InvalidInputError(f"method: {method!r} is not one of {', '.join(sorted(_METHODS))}")
-    if not isinstance(path, str) or not _PATH.fullmatch(path) or {".", ".."} & set(path.split("/")):
-        raise InvalidInputError(
-            f"path: {_shown(path)} is not a plain absolute path such as /v1.0/conference/orgConferences; "
-            "query parameters go into params"
-        )
-    call = Call(
-        name=f"{method} {path}", method=method, path=path, body=json, params=params, repeatable=repeatable
-    )
-    try:
-        call.request()
-    except (TypeError, ValueError, RecursionError) as error:
-        raise InvalidInputError(f"params or json: they cannot be sent: {error}") from None
-    return call
-
-
-def check_conference_id(conference_id: object) -> str:
-    """Return the conference id, if it is one path segment.
-
-    DingTalk's SDK turns an id of ``a/../b`` into ``b``: what is not a segment is refused here instead.
-
-    :raises InvalidConferenceIdError: it is anything else.
-    """
-    return check_segment("conference_id", conference_id)
-
-
-_WHAT_TO_GIVE = {
-    "conference_id": "give the meeting's conferenceId",
-    "room_code": "give what DingTalk shows as the meeting's room code",
-    "schedule_conference_id": "give the schedule's scheduleConferenceId",
-}
-
-
-def check_segment(name: str, value: object) -> str:
-    """Return what names a meeting, if it is one path segment.
-
-    :param name: the parameter it was given as.
-    :raises InvalidConferenceIdError: it is anything else.
-    """
-    problem = _problem_of_segment(name, value)
-    if problem:
-        raise InvalidConferenceIdError(f"{name}: {problem}; {_WHAT_TO_GIVE[name]}")
-    return str(value)
-
-
-def _problem_of_segment(name: str, value: object) -> str | None:
-    if not isinstance(value, str):
-        return f"expected a string, got {_shown(value)} of type {type(value).__name__}"
-    if not value.strip():
-        return "it is empty" if not value else "it is blank"
-    if len(value) > MAX_CONFERENCE_ID_LENGTH:
-        return f"it has {len(value)} characters, more than {MAX_CONFERENCE_ID_LENGTH}"
-    if value in {".", ".."}:
-        return f"{value!r} names another path"
-    if not _SEGMENT.fullmatch(value):
-        wrong = next(char for char in value if not _SEGMENT.fullmatch(char))
-        return f"{_shown(value)} has {wrong!a}, which cannot stand in a {name.replace('_', ' ')}"
-    return None
-
-
-def _shown(value: object) -> str:
-    """Return the value as it may stand in a message: in ASCII and short."""
-    shown = ascii(value)
-    return shown if len(shown) <= 80 else f"{shown[:77]}..."
-
-
 def documentation_url(page: str, base_url: str = INTERNATIONAL_HOST) -> str:
-    """Return the address of a documentation page, on the site that goes with the host.
+    """Return the address of a documentation page.
 
     :param page: the page's name.
-    :param base_url: the host that is called: mainland China has a documentation site of its own.
+    :param base_url: the host that is called: mainland China has its own documentation site.
     """
     china = base_url.rstrip("/").endswith(".dingtalk.com")
-    site = (
-        "https://open.dingtalk.com/document/development"
-        if china
-        else "https://help.dingtalk.io/open/development"
-    )
-    return f"{site}/{quote(page)}"
+    site = "open.dingtalk.com/document/development" if china else "help.dingtalk.io/open/development"
+    return f"https://{site}/{quote(page)}"

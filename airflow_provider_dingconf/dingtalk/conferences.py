@@ -1,7 +1,7 @@
-"""Meetings as DingTalk tells of them: the calls that read, and their answers as typed values.
+"""Meetings: what names one, the calls that read them, and their responses as typed values.
 
-Source: `Query a meeting <https://help.dingtalk.io/open/development/api-queryconferenceinfo>`__ and the pages
-beside it.
+Source: `Query a meeting
+<https://help.dingtalk.io/open/development/querying-video-conference-information>`__ and the pages beside it.
 """
 
 from __future__ import annotations
@@ -15,13 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_dingconf.dingtalk.calls import (
     Call,
-    check_conference_id,
     check_segment,
+    check_text,
+    digits_of,
     moment_of,
+    shown,
     text_of,
 )
+from airflow_provider_dingconf.dingtalk.errors import AnswerError as ResponseError
 from airflow_provider_dingconf.dingtalk.errors import (
-    AnswerError,
     ConferenceClosedError,
     ConferenceNotRunningError,
     InvalidConferenceIdError,
@@ -29,7 +31,7 @@ from airflow_provider_dingconf.dingtalk.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
 BATCH = 100
 """Meetings in one batch query; DingTalk documents no limit."""
@@ -37,56 +39,57 @@ BATCH = 100
 PAGE = 20
 """Meetings on one page of a list; DingTalk documents no limit."""
 
+MAX_TITLE = 256
+"""Characters of a title that a pattern is searched in: the triggerer's one event loop searches, too."""
+
 _CONFERENCES = "/v1.0/conference/videoConferences"
+_SCHEDULE_PAGE = "query-appointment-meeting-history-meeting-information"
 _SEPARATORS = re.compile(r"[\s\-\u2010-\u2015]+")
-_MOST_LISTED = 5
+_MAX_LISTED = 5
 
 
 class ConferenceStatus(str, Enum):
-    """Of a meeting."""
+    """The status of a meeting."""
 
     NOT_STARTED = "not_started"
     STARTED = "started"
     ENDED = "ended"
 
 
-STATUS: Mapping[object, ConferenceStatus] = {
+STATUS: Mapping[int | None, ConferenceStatus] = {
     0: ConferenceStatus.NOT_STARTED,
     1: ConferenceStatus.ENDED,
     2: ConferenceStatus.STARTED,
 }
-"""What DingTalk's numbers stand for."""
+"""The meaning of DingTalk's numbers."""
 
 
-def facts_of(told: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what DingTalk's calls and events tell of a meeting in the same way, by the names used here.
-
-    :param told: the JSON object that tells of it.
-    """
+def facts_of(meeting: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what calls and events say of a meeting in the same way, by the names used here."""
     return {
-        "room_code": text_of(told, "roomCode"),
-        "start_time": moment_of(told, "startTime"),
-        "end_time": moment_of(told, "endTime"),
-        "creator_id": text_of(told, "creatorId"),
-        "creator_nick": text_of(told, "creatorNick"),
-        "join_url": text_of(told, "externalLinkUrl"),
-        "schedule_conference_id": text_of(told, "scheduleConferenceId"),
-        "biz_type": text_of(told, "bizType"),
+        "room_code": text_of(meeting, "roomCode"),
+        "start_time": moment_of(meeting, "startTime"),
+        "end_time": moment_of(meeting, "endTime"),
+        "creator_id": text_of(meeting, "creatorId"),
+        "creator_nick": text_of(meeting, "creatorNick"),
+        "join_url": text_of(meeting, "externalLinkUrl"),
+        "schedule_conference_id": text_of(meeting, "scheduleConferenceId"),
+        "biz_type": text_of(meeting, "bizType"),
     }
 
 
 @dataclass(frozen=True)
 class Conference:
-    """A meeting, as DingTalk tells of it; None is what it did not tell.
+    """A meeting as DingTalk describes it; None is what the response does not say.
 
     :param conference_id: its conferenceId.
     :param title: its title.
-    :param status: whether it runs.
+    :param status: whether it is running.
     :param room_code: what a person sees in DingTalk (会议号).
-    :param start_time: when it started; an aware datetime, likewise the end.
+    :param start_time: when it started; an aware datetime, like the end.
     :param end_time: when it ended.
-    :param creator_id: the unionId of who created it.
-    :param creator_nick: the name of who created it.
+    :param creator_id: the unionId of its creator.
+    :param creator_nick: the name of its creator.
     :param join_url: the address to join it with a browser.
     :param schedule_conference_id: the schedule it belongs to.
     :param biz_type: ``0`` instant, ``3`` scheduled, ``audio_conf``.
@@ -105,105 +108,138 @@ class Conference:
     biz_type: str | None = None
 
     @classmethod
-    def read(cls, told: object) -> Conference:
-        """Return the meeting that a JSON object of DingTalk's tells of.
+    def read(cls, meeting: object) -> Conference:
+        """Return the meeting in a JSON object of DingTalk's.
 
-        :raises AnswerError: it is no meeting.
+        :raises ResponseError: the object is no meeting.
         """
-        if not isinstance(told, dict) or not isinstance(told.get("conferenceId"), str):
+        if not isinstance(meeting, dict) or not isinstance(meeting.get("conferenceId"), str):
             raise _unreadable("a meeting without conferenceId")
-        status = told.get("status")
-        if not isinstance(status, int) or isinstance(status, bool) or status not in STATUS:
+        number = meeting.get("status")
+        status = STATUS.get(number) if type(number) is int else None
+        if status is None:
             raise _unreadable("a meeting of no known status")
-        return cls(
-            conference_id=told["conferenceId"],
-            title=text_of(told, "title") or "",
-            status=STATUS[status],
-            **facts_of(told),
-        )
+        title = text_of(meeting, "title") or ""
+        return cls(meeting["conferenceId"], title, status, **facts_of(meeting))
 
     def as_dict(self) -> dict[str, Any]:
-        """Return it as plain values, times in ISO 8601: fit for an XCom."""
-
-        def plain(value: Any) -> Any:
-            if isinstance(value, datetime):
-                return value.isoformat()
-            return value.value if isinstance(value, Enum) else value
-
-        return {name: plain(value) for name, value in vars(self).items()}
+        """Return the meeting as plain values for an XCom, times in ISO 8601."""
+        values = {**vars(self), "status": self.status.value}
+        return {
+            name: value.isoformat() if isinstance(value, datetime) else value
+            for name, value in values.items()
+        }
 
     def __str__(self) -> str:
-        """Name it, for a message."""
+        """Name the meeting in a message."""
         return f"{self.conference_id} ({self.title[:60]!r}, {self.status.value})"
 
 
 @dataclass(frozen=True)
 class ConferenceFilter:
-    """Which meetings are meant.
+    """Selects meetings by title and creator.
 
-    :param title_pattern: a regular expression to be found in the title; ``^`` is its beginning.
-    :param creator_id: the unionId of the creator.
-    :raises InvalidInputError: the pattern is no regular expression, or one of them is empty: that would take
-        any meeting by mistake.
+    :param title_pattern: a regular expression to be found in the title, ``^`` at its beginning. None: any.
+    :param creator_id: the unionId of the creator. None: any.
+    :raises InvalidInputError: a value is not a text, is empty or ``None`` (which would take any meeting by
+        mistake), or is not a regular expression.
     """
 
     title_pattern: str | None = None
     creator_id: str | None = None
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be meant."""
+        """Check both values."""
+        if isinstance(self.title_pattern, re.Pattern):
+            raise InvalidInputError(
+                "title_pattern: expected a string, got a compiled pattern; pass pattern.pattern"
+            )
         for name, value in vars(self).items():
-            if value is not None and (not isinstance(value, str) or not value.strip()):
-                raise InvalidInputError(f"{name}: {value!r} is not a text; leave it out to take any")
+            if value is not None:
+                check_text(name, value)
         try:
             re.compile(self.title_pattern or "")
-        except re.error as error:
-            raise InvalidInputError(f"title_pattern: it is not a regular expression: {error}") from None
+        except (re.error, RecursionError, OverflowError) as error:
+            raise InvalidInputError(
+                f"title_pattern: {shown(self.title_pattern)} is not a regular expression: {error}"
+            ) from None
 
-    def takes(self, title: str, creator_id: str | None) -> bool:
-        """Return whether a meeting of this title and creator is meant."""
-        return (self.title_pattern is None or bool(re.search(self.title_pattern, title))) and (
-            self.creator_id is None or creator_id == self.creator_id
-        )
+    def takes(self, title: str | None, creator_id: str | None) -> bool:
+        """Return whether a meeting of this title and creator is selected."""
+        if self.creator_id is not None and creator_id != self.creator_id:
+            return False
+        return self.title_pattern is None or bool(re.search(self.title_pattern, (title or "")[:MAX_TITLE]))
+
+
+# What names a meeting
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A meeting by the name it was given: which parameter named it, and its value."""
+    """A meeting by the parameter that names it. A reference holds nothing but one path segment.
+
+    :param name: ``conference_id``, ``room_code`` or ``schedule_conference_id``.
+    :param value: the parameter's value.
+    :raises InvalidConferenceIdError: the value is not one path segment.
+    """
 
     name: str
     value: str
+
+    def __post_init__(self) -> None:
+        """Check the value: the one place for all that goes into the path of a call."""
+        check_segment(self.name, self.value)
+
+    @property
+    def conference_id(self) -> str:
+        """The conferenceId.
+
+        :raises InvalidInputError: the reference is a room code or a schedule, which has no conferenceId yet.
+        """
+        if self.name != "conference_id":
+            raise InvalidInputError(f"{self.name}: find the meeting first; this call takes a conference_id")
+        return self.value
 
 
 def check_reference(
     conference_id: object = None, room_code: object = None, schedule_conference_id: object = None
 ) -> Reference:
-    """Return what a meeting is named by, once it is sound.
+    """Return the reference that a user gave, also one that a template rendered to a Python value.
 
-    A room code may have the spaces and dashes with which DingTalk shows it.
-
-    :raises InvalidConferenceIdError: none or several are given, or it is not one path segment.
+    :param conference_id: a conferenceId, or a dict that has it: an XCom, the payload of an event.
+    :param room_code: the room code, also with the spaces and dashes with which DingTalk shows it.
+    :param schedule_conference_id: a scheduleConferenceId. It and a room code may be ints.
+    :raises InvalidConferenceIdError: none or several are given, or the value is not one path segment.
     """
     named = {"conference_id": conference_id, "room_code": room_code}
     named["schedule_conference_id"] = schedule_conference_id
     name = given_name(named)
     value = named[name]
-    if name == "conference_id":
-        return Reference(name, check_conference_id(value))
+    if value is None:
+        raise InvalidConferenceIdError(
+            "conference_id: it is missing, or a template or XCom rendered to None; "
+            "give it, a room_code or a schedule_conference_id"
+        )
+    value = conference_id_in(value) if name == "conference_id" else digits_of(value)
+    if name == "conference_id" and isinstance(value, dict):
+        keys = ", ".join(map(shown, list(value)[:10])) or "none"
+        raise InvalidConferenceIdError(
+            f"{name}: expected a dict with a conference_id, got one with no value for it; its keys: {keys}"
+        )
     if name == "room_code" and isinstance(value, str):
         value = _SEPARATORS.sub("", value)
-    return Reference(name, check_segment(name, value))
+    return Reference(name, value)  # type: ignore[arg-type]  # the reference checks it
 
 
 def check_named(room_code: object = None, schedule_conference_id: object = None) -> Reference:
-    """Return which of the two is given, once it is sound; as :func:`check_reference`."""
+    """Return the one of the two that is given; see :func:`check_reference`."""
     if room_code is None and schedule_conference_id is None:
         raise InvalidConferenceIdError("room_code: it is missing; give it, or a schedule_conference_id")
     return check_reference(room_code=room_code, schedule_conference_id=schedule_conference_id)
 
 
 def given_name(named: Mapping[str, object]) -> str:
-    """Return which of the names of a meeting is given; the first one, where all are None.
+    """Return which of the parameters that name a meeting is given; the first one, if all are None.
 
     :raises InvalidConferenceIdError: several are given.
     """
@@ -214,114 +250,74 @@ def given_name(named: Mapping[str, object]) -> str:
 
 
 def conference_id_in(value: Any) -> Any:
-    """Return the conference id in the XCom of a task that found or locked a meeting; else the value."""
-    return value.get("conference_id") if isinstance(value, dict) else value
+    """Return the conference id in a dict, such as the XCom of a lock; any other value unchanged."""
+    found = value.get("conference_id") if isinstance(value, dict) else None
+    return value if found is None else found
 
 
 # Calls
 
 
-def conference_call(conference_id: str) -> Call:
-    """Return the call that tells of one meeting.
+def conference_call(meeting: Reference) -> Call:
+    """Return the call that reads one meeting, named by its ``conference_id``.
 
-    Source: `Query a meeting <https://help.dingtalk.io/open/development/api-queryconferenceinfo>`__.
-
-    :raises InvalidConferenceIdError: the id is not one path segment.
+    Source: `Query a meeting
+    <https://help.dingtalk.io/open/development/querying-video-conference-information>`__.
     """
-    return Call(
-        name=f"query {conference_id}",
-        method="GET",
-        path=f"{_CONFERENCES}/{check_conference_id(conference_id)}",
-        page="api-queryconferenceinfo",
-        read=_read_conference,
-    )
+    path, page = f"{_CONFERENCES}/{meeting.conference_id}", "querying-video-conference-information"
+    return Call(f"query {meeting.conference_id}", "GET", path, page=page, read=_read_conference)
 
 
 def query_call(conference_ids: Sequence[str]) -> Call:
-    """Return the call that tells which of some meetings are running: at most :data:`BATCH` of them.
+    """Return the call that says which of at most :data:`BATCH` meetings are running, by id.
 
-    Source: `Query meetings <https://help.dingtalk.io/open/development/api-queryconferenceinfobatch>`__.
+    Source: `Query meetings
+    <https://help.dingtalk.io/open/development/batch-query-of-video-conference-information>`__.
     """
-    return Call(
-        name=f"query {len(conference_ids)} meetings",
-        method="POST",
-        path=f"{_CONFERENCES}/query",
-        body={"conferenceIdList": list(conference_ids)},
-        page="api-queryconferenceinfobatch",
-        read=_read_running,
-    )
+    name, body = f"query {len(conference_ids)} meetings", {"conferenceIdList": list(conference_ids)}
+    page = "batch-query-of-video-conference-information"
+    return Call(name, "POST", f"{_CONFERENCES}/query", body, page=page, read=_read_running)
 
 
-def running_conferences_call(next_token: str | None = None, max_results: int = PAGE) -> Call:
-    """Return the call that lists the running meetings of the organisation.
+def list_call(meetings: Reference | None = None, *tokens: str, max_results: int = PAGE) -> Call:
+    """Return the call for one page of a list of meetings; its response is read as a :class:`Page`.
 
     Source: `Query the running meetings of an organisation
-    <https://help.dingtalk.io/open/development/api-queryorgconferencelist>`__.
+    <https://help.dingtalk.io/open/development/api-queryorgconferencelist>`__, `the meetings of a room code
+    <https://help.dingtalk.io/open/development/api-queryconferenceinfobyroomcode>`__ and `of a schedule
+    <https://help.dingtalk.io/open/development/query-appointment-meeting-history-meeting-information>`__.
 
-    :param next_token: where the page before ended; None for the first page.
+    :param meetings: a room code or a schedule; None for the running meetings of the organisation.
+    :param tokens: the ``next_token`` of every page before; none for the first page.
     :param max_results: meetings on the page.
     """
-    return _list_call(
-        "running meetings",
-        "/v1.0/conference/orgConferences",
-        "api-queryorgconferencelist",
-        next_token,
-        max_results,
-    )
-
-
-def named_call(reference: Reference, next_token: str | None = None) -> Call:
-    """Return the call that lists the meetings of a room code or of a schedule.
-
-    Source: `Query the meetings of a room code
-    <https://help.dingtalk.io/open/development/api-queryconferenceinfobyroomcode>`__ and `of a schedule
-    <https://help.dingtalk.io/open/development/api-queryscheduleconferenceinfo>`__.
-    """
-    if reference.name == "room_code":
-        return _list_call(
-            f"meetings of room code {reference.value}",
-            f"/v1.0/conference/roomCodes/{reference.value}/infos",
-            "api-queryconferenceinfobyroomcode",
-            next_token,
-        )
-    return _list_call(
-        f"meetings of schedule {reference.value}",
-        f"{_CONFERENCES}/scheduleConferences/{reference.value}",
-        "api-queryscheduleconferenceinfo",
-        next_token,
-    )
+    name, path, page = "running meetings", "/v1.0/conference/orgConferences", "api-queryorgconferencelist"
+    if meetings and meetings.name == "room_code":
+        name, page = f"meetings of room code {meetings.value}", "api-queryconferenceinfobyroomcode"
+        path = f"/v1.0/conference/roomCodes/{meetings.value}/infos"
+    elif meetings:
+        path, page = f"{_CONFERENCES}/scheduleConferences/{meetings.value}", _SCHEDULE_PAGE
+        name = f"meetings of schedule {meetings.value}"
+    params: dict[str, Any] = {"maxResults": max_results}
+    if tokens:
+        params["nextToken"] = tokens[-1]
+    return Call(name, "GET", path, params=params, page=page, read=partial(Page.read, tokens=tokens))
 
 
 def page_of(reference: Reference) -> str:
-    """Return the name of the page of DingTalk's documentation on how a meeting is asked for."""
-    named = reference.name != "conference_id"
-    return (named_call(reference) if named else conference_call(reference.value)).page or ""
+    """Return the name of the page of DingTalk's documentation on the call that reads a reference."""
+    call = conference_call if reference.name == "conference_id" else list_call
+    return call(reference).page or ""
 
 
-def _list_call(name: str, path: str, page: str, next_token: str | None, max_results: int = PAGE) -> Call:
-    params: dict[str, Any] = {"maxResults": max_results}
-    if next_token is not None:
-        params["nextToken"] = next_token
-    read = partial(Page.read, before=next_token)
-    return Call(name=name, method="GET", path=path, params=params, page=page, read=read)
-
-
-# Answers
+# Responses
 
 
 def _read_conference(content: Mapping[str, Any]) -> Conference:
-    """Return the meeting in the answer to :func:`conference_call`.
-
-    :raises AnswerError: there is none.
-    """
     return Conference.read(content.get("confInfo"))
 
 
 def _read_running(content: Mapping[str, Any]) -> dict[str, Conference]:
-    """Return the running meetings in the answer to :func:`query_call`, by id.
-
-    :raises AnswerError: the answer is not what DingTalk documents.
-    """
     listed = map(Conference.read, _listed(content, "infos"))
     return {one.conference_id: one for one in listed if one.status is ConferenceStatus.STARTED}
 
@@ -330,47 +326,34 @@ def _read_running(content: Mapping[str, Any]) -> dict[str, Conference]:
 class Page:
     """One page of a list of meetings.
 
-    :param next_token: what the next page is asked with; None where this is the last one.
+    :param next_token: what the next page is asked for with; None on the last page.
     """
 
     conferences: tuple[Conference, ...]
     next_token: str | None
 
     @classmethod
-    def read(cls, content: Mapping[str, Any], before: str | None = None) -> Page:
-        """Return the page in an answer.
+    def read(cls, content: Mapping[str, Any], tokens: Sequence[str] = ()) -> Page:
+        """Return the page in a response.
 
-        :param before: what the page was asked with.
-        :raises AnswerError: the answer is not what DingTalk documents, or goes round in a circle.
+        A token continues the list unless ``hasMore`` is false: for a schedule, DingTalk sends no ``hasMore``.
+
+        :param tokens: the tokens of the pages before; one of them again would be an endless list.
+        :raises ResponseError: the response is not as documented, or the list is endless.
         """
-        key = next((key for key in ("onGoingConfList", "conferenceList") if key in content), "conferenceList")
+        key = "onGoingConfList" if "onGoingConfList" in content else "conferenceList"
         conferences = tuple(map(Conference.read, _listed(content, key)))
-        token = text_of(content, "nextToken") if content.get("hasMore") is True else None
-        if token is not None and token == before:
+        token = None if content.get("hasMore") is False else text_of(content, "nextToken")
+        if token in tokens:
             raise _unreadable("a page that follows itself")
         return cls(conferences, token)
 
 
-def conferences_of(reference: Reference) -> Generator[Call, Page, list[Conference]]:
-    """Find the meetings of a room code or a schedule; driven as an exchange is.
-
-    Yields the calls to make, is sent the pages that their answers hold, and returns the meetings.
-    """
-    found: list[Conference] = []
-    token = None
-    while True:
-        page = yield named_call(reference, token)
-        found += page.conferences
-        token = page.next_token
-        if token is None:
-            return found
-
-
 def started_of(found: Iterable[Conference], reference: Reference) -> Conference | None:
-    """Return the one meeting that is running; None where none is.
+    """Return the one meeting that is running; None if none is.
 
     :param found: the meetings of a room code or schedule.
-    :param reference: the name they were found by, for the message.
+    :param reference: the room code or schedule, for the message.
     :raises ConferenceNotRunningError: more than one is running.
     """
     running = [one for one in found if one.status is ConferenceStatus.STARTED]
@@ -391,34 +374,30 @@ def the_running(found: Sequence[Conference], reference: Reference) -> Conference
 
 
 def reached(conference: Conference, wanted: ConferenceStatus) -> bool:
-    """Return whether a meeting has the status that is waited for.
+    """Return whether a meeting has the wanted status.
 
     :raises ConferenceClosedError: it has ended, and so will not start.
     """
-    if conference.status is wanted:
-        return True
-    if conference.status is ConferenceStatus.ENDED:
+    if conference.status is not wanted and conference.status is ConferenceStatus.ENDED:
         raise ConferenceClosedError(f"{conference} will not start any more", code="confClosed")
-    return False
+    return conference.status is wanted
 
 
 def _not_running(what: str, listed: Sequence[Conference], reference: Reference) -> ConferenceNotRunningError:
-    shown = ", ".join(map(str, listed[:_MOST_LISTED])) or "none is known"
-    more = f" and {len(listed) - _MOST_LISTED} more" if len(listed) > _MOST_LISTED else ""
+    names = ", ".join(map(str, listed[:_MAX_LISTED])) or "none is known"
+    more = f" and {len(listed) - _MAX_LISTED} more" if len(listed) > _MAX_LISTED else ""
     return ConferenceNotRunningError(
-        f"{what} under {reference.name} {reference.value}: {shown}{more}", code="confNotRunning"
+        f"{what} under {reference.name} {reference.value}: {names}{more}", code="confNotRunning"
     )
 
 
 def _listed(content: Mapping[str, Any], key: str) -> list[object]:
-    """Return a list of an answer; one that is missing is empty."""
+    """Return a list in a response; a missing one is empty."""
     listed = content.get(key)
-    if listed is None:
-        return []
-    if not isinstance(listed, list):
+    if not isinstance(listed, (list, type(None))):
         raise _unreadable(f"{key} that is no list")
-    return listed
+    return listed or []
 
 
-def _unreadable(what: str) -> AnswerError:
-    return AnswerError(f"the answer holds {what}", code="unreadableAnswer")
+def _unreadable(what: str) -> ResponseError:
+    return ResponseError(f"the response holds {what}", code="unreadableAnswer")

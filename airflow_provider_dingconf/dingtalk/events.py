@@ -1,7 +1,7 @@
-"""DingTalk's events as plain values: frames of its stream in and out, and what a meeting's event says.
+"""DingTalk's events as plain values: messages of its stream in and out, and what a meeting's event says.
 
-DingTalk pushes the events of an app over a WebSocket ("Stream mode"). :func:`open_call` asks where to;
-each text that comes is a :class:`Frame`, and is answered with :func:`reply`. Nothing here connects to
+DingTalk pushes the events of an app over a WebSocket ("Stream mode"). :func:`open_call` asks for its
+address; each text that arrives is a :class:`Frame` and gets a :func:`reply`. Nothing here connects to
 anything. Source: `Stream mode <https://open.dingtalk.com/document/development/introduction-to-stream-mode>`__,
 and what DingTalk's SDKs for it send and accept.
 """
@@ -11,18 +11,26 @@ from __future__ import annotations
 import difflib
 import json
 import re
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, cast
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
-from airflow_provider_dingconf.dingtalk.calls import USER_AGENT, Call, check_conference_id, moment_of, text_of
-from airflow_provider_dingconf.dingtalk.conferences import STATUS, facts_of
-from airflow_provider_dingconf.dingtalk.errors import AnswerError, InvalidInputError
+from airflow_provider_dingconf.dingtalk.calls import (
+    USER_AGENT,
+    Call,
+    check_segment,
+    moment_of,
+    shown,
+    text_of,
+)
+from airflow_provider_dingconf.dingtalk.conferences import STATUS, ConferenceFilter, facts_of
+from airflow_provider_dingconf.dingtalk.errors import AnswerError as ResponseError
+from airflow_provider_dingconf.dingtalk.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-
     from airflow_provider_dingconf.dingtalk.tokens import App
 
 STATUS_CHANGE = "meeting_status_change"
@@ -42,24 +50,20 @@ SCENES: Mapping[str, str] = {
 """What can happen in a meeting, and the type of the event that says so."""
 
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
-_DISCONNECT = "disconnect"
-_MOST = 2**63
-"""One more than the largest whole number that every reader of JSON, and every database, can hold."""
-
-MAX_TITLE = 256
-"""Characters of a title that a pattern is looked for in: it is searched in the triggerer's one loop."""
+_MAX_NUMBER = 2**63 - 1
+"""The largest whole number that every reader of JSON, and every database, can hold."""
 
 
 class FrameError(ValueError):
-    """Raised when a text of the stream is not the frame that DingTalk documents."""
+    """Raised when a text of the stream is not the message that DingTalk documents."""
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where an app's events come from, for one connection.
+    """The address of an app's events, for one connection.
 
     :param url: of the WebSocket, with the ticket, its scheme in lower case; never shown.
-    :param ticket: lets in once, and not for long; never shown.
+    :param ticket: admits one connection within a short time; never shown.
     """
 
     url: str = field(repr=False)
@@ -67,15 +71,12 @@ class Address:
 
     @property
     def secrets(self) -> tuple[str, ...]:
-        """What must be shown to no one."""
+        """What must never be shown."""
         return self.ticket, quote(self.ticket, safe="")
 
 
 def open_call(app: App) -> Call:
-    """Return the call that asks for a connection to all events of an app.
-
-    :param app: whose; its credentials are in the body, and there is no access token.
-    """
+    """Return the call that asks for a connection to all events of an app."""
     return Call(
         name="event stream",
         method="POST",
@@ -87,15 +88,15 @@ def open_call(app: App) -> Call:
             "ua": USER_AGENT,
         },
         page="introduction-to-stream-mode",
-        buys_token=True,
+        with_credentials=True,
         read=address_from,
     )
 
 
 def address_from(content: Mapping[str, Any]) -> Address:
-    """Return the address in the answer to :func:`open_call`.
+    """Return the address in the response to :func:`open_call`.
 
-    :raises AnswerError: there is none that is usable. It is ``wss``, or ``ws`` to this machine.
+    :raises ResponseError: no address is usable. It is ``wss``, or ``ws`` to this machine.
     """
     endpoint, ticket = content.get("endpoint"), content.get("ticket")
     try:
@@ -105,9 +106,8 @@ def address_from(content: Mapping[str, Any]) -> Address:
     except ValueError:
         usable = False
     if not usable or not isinstance(ticket, str) or not ticket:
-        raise AnswerError(
-            "the answer names no secure address for the event stream (wss)", code="unreadableAnswer"
-        )
+        what = "the response names no secure address for the event stream (wss)"
+        raise ResponseError(what, code="unreadableAnswer")
     query = "&".join(filter(None, (parts.query, f"ticket={quote(ticket, safe='')}")))
     return Address(parts._replace(query=query, fragment="").geturl(), ticket)
 
@@ -117,13 +117,13 @@ class Frame:
     """One message of the stream.
 
     :param kind: ``SYSTEM``, ``EVENT`` or ``CALLBACK``.
-    :param topic: of a system message, what it is.
-    :param message_id: is sent back in the reply; DingTalk gives another one when it delivers again.
-    :param data: the JSON document in it; an empty dict where it is not an object.
-    :param raw_data: the same as a text, as it came.
+    :param topic: the topic of a system message.
+    :param message_id: goes back in the reply; DingTalk gives another one when it delivers again.
+    :param data: the JSON document in it; an empty dict if it is not an object.
+    :param raw_data: the same as the text that arrived.
     :param event_type: of an event.
     :param event_id: of an event: the same when it is delivered again.
-    :param corp_id: the organisation that the event is of.
+    :param corp_id: the organisation of the event.
     :param born_at: when the event happened.
     """
 
@@ -155,13 +155,13 @@ class Frame:
     @property
     def says_goodbye(self) -> bool:
         """Whether DingTalk is about to close the connection."""
-        return self.kind == "SYSTEM" and self.topic == _DISCONNECT
+        return self.kind == "SYSTEM" and self.topic == "disconnect"
 
 
 def read_frame(text: str) -> Frame:
     """Return the message in a text of the stream.
 
-    :raises FrameError: it is none that could be answered.
+    :raises FrameError: the text is no message that could get a reply.
     """
     content = _object(text)
     headers = content.get("headers")
@@ -187,25 +187,18 @@ def read_frame(text: str) -> Frame:
 
 
 def reply(frame: Frame, *, taken: bool = True) -> str:
-    """Return the text that answers a message.
+    """Return the text that replies to a message.
 
-    :param frame: the message.
-    :param taken: of an event, whether it was taken; otherwise DingTalk is asked to deliver it again later.
+    :param taken: whether an event was taken; if not, DingTalk delivers it again later.
     """
     status = {"status": "SUCCESS" if taken else "LATER"}
-    data = json.dumps(status) if frame.is_event else frame.raw_data  # a ping is answered with what it holds
-    return json.dumps(
-        {
-            "code": 200,
-            "headers": {"messageId": frame.message_id, "contentType": "application/json"},
-            "message": "OK",
-            "data": data,
-        }
-    )
+    data = json.dumps(status) if frame.is_event else frame.raw_data  # a ping gets its own data back
+    headers = {"messageId": frame.message_id, "contentType": "application/json"}
+    return json.dumps({"code": 200, "headers": headers, "message": "OK", "data": data})
 
 
 def suite_ticket(frame: Frame) -> str | None:
-    """Return the suite ticket that an event brings; None where it brings none."""
+    """Return the suite ticket in an event; None if there is none."""
     if not frame.is_event or frame.event_type != SUITE_TICKET:
         return None
     ticket = text_of(frame.data, "suiteTicket", "SuiteTicket")
@@ -220,10 +213,10 @@ class ConferenceEvent:
     :param event_type: ``meeting_status_change`` or ``meeting_member_status_change``.
     :param scene: what happened, one of :data:`SCENES`.
     :param sequence: orders the events of a meeting.
-    :param happened_at: when the event came to be.
-    :param status: ``not_started``, ``started`` or ``ended``; None where the event does not say.
-    :param creator_id: the creator's id, None in an event about members, as all that follows but those.
-    :param members: whom an event about members is about, each with ``user_id``, ``nick``, ``host``,
+    :param happened_at: when the event happened.
+    :param status: ``not_started``, ``started`` or ``ended``; None if the event does not say.
+    :param creator_id: the creator's id. It and all that follow are None in an event about members.
+    :param members: the members of an event about members, each with ``user_id``, ``nick``, ``host``,
         ``co_host``, ``attend_status`` and ``join_time``.
     """
 
@@ -252,27 +245,19 @@ class ConferenceEvent:
 
 
 def conference_events(frame: Frame) -> list[ConferenceEvent]:
-    """Return what an event says of meetings: nothing where it is about something else.
+    """Return what an event says of meetings: nothing if it is about something else.
 
-    An event about members can name several; they are one event for each meeting.
+    An event about members can name several meetings; it becomes one event for each.
     """
-    if not frame.is_event or not frame.event_id:
+    if not frame.is_of_meetings or not frame.event_id:
         return []
-    if frame.event_type == STATUS_CHANGE:
-        model = frame.data.get("openConfModel")
-        return _events(frame, [model] if isinstance(model, dict) else [])
-    if frame.event_type == MEMBER_CHANGE:
-        models = frame.data.get("openMemberModels")
-        return _events(frame, models if isinstance(models, list) else [])
-    return []
-
-
-def _events(frame: Frame, models: Iterable[Any]) -> list[ConferenceEvent]:
+    about_members = frame.event_type == MEMBER_CHANGE
+    models = frame.data.get("openMemberModels") if about_members else [frame.data.get("openConfModel")]
     meetings: dict[str, list[dict[str, Any]]] = {}
-    for model in models:
+    for model in models if isinstance(models, list) else []:
         conference_id = text_of(model, "conferenceId") if isinstance(model, dict) else None
         try:
-            meetings.setdefault(check_conference_id(conference_id), []).append(model)
+            meetings.setdefault(check_segment("conference_id", conference_id), []).append(model)
         except InvalidInputError:
             continue
     return [_event(frame, conference_id, found) for conference_id, found in meetings.items()]
@@ -310,47 +295,54 @@ def _member(model: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class EventFilter:
-    """Which events of meetings are wanted; one that does not say what is asked for is not.
+    """Selects events of meetings. An event that does not say what the filter asks for is not selected.
 
-    :param scenes: what happened, of :data:`SCENES`.
-    :param title_pattern: a regular expression to be found in the meeting's title; ``^`` begins it.
-    :param creator_id: who created the meeting.
-    :raises InvalidInputError: a scene is unknown, the pattern is no regular expression, or the events of a
-        scene never say what is asked for.
+    :param scenes: what happened, of :data:`SCENES`: one, or several in any order; kept sorted, each once.
+    :param title_pattern: a regular expression to be found in the meeting's title; ``^`` is its beginning.
+    :param creator_id: the meeting's creator.
+    :raises InvalidInputError: a scene is unknown or its events never say what is asked for, or title or
+        creator are refused by :class:`~airflow_provider_dingconf.dingtalk.conferences.ConferenceFilter`.
     """
 
-    scenes: tuple[str, ...] = (STARTED,)
+    scenes: Collection[str] = (STARTED,)
     title_pattern: str | None = None
     creator_id: str | None = None
 
     def __post_init__(self) -> None:
-        if not self.scenes:
-            raise InvalidInputError(f"scenes: none is given; known are {', '.join(SCENES)}")
-        for scene in self.scenes:
-            if scene not in SCENES:
-                near = difflib.get_close_matches(str(scene), SCENES, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(SCENES)}"
-                raise InvalidInputError(f"scenes: {scene!r} is unknown; {hint}")
-            asked = [name for name in ("title_pattern", "creator_id") if getattr(self, name) is not None]
-            if asked and SCENES[scene] == MEMBER_CHANGE:
-                raise InvalidInputError(
-                    f"{asked[0]}: an event {scene!r} does not tell the meeting's title or creator"
-                )
-        try:
-            re.compile(self.title_pattern or "")
-        except (re.error, TypeError) as error:
-            raise InvalidInputError(f"title_pattern: it is not a regular expression: {error}") from None
+        """Check the values."""
+        object.__setattr__(self, "scenes", _scenes(self.scenes))
+        _ = self._of_conference
+        asked = [name for name in ("title_pattern", "creator_id") if getattr(self, name) is not None]
+        silent = [scene for scene in self.scenes if SCENES[scene] == MEMBER_CHANGE]
+        if asked and silent:
+            raise InvalidInputError(
+                f"{asked[0]}: an event {silent[0]!r} does not tell the meeting's title or creator"
+            )
+
+    @cached_property
+    def _of_conference(self) -> ConferenceFilter:
+        return ConferenceFilter(self.title_pattern, self.creator_id)
 
     def wants(self, event: ConferenceEvent) -> bool:
-        """Return whether an event is wanted."""
-        return (
-            event.scene in self.scenes
-            and (
-                self.title_pattern is None
-                or bool(re.search(self.title_pattern, (event.title or "")[:MAX_TITLE]))
-            )
-            and (self.creator_id is None or event.creator_id == self.creator_id)
-        )
+        """Return whether an event is selected."""
+        return event.scene in self.scenes and self._of_conference.takes(event.title, event.creator_id)
+
+
+def _scenes(scenes: object) -> tuple[str, ...]:
+    """Return scenes in one canonical form, so that equal filters are one trigger to Airflow."""
+    given = [scenes] if isinstance(scenes, str) else scenes
+    if not isinstance(given, Iterable) or isinstance(given, (bytes, Mapping)):
+        raise InvalidInputError(f"scenes: expected a list of strings, got {shown(scenes)}")
+    found = list(given)
+    known = f"known are {', '.join(SCENES)}"
+    if not found:
+        raise InvalidInputError(f"scenes: none is given; {known}")
+    for scene in found:
+        if not isinstance(scene, str) or scene not in SCENES:
+            near = difflib.get_close_matches(str(scene), SCENES, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else known
+            raise InvalidInputError(f"scenes: {shown(scene)} is unknown; {hint}")
+    return tuple(sorted(set(found)))
 
 
 def _object(text: str) -> dict[str, Any]:
@@ -364,11 +356,10 @@ def _object(text: str) -> dict[str, Any]:
 
 
 def _number(value: object) -> int | None:
-    """Return the whole number that a number or a text of digits is; None for anything else."""
+    """Return the whole number in a number or a text of digits; None for anything else."""
     if isinstance(value, str) and re.fullmatch(r"[0-9]{1,18}", value):
         return int(value)
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    return cast("int", value) if whole and -_MOST <= cast("int", value) < _MOST else None
+    return value if type(value) is int and abs(value) <= _MAX_NUMBER else None
 
 
 def _plain(value: Any) -> Any:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import cast
 
-from airflow_provider_dingconf.dingtalk.calls import Answer, Call, Request
+from airflow_provider_dingconf.dingtalk.calls import Call, Request, Response
 from airflow_provider_dingconf.dingtalk.errors import (
     AccessTokenError,
     CertificateError,
@@ -21,7 +21,7 @@ from airflow_provider_dingconf.dingtalk.errors import (
     ThrottledError,
 )
 from airflow_provider_dingconf.dingtalk.responses import Good, read_answer
-from airflow_provider_dingconf.dingtalk.tokens import App, Token, token_from
+from airflow_provider_dingconf.dingtalk.tokens import App, Token, read_token
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ class Attempts:
     in_doubt: bool = False
 
 
-Exchange = Generator["TokenWanted | Request", "Token | Answer", Good]
-Purchase = Generator[Request, Answer, Token]
+Exchange = Generator["TokenWanted | Request", "Token | Response", Good]
+Purchase = Generator[Request, Response, Token]
 
 
 def exchange(
@@ -60,13 +60,13 @@ def exchange(
     :param secrets: what must not stand in the text of an error, whatever DingTalk says.
     :raises DingTalkError: what the answer stands for.
     """
-    if call.buys_token:
-        return read_answer(call, cast("Answer", (yield call.request())), now(), secrets)
+    if call.with_credentials:
+        return read_answer(call, cast("Response", (yield call.request())), now(), secrets)
     while True:
         token = cast("Token", (yield TokenWanted(attempts.refused)))
         before, attempts.in_doubt = attempts.in_doubt, True
         try:
-            answer = cast("Answer", (yield call.request(token.value)))
+            answer = cast("Response", (yield call.request(token.value)))
             return read_answer(call, answer, now(), (*secrets, token.value))
         except (RefusedError, ThrottledError, RedirectError, CertificateError) as error:
             attempts.in_doubt = before
@@ -94,6 +94,6 @@ def purchase(app: App, now: Callable[[], float], pushed_ticket: str | None = Non
 
 
 def _purchase(app: App, now: Callable[[], float]) -> Purchase:
-    call = replace(app.token_call(), read=partial(token_from, asked_at=now()))
+    call = replace(app.token_call(), read=partial(read_token, fetched_at=now()))
     answer = yield call.request()
     return cast("Token", read_answer(call, answer, now(), app.secrets).content)

@@ -26,7 +26,7 @@ from airflow_provider_dingconf.dingtalk.errors import (
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from airflow_provider_dingconf.dingtalk.calls import Answer, Call
+    from airflow_provider_dingconf.dingtalk.calls import Call, Response
 
 MAX_ANSWER_BYTES = 1024 * 1024
 """An answer over this size is refused: DingTalk's are a few hundred bytes."""
@@ -57,7 +57,7 @@ class Good:
     request_id: str | None
 
 
-def read_answer(call: Call, answer: Answer, now: float, secrets: Iterable[str] = ()) -> Good:
+def read_answer(call: Call, answer: Response, now: float, secrets: Iterable[str] = ()) -> Good:
     """Return what a good answer holds.
 
     :param call: the call that was answered.
@@ -74,7 +74,7 @@ class _Reading:
     """One answer being read."""
 
     call: Call
-    answer: Answer
+    answer: Response
     now: float
     secrets: tuple[str, ...]
 
@@ -125,9 +125,9 @@ class _Reading:
         """Return the error that DingTalk's code or the HTTP status stands for."""
         row = ERRORS.get(code or "")
         kind = error_class(code, self.answer.status)
-        if self.call.buys_token and kind in {AccessTokenError, RefusedError}:
+        if self.call.with_credentials and kind in {AccessTokenError, RefusedError}:
             kind = CredentialsError
-        elif self.answer.status == 401 and not self.call.buys_token:
+        elif self.answer.status == 401 and not self.call.with_credentials:
             kind = AccessTokenError
         retry_after = parse_retry_after(self.answer.headers.get("retry-after"), self.now)
         if retry_after is None and row is not None:
@@ -169,7 +169,7 @@ class _Reading:
         return one_line(masked(text, self.secrets))
 
 
-def _decompressed(answer: Answer) -> bytes | None:
+def _decompressed(answer: Response) -> bytes | None:
     """Return the body as it was before a proxy compressed it; None where it is too long.
 
     None is asked to compress (no ``Accept-Encoding``), but some do. A body that cannot be decompressed

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from airflow_provider_dingconf.dingtalk import errors
-from airflow_provider_dingconf.dingtalk.calls import Answer, Call, any_call, lock_call
+from airflow_provider_dingconf.dingtalk.calls import Call, Response, any_call, lock_call
+from airflow_provider_dingconf.dingtalk.conferences import Reference
 from airflow_provider_dingconf.dingtalk.errors import ERRORS, DingTalkError, Outcome
 from airflow_provider_dingconf.dingtalk.responses import (
     MAX_ANSWER_BYTES,
@@ -21,7 +22,7 @@ from airflow_provider_dingconf.dingtalk.responses import (
 )
 from airflow_provider_dingconf.dingtalk.tokens import App
 
-LOCK = lock_call("conference", "lock")
+LOCK = lock_call(Reference("conference_id", "conference"), "lock")
 TOKEN = App("id", "the-secret").token_call()
 OTHER = any_call("GET", "/v1.0/conference/orgConferences")
 NOW = 1_700_000_000.0
@@ -36,7 +37,7 @@ def read(
 ) -> Good:
     """Read an answer; a body that is not bytes is sent as JSON."""
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return read_answer(call, Answer(status, headers or {}, content), NOW, secrets)
+    return read_answer(call, Response(status, headers or {}, content), NOW, secrets)
 
 
 def error_of(*args: Any, **options: Any) -> DingTalkError:

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_dingconf.dingtalk.calls import TOKEN_HEADER, Answer, Request, lock_call
+from airflow_provider_dingconf.dingtalk.calls import TOKEN_HEADER, Request, Response, lock_call
+from airflow_provider_dingconf.dingtalk.conferences import Reference
 from airflow_provider_dingconf.dingtalk.errors import (
     AccessTokenError,
     AnswerError,
@@ -17,7 +18,7 @@ from airflow_provider_dingconf.dingtalk.errors import (
 from airflow_provider_dingconf.dingtalk.exchange import Attempts, TokenWanted, exchange, purchase
 from airflow_provider_dingconf.dingtalk.tokens import App, Token
 
-CALL = lock_call("conference", "lock")
+CALL = lock_call(Reference("conference_id", "conference"), "lock")
 FIRST, SECOND = Token("first", 0.0, 7200.0), Token("second", 1.0, 7200.0)
 
 
@@ -26,9 +27,9 @@ def now() -> float:
     return 42.0
 
 
-def answer(status: int, **body: Any) -> Answer:
+def answer(status: int, **body: Any) -> Response:
     """Return an answer with a JSON body."""
-    return Answer(status, {}, json.dumps(body).encode())
+    return Response(status, {}, json.dumps(body).encode())
 
 
 GOOD, REFUSED = answer(200, success=True), answer(400, code="InvalidAuthentication")
@@ -107,7 +108,7 @@ def test_a_purchase_is_dated_when_it_was_asked_for() -> None:
         (answer(200, expireIn=7200), AnswerError),
     ],
 )
-def test_a_purchase_that_fails_is_an_error_without_the_secret(bad: Answer, kind: type[Exception]) -> None:
+def test_a_purchase_that_fails_is_an_error_without_the_secret(bad: Response, kind: type[Exception]) -> None:
     steps = purchase(App("id", "the-secret"), now)
     next(steps)
     with pytest.raises(kind) as caught:

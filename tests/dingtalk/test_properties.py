@@ -13,21 +13,26 @@ hypothesis = pytest.importorskip("hypothesis")
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
-from airflow_provider_dingconf.dingtalk.calls import Answer, any_call, lock_call  # noqa: E402
+from airflow_provider_dingconf.dingtalk.calls import Response, any_call, lock_call  # noqa: E402
+from airflow_provider_dingconf.dingtalk.conferences import Reference  # noqa: E402
 from airflow_provider_dingconf.dingtalk.errors import (  # noqa: E402
     ERRORS,
     DingTalkError,
     InvalidConferenceIdError,
 )
 from airflow_provider_dingconf.dingtalk.responses import Good, parse_retry_after, read_answer  # noqa: E402
-from airflow_provider_dingconf.dingtalk.tokens import App, token_from  # noqa: E402
+from airflow_provider_dingconf.dingtalk.tokens import App, read_token  # noqa: E402
 
 # A slow machine is no failure, and nothing of a run is kept.
 settings.register_profile("dingconf", deadline=None, database=None)
 settings.load_profile("dingconf")
 
 CALLS = st.sampled_from(
-    [lock_call("c", "lock"), any_call("GET", "/v1.0/x"), App("id", "s3cret").token_call()]
+    [
+        lock_call(Reference("conference_id", "c"), "lock"),
+        any_call("GET", "/v1.0/x"),
+        App("id", "s3cret").token_call(),
+    ]
 )
 NAMES = st.sampled_from(
     ["success", "code", "errcode", "message", "errmsg", "requestid", "uuid", "status", "wait", "punish",
@@ -59,13 +64,13 @@ HEADERS = st.fixed_dictionaries(
 def test_any_answer_is_a_good_one_or_a_dingtalk_error(
     call: object, status: int, headers: dict[str, str], body: bytes, packed: bool
 ) -> None:
-    answer = Answer(status, headers, gzip.compress(body, 1) if packed else body)
+    answer = Response(status, headers, gzip.compress(body, 1) if packed else body)
     try:
         good = read_answer(call, answer, 1e9, ["s3cret"])  # type: ignore[arg-type]
         assert isinstance(good, Good)
         assert 200 <= status < 300 or status < 200
-        if call.buys_token:  # type: ignore[attr-defined]
-            token_from(good.content, 1e9)
+        if call.with_credentials:  # type: ignore[attr-defined]
+            read_token(good.content, 1e9)
     except DingTalkError as error:
         assert str(error).isprintable()
         assert len(str(error)) < 2_000
@@ -89,7 +94,7 @@ def test_any_retry_after_is_seconds_or_nothing(value: str) -> None:
 @given(st.text(max_size=300) | st.text("abc./\\%?#.:@;=&+ \t\n\r\0", max_size=12))
 def test_any_text_is_exactly_one_path_segment_or_refused(conference_id: str) -> None:
     try:
-        target = lock_call(conference_id, "lock").request("t").target
+        target = lock_call(Reference("conference_id", conference_id), "lock").request("t").target
     except InvalidConferenceIdError as error:
         assert str(error).startswith("conference_id: ")
         assert str(error).isprintable()

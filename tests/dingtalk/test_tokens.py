@@ -1,4 +1,4 @@
-"""Access tokens: what buys one, what its answer holds, when it is renewed."""
+"""Access tokens: what fetches one, what its response holds, when it is renewed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from airflow_provider_dingconf.dingtalk.errors import AnswerError
-from airflow_provider_dingconf.dingtalk.tokens import App, Token, token_from
+from airflow_provider_dingconf.dingtalk.tokens import App, Token, read_token
 
 APPS = {
     "internal app": (
@@ -34,11 +34,11 @@ APPS = {
 
 
 @pytest.mark.parametrize("kind", APPS)
-def test_each_kind_of_app_buys_its_token_with_its_own_call(kind: str) -> None:
+def test_each_kind_of_app_fetches_its_token_with_its_own_call(kind: str) -> None:
     app, path, body = APPS[kind]
     call = app.token_call()
     assert app.kind == kind
-    assert (call.method, call.path, call.body, call.buys_token) == ("POST", path, body, True)
+    assert (call.method, call.path, call.body, call.with_credentials) == ("POST", path, body, True)
     assert "x-acs-dingtalk-access-token" not in call.request().headers
 
 
@@ -55,7 +55,7 @@ def test_the_secrets_of_an_app_show_in_no_repr(kind: str) -> None:
     ids=["fresh", "late", "to be renewed", "expired", "clock one second back", "clock far back"],
 )
 def test_a_token_is_renewed_early_and_when_the_clock_went_back(now: float, stale: bool) -> None:
-    assert Token("t", bought_at=1_000.0, lifetime=7_200.0).stale(now) is stale
+    assert Token("t", fetched_at=1_000.0, lifetime=7_200.0).stale(now) is stale
 
 
 def test_a_static_token_is_never_renewed() -> None:
@@ -66,8 +66,8 @@ def test_a_static_token_is_never_renewed() -> None:
 
 
 @pytest.mark.parametrize("names", [("accessToken", "expireIn"), ("access_token", "expires_in")])
-def test_either_form_of_the_answer_gives_a_token(names: tuple[str, str]) -> None:
-    assert token_from({names[0]: "abc", names[1]: 7200}, 5.0) == Token("abc", 5.0, 7200.0)
+def test_either_form_of_the_response_gives_a_token(names: tuple[str, str]) -> None:
+    assert read_token({names[0]: "abc", names[1]: 7200}, 5.0) == Token("abc", 5.0, 7200.0)
 
 
 @pytest.mark.parametrize(
@@ -86,7 +86,7 @@ def test_either_form_of_the_answer_gives_a_token(names: tuple[str, str]) -> None
         ),
     ],
 )
-def test_an_answer_without_a_usable_token_is_an_error(content: dict[str, Any]) -> None:
+def test_a_response_without_a_usable_token_is_an_error(content: dict[str, Any]) -> None:
     with pytest.raises(AnswerError) as caught:
-        token_from(content, 0.0)
+        read_token(content, 0.0)
     assert caught.value.code == "unreadableAnswer"

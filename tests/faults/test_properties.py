@@ -31,7 +31,8 @@ from hypothesis.stateful import (  # noqa: E402
 
 from airflow_provider_dingconf.client import token_cache  # noqa: E402
 from airflow_provider_dingconf.client.settings import Settings, read_connection  # noqa: E402
-from airflow_provider_dingconf.dingtalk.calls import any_call, lock_call  # noqa: E402
+from airflow_provider_dingconf.dingtalk.calls import any_call  # noqa: E402
+from airflow_provider_dingconf.dingtalk.conferences import check_reference  # noqa: E402
 from airflow_provider_dingconf.dingtalk.errors import (  # noqa: E402
     AccessTokenError,
     AddressBannedError,
@@ -128,7 +129,7 @@ def test_any_text_is_sent_as_one_segment_or_refused_before_a_call(
 @MANY
 def test_what_is_no_text_is_no_conference_id(conference_id: Any) -> None:
     with pytest.raises(InvalidConferenceIdError):
-        lock_call(conference_id, "lock")
+        check_reference(conference_id)
 
 
 @given(method=st.text(max_size=8), path=st.text(max_size=40) | IDS.map("/v1.0/{}".format))

@@ -82,8 +82,12 @@ def bare_call(url: str, token: str) -> Callable[[], Any]:
     import requests
 
     from airflow_provider_dingconf.dingtalk.calls import lock_call
+    from airflow_provider_dingconf.dingtalk.conferences import Reference
 
-    session, headers = requests.Session(), dict(lock_call(MEETING, "lock").request(token).headers)
+    session, headers = (
+        requests.Session(),
+        dict(lock_call(Reference("conference_id", MEETING), "lock").request(token).headers),
+    )
     target = f"{url}/v1.0/conference/videoConferences/{MEETING}/lock"
     return lambda: session.post(target, json={"action": "lock"}, headers=headers)
 

@@ -1,0 +1,183 @@
+"""What names a meeting, which meetings a filter selects, and lists of meetings."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from airflow_provider_dingconf.dingtalk.calls import MAX_CONFERENCE_ID_LENGTH, lock_call
+from airflow_provider_dingconf.dingtalk.conferences import (
+    MAX_TITLE,
+    ConferenceFilter,
+    Page,
+    Reference,
+    check_reference,
+    list_call,
+)
+from airflow_provider_dingconf.dingtalk.errors import (
+    DingTalkError,
+    InvalidConferenceIdError,
+    InvalidInputError,
+)
+
+# Names of a meeting
+
+REFUSED = {
+    "": "it is empty",
+    " ": "it is blank",
+    "\t\n": "it is blank",
+    "a b": "' '",
+    "a/b": "'/'",
+    "a/../b": "'/'",
+    "a\\b": r"'\\\\'",
+    ".": "'.' would change the path",
+    "..": "'..' would change the path",
+    "a?b": r"'\?'",
+    "a#b": "'#'",
+    "a%2Fb": "'%'",
+    "a\nb": r"'\\n'",
+    "a\x00b": r"'\\x00'",
+    "a\x7fb": r"'\\x7f'",
+    "会议": r"'\\u4f1a'",
+    "a\u202eb": r"'\\u202e'",
+    "a" * 10_000: "10000 characters",
+}
+
+
+@pytest.mark.parametrize(("conference_id", "problem"), REFUSED.items(), ids=range(len(REFUSED)))
+def test_a_conference_id_that_is_no_path_segment_is_refused(conference_id: str, problem: str) -> None:
+    with pytest.raises(InvalidConferenceIdError, match=rf"^conference_id: .*{problem}") as caught:
+        check_reference(conference_id)
+    with pytest.raises(InvalidConferenceIdError):
+        Reference("conference_id", conference_id)
+    assert str(caught.value).isascii()
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize(
+    "conference_id", [644272, 6.4e28, pytest.param(10**5000, id="huge"), ["a"], b"a", True]
+)
+def test_a_conference_id_that_is_no_string_is_refused_with_its_type(conference_id: Any) -> None:
+    kind = type(conference_id).__name__
+    says = rf"^conference_id: expected a string, got .* of type {kind}; .*render_template_as_native_obj=True"
+    with pytest.raises(InvalidConferenceIdError, match=says):
+        check_reference(conference_id)
+
+
+@pytest.mark.parametrize(
+    "conference_id", ["a", "...", "a..b", "-._~!$&'()*+,;=:@", "9" * MAX_CONFERENCE_ID_LENGTH]
+)
+def test_a_conference_id_that_is_a_path_segment_goes_out_as_it_is(conference_id: str) -> None:
+    target = lock_call(check_reference(conference_id), "lock").request("t").target
+    assert target == f"/v1.0/conference/videoConferences/{conference_id}/lock"
+
+
+@pytest.mark.parametrize("name", ["room_code", "schedule_conference_id"])
+def test_an_int_that_a_template_rendered_natively_is_taken_as_its_digits(name: str) -> None:
+    assert check_reference(**{name: 1234567890}) == Reference(name, "1234567890")
+
+
+@pytest.mark.parametrize(
+    "value", [1234567890.0, -5, True, pytest.param(10**5000, id="huge"), ["1"], {"a": 1}, b"1"]
+)
+@pytest.mark.parametrize("name", ["room_code", "schedule_conference_id"])
+def test_any_other_type_names_native_rendering_as_the_likely_cause(name: str, value: Any) -> None:
+    says = f"^{name}: expected a string, got .*render_template_as_native_obj=True is the likely cause"
+    with pytest.raises(InvalidConferenceIdError, match=says):
+        check_reference(**{name: value})
+
+
+@pytest.mark.parametrize(("value", "what"), [("None", "it is 'None'"), ("", "it is empty"), (" ", "it is")])
+@pytest.mark.parametrize("name", ["conference_id", "room_code", "schedule_conference_id"])
+def test_a_template_without_a_value_is_refused_as_such(name: str, value: str, what: str) -> None:
+    says = f"^{name}: {what}.*, as a template or XCom without a value renders; check where it comes from"
+    with pytest.raises(InvalidConferenceIdError, match=says):
+        check_reference(**{name: value})
+
+
+def test_a_dict_is_taken_for_its_conference_id() -> None:
+    assert check_reference({"conference_id": "c", "title": "t"}) == Reference("conference_id", "c")
+
+
+@pytest.mark.parametrize("wrong", [{"id": "c", "title": "t"}, {"title": 1, "conference_id": None}, {}])
+def test_a_dict_without_a_conference_id_is_refused_with_its_keys(wrong: dict[str, Any]) -> None:
+    keys = ", ".join(map(repr, wrong)) or "none"
+    with pytest.raises(InvalidConferenceIdError, match=rf"^conference_id: expected a dict .* keys: {keys}\."):
+        check_reference(wrong)
+
+
+def test_a_value_of_another_parameter_is_told_which_one_takes_it() -> None:
+    with pytest.raises(InvalidConferenceIdError) as raised:
+        check_reference("123 456 7890")
+    assert "conference_id takes a meeting's conferenceId, room_code a room code" in str(raised.value)
+
+
+# The filter
+
+
+def test_a_pattern_is_searched_in_the_beginning_of_a_long_title() -> None:
+    title = "Release " + "x" * MAX_TITLE + "end"
+    assert ConferenceFilter("^Release").takes(title, None)
+    assert not ConferenceFilter("end").takes(title, None)
+
+
+def test_a_filter_selects_by_title_and_creator() -> None:
+    both = ConferenceFilter("^Exam", "chris")
+    assert both.takes("Exam 1", "chris")
+    assert not both.takes("Exam 1", "kim")
+    assert not both.takes("An Exam", "chris")
+    assert not both.takes(None, "chris")
+    assert ConferenceFilter().takes(None, None)
+
+
+@pytest.mark.parametrize("value", ["", " ", "None", 5, 1.5, True, ["a"], b"a"])
+@pytest.mark.parametrize("name", ["title_pattern", "creator_id"])
+def test_a_filter_of_no_text_is_refused(name: str, value: Any) -> None:
+    with pytest.raises(InvalidInputError, match=f"^{name}: "):
+        ConferenceFilter(**{name: value})
+
+
+def test_a_compiled_pattern_is_told_what_to_pass() -> None:
+    with pytest.raises(InvalidInputError, match=r"^title_pattern: .* pass pattern\.pattern"):
+        ConferenceFilter(re.compile("a"))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("pattern", ["(", "a{99999999999}", "(?P<a>"])
+def test_an_invalid_regular_expression_is_refused(pattern: str) -> None:
+    with pytest.raises(InvalidInputError, match=r"^title_pattern: .* is not a regular expression: "):
+        ConferenceFilter(pattern)
+
+
+# Lists
+
+
+@pytest.mark.parametrize(
+    ("content", "token"),
+    [
+        ({"nextToken": "19", "totalCount": 20}, "19"),
+        ({"nextToken": "19", "hasMore": True}, "19"),
+        ({"nextToken": 19}, "19"),
+        ({"nextToken": "19", "hasMore": False}, None),
+        ({"nextToken": ""}, None),
+        ({"nextToken": None, "hasMore": True}, None),
+        ({"hasMore": True}, None),
+        ({}, None),
+    ],
+)
+def test_a_token_continues_a_list_unless_dingtalk_says_that_there_is_no_more(
+    content: dict[str, Any], token: str | None
+) -> None:
+    assert Page.read(content).next_token == token
+
+
+@pytest.mark.parametrize("tokens", [["a"], ["a", "b"], ["b", "c", "a"]])
+def test_a_token_that_comes_again_is_an_error(tokens: list[str]) -> None:
+    call = list_call(Reference("schedule_conference_id", "s"), *tokens)
+    assert call.params == {"maxResults": 20, "nextToken": tokens[-1]}
+    with pytest.raises(DingTalkError, match="a page that follows itself") as raised:
+        call.read({"nextToken": "a"})
+    assert raised.value.code == "unreadableAnswer"
+    assert call.read({"nextToken": "d"}).next_token == "d"
