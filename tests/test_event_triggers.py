@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
+import re
 import runpy
 import subprocess
 import sys
@@ -71,7 +72,31 @@ def test_the_triggerer_makes_the_same_trigger_again() -> None:
 
 
 @airflow_3
-@pytest.mark.parametrize("wrong", [{"scenes": ["conference_create"]}, {"title_pattern": "("}, {"scenes": []}])
+def test_equal_filters_are_one_trigger_in_whichever_order_they_are_written() -> None:
+    written = [
+        ["conference_created", "conference_closed"],
+        ("conference_closed", "conference_created"),
+        {"conference_closed", "conference_created"},
+    ]
+    made = {json.dumps(triggers.ConferenceEventTrigger(scenes=scenes).serialize()) for scenes in written}
+    assert len(made) == 1
+
+
+@airflow_3
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"scenes": ["conference_create"]},
+        {"scenes": []},
+        {"scenes": 1},
+        {"title_pattern": "("},
+        {"title_pattern": re.compile("^Release")},
+        {"title_pattern": ""},
+        {"creator_id": 123},
+        {"creator_id": ""},
+    ],
+    ids=str,
+)
 def test_a_filter_that_cannot_be_meant_is_found_when_the_dag_is_parsed(wrong: Any) -> None:
     with pytest.raises(InvalidInputError):
         triggers.ConferenceEventTrigger(**wrong)
