@@ -1,17 +1,15 @@
 """``ConferenceEventTrigger``: DAGs that start when something happens in a meeting.
 
-For the ``AssetWatcher`` of Airflow 3. A DAG file that imports this module imports no HTTP library: the stream
-is held by the triggerer.
+For the ``AssetWatcher`` of Airflow 3. A DAG file that imports this module imports no HTTP library: only the
+triggerer holds the event stream.
 """
 
 from __future__ import annotations
 
 import asyncio
-import inspect
-import logging
 import time
-from collections import deque
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from airflow import __version__ as airflow_version
 
@@ -30,47 +28,114 @@ if TYPE_CHECKING:
 
     from airflow.triggers.shared_stream import SharedStreamProducer
 
-    from airflow_provider_dingconf.client.event_stream import Delivery, Watch
-
-CHECK_SECONDS = 0.5
-"""Before Airflow 3.3, which confirms it: between two looks whether Airflow has stored what was fired."""
-
-SAFE_SECONDS = (3.0, 0.1)
-"""Where that cannot be seen: how long Airflow has to store what was fired, and how much longer for each."""
-
-CROWD_SECONDS = 10.0
-"""Events that follow one another more closely than this can be left lying by Airflow's scheduler."""
+    from airflow_provider_dingconf.client.event_stream import Delivery, StreamOptions, Watch
+    from airflow_provider_dingconf.client.settings import Settings
+    from airflow_provider_dingconf.dingtalk.events import Address
 
 _REMEMBERED = 4096
 _SWEEP = {"event_type": "sweep", "conference_id": None}
 
-log = logging.getLogger(__name__)
-
 
 class InvalidFilterError(InvalidInputError, TypeError):
-    """Raised for a filter that cannot be meant.
+    """Raised for a malformed filter.
 
-    It is a :class:`TypeError`, too: in the triggerer, where the filter can be one that an older version of
-    this package took, that fails the one trigger, and any other error all of them.
+    It is a :class:`TypeError`, too: the triggerer can meet a filter that an older version of this package
+    accepted. A TypeError fails that one trigger, and any other error all of them.
     """
 
 
-class _Firings:
-    """When triggers of this process fired last: a DAG can be started by several of them."""
+@dataclass(frozen=True)
+class TriggerTimes:
+    """When a trigger acknowledges and sweeps. All are in seconds.
 
-    def __init__(self) -> None:
+    :param sweeps: after an event that Airflow's scheduler can have overlooked.
+    :param stored: before Airflow 3.3, which confirms it: after which an event handed on counts as stored.
+    :param unconfirmed: on Airflow 3.3: an event resolved sooner after it was handed on was not stored, since
+        the triggerer confirms nothing before its next round, one second later.
+    """
+
+    sweeps: tuple[float, ...] = (10.0, 40.0, 160.0, 640.0)
+    stored: float = 5.0
+    unconfirmed: float = 0.5
+
+
+class Firings:
+    """When triggers of this process last fired: several of them can start the same DAG.
+
+    :param began: when this process began; what others fired before that is not known.
+    """
+
+    def __init__(self, began: float) -> None:
         self._event: str | None = None
-        self.at = self._another_at = float("-inf")
+        self.at = float("-inf")
+        self._before = began
 
     def add(self, event_id: str, now: float) -> float:
-        """Note that something is fired for an event, and return when that was last so for another event."""
+        """Note that a trigger fires for an event, and return when one last did for another event."""
         if event_id != self._event:
-            self._event, self._another_at = event_id, self.at
+            self._event, self._before = event_id, max(self._before, self.at)
         self.at = now
-        return self._another_at
+        return self._before
 
 
-_firings = _Firings()
+class Sweeps:
+    """When a trigger fires for no event, only to make Airflow's scheduler look again.
+
+    While an event waits for its run, the scheduler overlooks all events that come after it, until another one
+    comes when none waits. So an event is overlooked only if the scheduler has been away since the one before
+    it. It is then likely to stay away about as long again, and nearer sweeps are left out. The last one finds
+    what was overlooked unless the scheduler is away for longer than its distance.
+
+    :param distances: seconds from an event to each of its sweeps.
+    :param firings: of all triggers of the process.
+    :param now: of the monotonic clock, here and below.
+    """
+
+    def __init__(self, distances: Sequence[float], firings: Firings, now: float) -> None:
+        self._distances = distances
+        self._firings = firings
+        self._ahead: list[float] = []
+        self._plan(firings.at, 0.0, now)  # of a trigger whose place this one takes
+
+    def __bool__(self) -> bool:
+        """Return whether any sweep is ahead."""
+        return bool(self._ahead)
+
+    def fired(self, event_id: str, now: float) -> None:
+        """Plan the sweeps after an event that the trigger fires for."""
+        self._plan(now, now - self._firings.add(event_id, now), now)
+
+    def restart(self, now: float) -> None:
+        """Plan the sweeps after events before a restart."""
+        self._plan(now, 0.0, now)
+
+    def pop_due(self, now: float) -> bool:
+        """Return whether to sweep now."""
+        ahead = [at for at in self._ahead if at > now]
+        due, self._ahead = len(ahead) < len(self._ahead), ahead
+        if due:
+            self._firings.add("", now)
+        return due
+
+    def _plan(self, after: float, gap: float, now: float) -> None:
+        self._ahead = [after + each for each in self._distances if each >= gap and after + each > now]
+
+
+class _Client(NamedTuple):
+    """What the event stream needs of a client of DingTalk."""
+
+    hook: Any
+    settings: Settings
+
+    async def events_address(self) -> Address:
+        return await self.hook.aevents_address()  # type: ignore[no-any-return]
+
+
+async def _connect(dingtalk_conn_id: str) -> _Client:
+    from airflow_provider_dingconf.hooks import DingTalkConferenceHook
+
+    hook = DingTalkConferenceHook(dingtalk_conn_id, max_attempts=1, max_seconds=30.0)
+    return _Client(hook, await hook._asettings())
 
 
 class ConferenceEventTrigger(BaseEventTrigger):
@@ -90,20 +155,23 @@ class ConferenceEventTrigger(BaseEventTrigger):
     ``status``, ``creator_id``, ``start_time`` and more, times as ISO 8601. :func:`triggering_conferences`
     gives a task the payloads of all events that started its run.
 
-    Each event is fired once, however often DingTalk delivers it, and acknowledged when Airflow has it. After
-    events that came close together one more follows, the sweep, whose payload has no ``conference_id``:
-    Airflow's scheduler gives a run the events up to the first it noticed, and those that came after that one
-    would lie until another comes.
+    An event is acknowledged when Airflow has stored it, and fires nothing when DingTalk delivers it again.
+    After events that come close together, sweeps follow: they have no ``conference_id``. Airflow's scheduler
+    gives a run the events up to the first it noticed, and overlooks the later ones until another comes.
 
     :param dingtalk_conn_id: the Airflow connection, of type ``dingtalk``, with Client ID and Client Secret.
         One with an organisation (``corp_id``) gets the events of that organisation alone.
-    :param scenes: what is to have happened: ``conference_created``, ``conference_closed``, ``user_join``,
-        ``user_leave``, ``user_invited``, ``user_kicked``.
-    :param title_pattern: a regular expression to be found in the meeting's title; ``^`` is its beginning.
-    :param creator_id: who is to have created the meeting.
-    :raises InvalidInputError: a scene is unknown, the pattern is no regular expression, or the events of a
-        scene do not tell what is asked for; when the DAG is parsed.
+    :param scenes: what happens: ``conference_created``, ``conference_closed``, ``user_join``, ``user_leave``,
+        ``user_invited``, ``user_kicked``.
+    :param title_pattern: a regular expression to search the meeting's title for; ``^`` is its beginning.
+    :param creator_id: who created the meeting.
+    :raises InvalidInputError: when the DAG is parsed: a filter is malformed, a scene is unknown, or a scene's
+        events do not hold what a filter asks for.
     """
+
+    times: ClassVar[TriggerTimes] = TriggerTimes()
+    stream_options: ClassVar[StreamOptions | None] = None
+    firings: ClassVar[Firings] = Firings(time.monotonic())
 
     def __init__(
         self,
@@ -120,13 +188,11 @@ class ConferenceEventTrigger(BaseEventTrigger):
         except InvalidInputError as error:
             raise InvalidFilterError(str(error)) from None
         self._watch: Watch | None = None
-        self._unstored: _Unstored | None = None
         self._fired: dict[tuple[str, str], None] = {}
-        self._fired_at = _firings.at
-        self._crowded = time.monotonic() - self._fired_at < CROWD_SECONDS  # by the one whose place this takes
+        self._sweeps = Sweeps(self.times.sweeps, self.firings, time.monotonic())
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
-        """Return what the triggerer makes the trigger of."""
+        """Return what the triggerer makes the trigger of; equal filters are one trigger."""
         kwargs = {
             "dingtalk_conn_id": self.dingtalk_conn_id,
             "scenes": list(self.filter.scenes),
@@ -139,26 +205,23 @@ class ConferenceEventTrigger(BaseEventTrigger):
         """Yield the events, until cancelled: Airflow before 3.3."""
         from airflow_provider_dingconf.client.event_stream import Watch
 
-        self._watch = Watch(self.dingtalk_conn_id)
-        self._unstored = _Unstored(_outbox())
+        self._watch = Watch(self.dingtalk_conn_id, _connect, self.stream_options)
         async for delivery in self._watch.deliveries():
-            fired = []
+            handed_on = False
             for event in self._wanted(delivery):
-                fired.append(event)
                 yield event
-            if fired:
-                self._unstored.add(delivery, fired)
+                handed_on = True
+            if handed_on:  # Airflow does not tell when it has stored them
+                asyncio.get_running_loop().call_later(self.times.stored, delivery.acknowledge)
             else:
-                delivery.taken()
+                delivery.acknowledge()
 
     async def cleanup(self) -> None:
-        """Leave the stream, which Airflow does not wait for a cancelled generator to do."""
-        if self._unstored is not None:
-            self._unstored.close()
+        """Leave the stream: Airflow does not wait for a cancelled generator to do so."""
         if self._watch is not None:
             self._watch.close()
 
-    # Airflow 3.3: one stream for all watchers of a connection, and a word when Airflow has stored an event
+    # Airflow 3.3: one stream for all watchers of a connection, and a confirmation of what Airflow has stored
 
     def shared_stream_key(self) -> Hashable:
         """Return what the watchers of a connection have in common."""
@@ -167,21 +230,26 @@ class ConferenceEventTrigger(BaseEventTrigger):
     @classmethod
     def create_shared_stream_producer(cls, kwargs: dict[str, Any]) -> SharedStreamProducer:
         """Return what holds the stream of a connection, and acknowledges its events."""
+        from airflow_provider_dingconf.client.event_stream import Watch
         from airflow_provider_dingconf.stream_producer import EventsProducer
 
-        return EventsProducer(kwargs["dingtalk_conn_id"])
+        watch = Watch(kwargs["dingtalk_conn_id"], _connect, cls.stream_options)
+        return EventsProducer(watch, cls.times.unconfirmed)
 
     async def filter_shared_stream(self, shared_stream: AsyncIterator[Any]) -> AsyncIterator[TriggerEvent]:
         """Yield the events of the shared stream that this trigger wants."""
         from airflow_provider_dingconf.client.event_stream import note_join
 
         note_join()
-        async for delivery in shared_stream:
-            for event in self._wanted(delivery):
-                yield event
+        async for shared in shared_stream:
+            for event in self._wanted(shared.delivery):
+                shared.handing_on += 1
+                yield event  # and is not resumed if the triggerer ends before it has queued the event
+                shared.handing_on -= 1
+                shared.handed_on_at = time.monotonic()
 
     def _wanted(self, delivery: Delivery) -> Iterator[TriggerEvent]:
-        """Yield what is to be fired for what the stream has delivered."""
+        """Yield what to fire for a delivery."""
         now = time.monotonic()
         for event in delivery.events:
             name = (event.event_id, event.conference_id)
@@ -192,84 +260,14 @@ class ConferenceEventTrigger(BaseEventTrigger):
                 self._fired[name] = None
                 if len(self._fired) > _REMEMBERED:
                     del self._fired[next(iter(self._fired))]
-                before = max(_firings.add(event.event_id, now), self._fired_at)
-                self._crowded = self._crowded or now - before < CROWD_SECONDS
-                self._fired_at = now
+                self._sweeps.fired(event.event_id, now)
                 yield _fire(event.payload())
-        calm = now - self._fired_at >= CROWD_SECONDS
-        if not delivery.events and ((self._crowded and calm) or delivery.overdue):
-            _firings.add("", now)
-            self._crowded, self._fired_at = False, now
-            delivery.fired = True
+        if delivery.overdue:
+            self._sweeps.restart(now)
+        sweep = not delivery.events and self._sweeps.pop_due(now)
+        delivery.sweep_ahead = delivery.sweep_ahead or bool(self._sweeps)
+        if sweep:
             yield _fire(dict(_SWEEP))
-
-
-class _Unstored:
-    """What a trigger has fired and Airflow may not have stored yet: before Airflow 3.3, which confirms it.
-
-    :param outbox: the runner's queue of what it has yet to hand to its supervisor, if known.
-    """
-
-    def __init__(self, outbox: deque[Any] | None) -> None:
-        self._outbox = outbox
-        self._deliveries: list[tuple[Delivery, list[TriggerEvent]]] = []
-        self._task: asyncio.Task[None] | None = None
-
-    def add(self, delivery: Delivery, fired: list[TriggerEvent]) -> None:
-        """Let a delivery be taken as soon as Airflow has stored what was fired for it."""
-        self._deliveries.append((delivery, fired))
-        if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._take())
-
-    def close(self) -> None:
-        """Take no more."""
-        if self._task is not None:
-            self._task.cancel()
-
-    async def _take(self) -> None:
-        while self._deliveries:
-            await asyncio.sleep(CHECK_SECONDS)
-            inside = {id(entry[1]) for entry in self._outbox or ()}
-            looked_at, self._deliveries, gone = self._deliveries, [], []
-            for delivery, fired in looked_at:
-                if inside.isdisjoint(map(id, fired)):
-                    gone.append(delivery)
-                else:
-                    self._deliveries.append((delivery, fired))
-            if gone:
-                await self._stored(len(gone))
-            for delivery in gone:
-                delivery.taken()
-
-    async def _stored(self, events: int) -> None:
-        """Wait until Airflow has stored what has left the runner's queue.
-
-        The runner's supervisor answers one message at a time, and stores all it was handed before it reads
-        the next: whatever it is asked then, its answer says that it has. It is asked to mask nothing.
-        """
-        from airflow.sdk.execution_time import task_runner
-        from airflow.sdk.execution_time.comms import MaskSecret
-
-        comms: Any = getattr(task_runner, "SUPERVISOR_COMMS", None)
-        if self._outbox is None or comms is None:
-            least, each = SAFE_SECONDS
-            await asyncio.sleep(least + each * events)
-        else:
-            await comms.asend(MaskSecret(value=[]))
-
-
-def _outbox() -> deque[Any] | None:
-    """Return the queue of the runner that drives the trigger from which this is called.
-
-    Airflow gives a trigger no way to it: it is found as what is driving the trigger at the moment.
-    """
-    frame = inspect.currentframe()
-    while frame is not None:
-        queue = getattr(frame.f_locals.get("self"), "events", None)
-        if isinstance(queue, deque):
-            return queue
-        frame = frame.f_back
-    return None
 
 
 def _fire(payload: dict[str, Any]) -> TriggerEvent:

@@ -1,50 +1,72 @@
-"""The event stream as Airflow 3.3 shares it among watchers, with a word when an event was stored."""
+"""The event stream as Airflow 3.3 shares it among watchers; Airflow confirms which events it has stored."""
 
 from __future__ import annotations
 
 import asyncio
+import time
+from contextlib import aclosing
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import conf
 from airflow.triggers.shared_stream import SharedStreamProducer
-
-from airflow_provider_dingconf.client.event_stream import Watch
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Hashable, Sequence
 
     from airflow.triggers.shared_stream import AdvanceItem
 
-    from airflow_provider_dingconf.client.event_stream import Delivery
+    from airflow_provider_dingconf.client.event_stream import Delivery, Watch
+
+
+@dataclass(eq=False)
+class SharedDelivery:
+    """A delivery on its way through the triggers of a connection.
+
+    :param handing_on: how many triggers have yielded an event that Airflow has not queued yet.
+    :param handed_on_at: when Airflow last queued one, by the monotonic clock.
+    """
+
+    delivery: Delivery
+    handing_on: int = 0
+    handed_on_at: float = float("-inf")
 
 
 class EventsProducer(SharedStreamProducer):
     """Holds the event stream of one connection, and acknowledges events once Airflow has stored them.
 
-    :param dingtalk_conn_id: the Airflow connection.
+    When a triggerer ends, Airflow reports events as accepted that it never stores: those that it has not
+    queued, or that it reports sooner than it can know. They are refused, and DingTalk delivers them again.
+
+    :param watch: the stream.
+    :param unconfirmed: seconds within which Airflow confirms nothing that it has queued.
     """
 
-    def __init__(self, dingtalk_conn_id: str) -> None:
-        self._watch = Watch(dingtalk_conn_id)
+    def __init__(self, watch: Watch, unconfirmed: float) -> None:
+        self._watch = watch
+        self._unconfirmed = unconfirmed
         # More than a watcher's queue holds would fail the watcher.
         most = conf.getint("triggerer", "shared_stream_subscriber_queue_size", fallback=1024)
         self._room = asyncio.Semaphore(max(1, most // 2))
 
-    async def open_stream(self) -> AsyncIterator[tuple[Delivery, Delivery]]:
+    async def open_stream(self) -> AsyncIterator[tuple[SharedDelivery, SharedDelivery]]:
         """Yield what comes."""
-        async for delivery in self._watch.deliveries():
-            await self._room.acquire()
-            yield delivery, delivery
+        async with aclosing(self._watch.deliveries()) as deliveries:
+            async for delivery in deliveries:
+                await self._room.acquire()
+                shared = SharedDelivery(delivery)
+                yield shared, shared
 
     async def advance(self, batch: Sequence[AdvanceItem]) -> None:
-        """Acknowledge events that all watchers are done with; one that failed is to come again."""
+        """Acknowledge events that all watchers have stored; one that failed comes again."""
         for item in batch:
-            delivery: Delivery = item.broker_payload
+            shared: SharedDelivery = item.broker_payload
             self._room.release()
-            if item.outcome.failed or not item.outcome.acked:
-                delivery.refused()
+            too_soon = time.monotonic() - shared.handed_on_at < self._unconfirmed
+            if item.outcome.failed or not item.outcome.acked or shared.handing_on or too_soon:
+                shared.delivery.refuse()
             else:
-                delivery.taken()
+                shared.delivery.acknowledge()
 
     def get_advance_lane(self, broker_payload: Any) -> Hashable:
         """Let no event wait for another to be stored."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 from airflow_provider_dingconf.client import token_cache
 from airflow_provider_dingconf.hooks import DingTalkConferenceHook
@@ -25,6 +26,11 @@ def acknowledged(sandbox: Sandbox) -> bool:
     return all(event.acknowledged for event in sandbox.events)
 
 
-def restless() -> bool:
-    """Return whether the stream sees a need to tick, since events have started something of late."""
+def sweep_due() -> bool:
+    """Return whether the stream sees a need to tick: a sweep may be ahead."""
     return token_cache.seen_events_of(DingTalkConferenceHook().settings).sweep_due
+
+
+async def connect(conn_id: str) -> Any:
+    """Return a client of an Airflow connection."""
+    return await DingTalkConferenceHook(conn_id, max_attempts=1, max_seconds=30.0)._aconnect()

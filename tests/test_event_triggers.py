@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
+import re
 import runpy
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from typing import Any
 
 import pytest
 from airflow import __version__ as airflow_version
-from streams import acknowledged, drive, restless, until
+from streams import acknowledged, drive, sweep_due, until
 
 from airflow_provider_dingconf import triggers
 from airflow_provider_dingconf.dingtalk.errors import InvalidInputError
@@ -71,7 +72,31 @@ def test_the_triggerer_makes_the_same_trigger_again() -> None:
 
 
 @airflow_3
-@pytest.mark.parametrize("wrong", [{"scenes": ["conference_create"]}, {"title_pattern": "("}, {"scenes": []}])
+def test_equal_filters_are_one_trigger_in_whichever_order_they_are_written() -> None:
+    written = [
+        ["conference_created", "conference_closed"],
+        ("conference_closed", "conference_created"),
+        {"conference_closed", "conference_created"},
+    ]
+    made = {json.dumps(triggers.ConferenceEventTrigger(scenes=scenes).serialize()) for scenes in written}
+    assert len(made) == 1
+
+
+@airflow_3
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"scenes": ["conference_create"]},
+        {"scenes": []},
+        {"scenes": 1},
+        {"title_pattern": "("},
+        {"title_pattern": re.compile("^Release")},
+        {"title_pattern": ""},
+        {"creator_id": 123},
+        {"creator_id": ""},
+    ],
+    ids=str,
+)
 def test_a_filter_that_cannot_be_meant_is_found_when_the_dag_is_parsed(wrong: Any) -> None:
     with pytest.raises(InvalidInputError):
         triggers.ConferenceEventTrigger(**wrong)
@@ -96,26 +121,41 @@ def sandbox() -> Iterator[Sandbox]:
 
 
 @pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch, conn: Any) -> None:
-    """Shorten the waits, in the same proportions."""
-    from airflow_provider_dingconf import event_triggers
-    from airflow_provider_dingconf.client import event_stream as stream
+def quick(conn: Any) -> None:
+    """Let the default connection lead to the sandbox; triggers of :func:`make` are quick themselves."""
 
-    monkeypatch.setattr(stream, "JOIN_SECONDS", (0.1, 1.0))
-    monkeypatch.setattr(stream, "WAIT_SECONDS", (0.02, 0.1))
-    monkeypatch.setattr(stream, "TICK_SECONDS", 0.2)
-    monkeypatch.setattr(stream, "QUIET_SECONDS", 2.0)
-    monkeypatch.setattr(event_triggers, "_firings", event_triggers._Firings())
-    monkeypatch.setattr(event_triggers, "CROWD_SECONDS", 2.0)
-    monkeypatch.setattr(event_triggers, "CHECK_SECONDS", 0.05)
-    monkeypatch.setattr(event_triggers, "SAFE_SECONDS", (0.3, 0.0))
+
+def make(**filters: Any) -> Any:
+    """Return a trigger whose waits are shorter, in the same proportions."""
+    from airflow_provider_dingconf.client.event_stream import StreamOptions
+    from airflow_provider_dingconf.event_triggers import TriggerTimes
+
+    class Quick(triggers.ConferenceEventTrigger):
+        times = TriggerTimes(sweeps=(2.0, 4.0), stored=0.5, unconfirmed=0.02)
+        stream_options = StreamOptions(join=(0.1, 1.0), wait=(0.02, 0.1), tick=0.2, restart=2.0)
+        firings = triggerer_process["firings"]
+
+    return Quick(**filters)
+
+
+triggerer_process: dict[str, Any] = {}
+"""What the triggers of one triggerer's process share."""
+
+
+@pytest.fixture(autouse=True)
+def triggerer_has_started() -> None:
+    """Let a process of a triggerer be a long time old."""
+    if AIRFLOW >= (3, 0):
+        from airflow_provider_dingconf.event_triggers import Firings
+
+        triggerer_process["firings"] = Firings(float("-inf"))
 
 
 class Triggerer:
     """The runner of Airflow's triggerer, and in the supervisor's place this.
 
     :param takes: whether it takes what the runner has for the supervisor.
-    :param stores: whether it stores that: it confirms what Airflow 3.3 asks to be confirmed, and answers then.
+    :param stores: whether it stores that, and confirms what Airflow 3.3 asks to be confirmed.
     """
 
     def __init__(self, *, takes: bool = True, stores: bool = True) -> None:
@@ -126,16 +166,12 @@ class Triggerer:
         self._ids = iter(range(1, 100))
         self.takes = takes
         self.stores = stores
-        self._rounds = 0
 
     def send(self, _message: object) -> None:
         """Answer a message of the masker's, which comes before there is any event."""
 
-    async def asend(self, message: Any) -> None:
-        """Answer a message, as the supervisor does: when it has stored what it was handed before."""
-        asked = self._rounds
-        if getattr(message, "value", None) == []:
-            await until(lambda: self.stores and self._rounds > asked)
+    async def asend(self, _message: object) -> None:
+        """Answer a message of the masker's."""
 
     def start(self, trigger: Any) -> int:
         """Begin to run a trigger, and return its id."""
@@ -167,7 +203,6 @@ class Triggerer:
     async def keep_storing(self) -> None:
         while True:
             await asyncio.sleep(0.05)
-            self._rounds += 1
             confirmed = []
             while self.takes and self.runner.events:
                 entry: Any = self.runner.events.popleft()
@@ -183,7 +218,7 @@ class Triggerer:
         for details in self.runner.triggers.values():
             details["task"].cancel()
         for details in self.runner.triggers.values():
-            with suppress(asyncio.CancelledError):
+            with suppress(asyncio.CancelledError, BrokenPipeError):
                 await details["task"]
         if hasattr(self.runner, "_shared_streams"):
             await self.runner._shared_streams.stop_all()
@@ -207,10 +242,6 @@ async def triggering(
         finally:
             await triggerer.stop()
             storing.cancel()
-
-
-def make(**filters: Any) -> Any:
-    return triggers.ConferenceEventTrigger(**filters)
 
 
 @airflow_3
@@ -259,6 +290,7 @@ def test_each_watcher_gets_what_it_asked_for_over_one_connection(sandbox: Sandbo
 
 
 @airflow_3
+@pytest.mark.skipif(AIRFLOW < (3, 3), reason="Airflow does not say what it has stored")
 @pytest.mark.parametrize("not_yet", [{"takes": False}, {"stores": False}])
 def test_an_event_is_acknowledged_once_airflow_has_it(
     sandbox: Sandbox, quick: None, not_yet: dict[str, bool]
@@ -278,21 +310,18 @@ def test_an_event_is_acknowledged_once_airflow_has_it(
 
 @airflow_3
 @pytest.mark.skipif(AIRFLOW >= (3, 3), reason="Airflow says what it has stored")
-def test_where_airflow_does_not_show_what_it_stores_it_has_time_for_it(
-    sandbox: Sandbox, quick: None, monkeypatch: pytest.MonkeyPatch
+def test_where_airflow_does_not_say_what_it_stores_it_has_a_fixed_time_for_it(
+    sandbox: Sandbox, quick: None
 ) -> None:
-    from airflow_provider_dingconf import event_triggers
-
-    monkeypatch.setattr(event_triggers, "_outbox", lambda: None)
-    monkeypatch.setattr(event_triggers, "SAFE_SECONDS", (0.2, 0.2))
-
     async def steps() -> None:
         async with triggering(sandbox, make()) as (triggerer, (only,)):
             began = time.monotonic()
             for _ in range(5):
                 sandbox.create_conference()
-            await until(lambda: len(triggerer.of(only)) == 5 and acknowledged(sandbox))
-            assert time.monotonic() - began > 1.0
+            await until(lambda: len(triggerer.of(only)) == 5)
+            assert not any(event.acknowledged for event in sandbox.events)
+            await until(lambda: acknowledged(sandbox))
+            assert time.monotonic() - began >= 0.5
 
     drive(steps)
 
@@ -310,6 +339,60 @@ def test_what_airflow_did_not_store_starts_its_run_after_a_restart(sandbox: Sand
 
     drive(first)
     assert not acknowledged(sandbox)
+    drive(second)
+
+
+class EndingLog:
+    """The log of a runner whose triggerer ends while an event is on its way from a trigger into the queue.
+
+    :param end: what happens to the runner while it logs that a trigger has fired.
+    """
+
+    def __init__(self, end: Any) -> None:
+        self._end = end
+
+    async def ainfo(self, message: str, **_details: object) -> None:
+        if message == "Trigger fired event":
+            await self._end()
+
+    def __getattr__(self, _name: str) -> Any:
+        return lambda *_args, **_details: None
+
+
+@airflow_3
+@pytest.mark.skipif(AIRFLOW < (3, 3), reason="Airflow does not say what it has stored")
+@pytest.mark.parametrize("ends", ["killed", "cancelled", "stopping"])
+def test_an_event_on_its_way_into_the_queue_of_a_triggerer_that_ends_comes_again(
+    sandbox: Sandbox, quick: None, ends: str
+) -> None:
+    async def first() -> None:
+        async with triggering(sandbox, make(), make(title_pattern="^Other")) as (triggerer, (only, _)):
+            logged = asyncio.Event()
+
+            async def end() -> None:
+                logged.set()
+                if ends == "killed":  # the main process: what reads the log is gone
+                    raise BrokenPipeError
+                if ends == "cancelled":
+                    triggerer.task(only).cancel()
+                    await asyncio.sleep(60)
+                triggerer.runner._shared_streams._groups.clear()  # what a stop begins with
+
+            triggerer.runner.log = EndingLog(end)  # type: ignore[assignment]
+            sandbox.create_conference()
+            await logged.wait()
+            await asyncio.sleep(0.1)
+            if ends != "stopping":
+                sandbox.create_conference("that only the other trigger is still there for")
+            await asyncio.sleep(0.2)
+            assert not any(event.acknowledged for event in sandbox.events)
+
+    async def second() -> None:
+        async with triggering(sandbox, make()) as (triggerer, (only,)):
+            await until(lambda: len(triggerer.of(only)) == len(sandbox.events) and acknowledged(sandbox))
+
+    drive(first)
+    assert not any(event.acknowledged for event in sandbox.events)
     drive(second)
 
 
@@ -340,18 +423,81 @@ def test_an_event_that_comes_again_fires_nothing_even_after_a_restart(sandbox: S
     drive(second)
 
 
+# Sweeps
+
+
+def sweeps_after(*events: float, began: float = float("-inf")) -> list[float]:
+    """Return when a trigger sweeps that fires at these times, if nothing else does; in seconds."""
+    from airflow_provider_dingconf.event_triggers import Firings, Sweeps, TriggerTimes
+
+    firings = Firings(began)
+    sweeps = Sweeps(TriggerTimes().sweeps, firings, 0.0)
+    found, coming = [], list(events)
+    for now in range(int(max(events, default=0.0)) + 3600):
+        while coming and coming[0] <= now:
+            sweeps.fired(str(len(coming)), coming.pop(0))
+        if sweeps.pop_due(float(now)):
+            found.append(float(now))
+    return found
+
+
 @airflow_3
-def test_events_that_came_close_together_are_followed_by_a_sweep(sandbox: Sandbox, quick: None) -> None:
+def test_sweeps_repeat_with_growing_distance_after_a_burst_and_end() -> None:
+    assert sweeps_after(1000.0, 1002.0) == [1012.0, 1042.0, 1162.0, 1642.0]
+
+
+@airflow_3
+def test_a_meeting_that_starts_by_itself_brings_no_sweep() -> None:
+    assert sweeps_after(1000.0) == []
+    assert sweeps_after(1000.0, 2000.0, 3000.0) == []
+
+
+@airflow_3
+def test_meetings_that_start_every_few_minutes_bring_few_sweeps() -> None:
+    assert sweeps_after(*(1000.0 + 120.0 * number for number in range(30))) == [4640.0, 5120.0]
+
+
+@airflow_3
+def test_the_first_event_after_the_triggerer_has_started_is_swept_for() -> None:
+    assert sweeps_after(1060.0, began=1000.0) == [1220.0, 1700.0]
+
+
+@airflow_3
+@pytest.mark.parametrize("gap", [0.1, 1.0, 2.0, 9.0, 20.0, 39.0, 61.0, 150.0, 299.0])
+@pytest.mark.parametrize("away", [5.0, 40.0, 60.0, 300.0, 600.0])
+@pytest.mark.parametrize("since", [-1.0, 0.5, 7.0])
+def test_no_event_is_left_without_a_run_when_the_scheduler_was_away(
+    gap: float, away: float, since: float
+) -> None:
+    """A model of Airflow's scheduler: a run gets the events up to the first one that was queued."""
+    events = [1000.0 + gap * number for number in range(5)]
+    fired = sorted([*events, *sweeps_after(*events)])
+    back = 1000.0 + since + away
+    queued, waiting, done = None, [], set()
+    for at in [*fired, float("inf")]:
+        taken = (
+            None if queued is None else queued + 1.0 if not 1000.0 + since <= queued + 1.0 < back else back
+        )
+        if taken is not None and taken <= at:
+            done |= {event for event in waiting if event <= queued}
+            queued = None
+        waiting.append(at)
+        queued = at if queued is None else queued
+    assert done >= {*events}
+
+
+@airflow_3
+def test_events_that_came_close_together_are_followed_by_sweeps(sandbox: Sandbox, quick: None) -> None:
     async def steps() -> None:
         async with triggering(sandbox, make()) as (triggerer, (only,)):
             sandbox.create_conference()
-            await until(lambda: triggerer.of(only) and acknowledged(sandbox) and not restless())
+            await until(lambda: triggerer.of(only) and acknowledged(sandbox) and not sweep_due())
             assert (len(triggerer.of(only)), triggerer.sweeps(only)) == (1, 0)
             sandbox.create_conference()
             sandbox.create_conference()
             await until(lambda: triggerer.sweeps(only))
-            await until(lambda: not restless())
-            assert (len(triggerer.of(only)), triggerer.sweeps(only)) == (3, 1)
+            await until(lambda: not sweep_due())
+            assert (len(triggerer.of(only)), triggerer.sweeps(only)) == (3, 2)
 
     drive(steps)
 
@@ -390,7 +536,7 @@ def test_one_event_that_two_triggers_want_is_followed_by_no_sweep(sandbox: Sandb
         async with triggering(sandbox, make(), make(title_pattern="^R")) as (triggerer, (one, other)):
             sandbox.create_conference("Release")
             await until(lambda: triggerer.of(one) and triggerer.of(other) and acknowledged(sandbox))
-            await until(lambda: not restless())
+            await until(lambda: not sweep_due())
             assert triggerer.sweeps(one) == triggerer.sweeps(other) == 0
 
     drive(steps)
@@ -414,10 +560,10 @@ def test_a_sweep_is_not_forgotten_when_the_event_before_is_wanted_by_a_third_tri
 @airflow_3
 @pytest.mark.parametrize("process", ["the same", "another"])
 def test_a_trigger_sweeps_after_one_that_ended_before_it_could(
-    sandbox: Sandbox, quick: None, monkeypatch: pytest.MonkeyPatch, process: str
+    sandbox: Sandbox, quick: None, process: str
 ) -> None:
-    from airflow_provider_dingconf import event_triggers
     from airflow_provider_dingconf.client import token_cache
+    from airflow_provider_dingconf.event_triggers import Firings
 
     async def first() -> None:
         async with triggering(sandbox, make()) as (triggerer, (only,)):
@@ -428,13 +574,13 @@ def test_a_trigger_sweeps_after_one_that_ended_before_it_could(
 
     async def second() -> None:
         async with triggering(sandbox, make()) as (triggerer, (only,)):
-            await until(lambda: triggerer.sweeps(only) and not restless())
-            assert triggerer.sweeps(only) == 1
+            await until(lambda: triggerer.sweeps(only) and not sweep_due())
+            assert triggerer.sweeps(only) == 2
 
     drive(first)
     if process == "another":
         token_cache.forget()
-        monkeypatch.setattr(event_triggers, "_firings", event_triggers._Firings())
+        triggerer_process["firings"] = Firings(float("-inf"))
     drive(second)
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +19,8 @@ from system.deployments.deployment import Deployment, Run, deployed
 
 EXAMPLE = Path(__file__).parents[3] / "example_dags" / "example_lock_when_started.py"
 PAGE = 1000
+AWAY = 25
+"""Seconds without a scheduler: the second sweep after the last event comes later, when one is there again."""
 
 
 @pytest.fixture(scope="module")
@@ -119,3 +124,36 @@ def test_an_event_that_comes_while_no_triggerer_runs_starts_its_run_afterwards(
     wait_for(lambda: started_by(deployment)[meeting] == 1, "run", every=1)
     wait_for(lambda: all(event.acknowledged for event in dingtalk.events), "acknowledgement")
     assert started_by(deployment)["again"] == 0
+
+
+@pytest.mark.parametrize("ends", ["the main process killed", "all killed", "stopped"])
+def test_no_event_is_lost_when_the_triggerer_ends_while_many_come(
+    deployment: Deployment, dingtalk: Sandbox, ends: str
+) -> None:
+    triggerer = deployment.components["triggerer"]
+    meetings = []
+    for number in range(150):
+        meetings.append(dingtalk.create_conference(f"{ends} {number}"))
+        if number == 75:
+            if ends == "all killed":
+                deployment.kill("triggerer")
+            else:
+                os.kill(triggerer.pid, signal.SIGKILL if "main" in ends else signal.SIGTERM)
+        time.sleep(0.02)
+    wait_for(lambda: not dingtalk.streams, "end of the connection")
+    triggerer.kill()
+    start_triggerer(deployment)
+    wait_for(lambda: started_by(deployment).keys() >= {*meetings}, "run for each meeting", every=1)
+
+
+def test_no_event_is_left_without_a_run_after_the_scheduler_was_away(
+    deployment: Deployment, dingtalk: Sandbox
+) -> None:
+    deployment.kill("scheduler")
+    meetings = []
+    for number in range(5):
+        meetings.append(dingtalk.create_conference(f"no scheduler {number}"))
+        time.sleep(2)
+    time.sleep(AWAY - 10)
+    deployment.start("scheduler", "scheduler", "--skip-serve-logs")
+    wait_for(lambda: started_by(deployment).keys() >= {*meetings}, "run for each meeting", 300, every=1)

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +20,19 @@ pytest.importorskip("airflow.sdk", reason="events are for Airflow 3")
 
 from aiohttp import WSMsgType, web
 from conftest import CONN_VARIABLE
-from streams import acknowledged, drive, restless, until
+from streams import acknowledged, connect, drive, sweep_due, until
 
 from airflow_provider_dingconf.client import event_stream as stream
 from airflow_provider_dingconf.client import token_cache
-from airflow_provider_dingconf.client.event_stream import Delivery, Watch
+from airflow_provider_dingconf.client.event_stream import Delivery, StreamOptions, Watch
 from airflow_provider_dingconf.hooks import DingTalkConferenceHook
 from airflow_provider_dingconf.sandbox import Fault, Sandbox
 
 SOON = 0.3
 """Seconds after which the sandbox delivers an event again."""
+
+QUICK = StreamOptions(join=(0.05, 1.0), wait=(0.02, 0.1), refused=(0.05, 60.0), tick=0.2, restart=0.1)
+"""What is for a network and for a person, shortened."""
 
 
 @pytest.fixture
@@ -38,36 +42,44 @@ def sandbox() -> Iterator[Sandbox]:
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch, conn: Any) -> None:
-    """Shorten the waits that are for a network and for a person."""
-    monkeypatch.setattr(stream, "JOIN_SECONDS", (0.05, 1.0))
-    monkeypatch.setattr(stream, "WAIT_SECONDS", (0.02, 0.1))
-    monkeypatch.setattr(stream, "REFUSED_SECONDS", (0.05, 60.0))
-    monkeypatch.setattr(stream, "TICK_SECONDS", 0.2)
-    monkeypatch.setattr(stream, "QUIET_SECONDS", 2.0)
+def connected(conn: Any) -> None:
+    """Let the default connection lead to the sandbox."""
 
 
 class Watcher:
     """Somebody who watches events.
 
-    :param takes: whether an event is taken as soon as it comes.
+    :param takes: whether an event is acknowledged as soon as it comes.
     :param fires: whether an event starts something.
+    :param sweeps: how many ticks it needs.
+    :param options: of the stream, other than the quick ones.
     """
 
-    def __init__(self, conn_id: str = "dingtalk_default", *, takes: bool = True, fires: bool = True) -> None:
+    def __init__(
+        self,
+        conn_id: str = "dingtalk_default",
+        *,
+        takes: bool = True,
+        fires: bool = True,
+        sweeps: int = 0,
+        connect: Any = connect,
+        **options: Any,
+    ) -> None:
         self.deliveries: list[Delivery] = []
         self.ticks: list[Delivery] = []
         self._takes = takes
         self._fires = fires
-        self._watch = Watch(conn_id)
+        self._sweeps = sweeps
+        self._watch = Watch(conn_id, connect, replace(QUICK, **options))
         self.task = asyncio.ensure_future(self._run())
 
     async def _run(self) -> None:
         async for delivery in self._watch.deliveries():
             (self.deliveries if delivery.events else self.ticks).append(delivery)
             delivery.fired = self._fires and bool(delivery.events)
+            delivery.sweep_ahead = len(self.ticks) < self._sweeps
             if self._takes or not delivery.events:
-                delivery.taken()
+                delivery.acknowledge()
 
     @property
     def titles(self) -> list[str | None]:
@@ -190,16 +202,15 @@ def test_a_connection_with_an_organisation_gets_the_events_of_that_alone(
     drive(steps)
 
 
-def test_ticks_come_after_an_event_that_started_something_until_all_is_quiet(sandbox: Sandbox) -> None:
+def test_ticks_come_after_an_event_that_started_something_while_a_sweep_is_ahead(sandbox: Sandbox) -> None:
     async def steps() -> None:
-        async with watching(sandbox) as (watcher,):
+        async with watching(sandbox, sweeps=3) as (watcher,):
             await asyncio.sleep(0.7)
             assert not watcher.ticks
             sandbox.create_conference()
-            await until(lambda: len(watcher.ticks) >= 2 and not restless())
-            ticks = len(watcher.ticks)
+            await until(lambda: len(watcher.ticks) >= 3 and not sweep_due())
             await asyncio.sleep(0.7)
-            assert len(watcher.ticks) == ticks
+            assert len(watcher.ticks) == 3
             assert not any(tick.overdue for tick in watcher.ticks)
 
     drive(steps)
@@ -228,20 +239,20 @@ def test_events_that_start_nothing_bring_no_ticks_and_are_not_remembered(sandbox
     assert not list(token_cache.default_directory().glob("*.events"))
 
 
-@pytest.mark.parametrize("calm", [False, True])
-def test_a_tick_after_a_restart_says_whether_one_was_owed(sandbox: Sandbox, calm: bool) -> None:
+@pytest.mark.parametrize("swept", [False, True])
+def test_a_tick_after_a_restart_says_whether_sweeps_were_ahead(sandbox: Sandbox, swept: bool) -> None:
     async def first() -> None:
         async with watching(sandbox):
             await push_until_acknowledged(sandbox, "e1")
-            if calm:
-                await until(lambda: not restless())
+            if swept:
+                await until(lambda: not sweep_due())
 
     async def second() -> None:
         async with watching(sandbox) as (watcher,):
-            if calm:
+            if swept:
                 await push_until_acknowledged(sandbox, "e2")
-            await until(lambda: watcher.ticks and not restless())
-            assert [tick.overdue for tick in watcher.ticks][:2] == [not calm, False][: len(watcher.ticks)]
+            await until(lambda: watcher.ticks and not sweep_due())
+            assert [tick.overdue for tick in watcher.ticks][:2] == [not swept, False][: len(watcher.ticks)]
 
     drive(first)
     token_cache.forget()
@@ -256,10 +267,10 @@ def test_an_event_is_acknowledged_when_all_have_taken_it(sandbox: Sandbox) -> No
         async with watching(sandbox, "dingtalk_default", "dingtalk_default", takes=False) as (one, other):
             sandbox.create_conference()
             await until(lambda: one.deliveries and other.deliveries)
-            one.deliveries[0].taken()
+            one.deliveries[0].acknowledge()
             await asyncio.sleep(0.1)
             assert not acknowledged(sandbox)
-            other.deliveries[0].taken()
+            other.deliveries[0].acknowledge()
             await until(lambda: acknowledged(sandbox))
 
     drive(steps)
@@ -270,7 +281,7 @@ def test_an_event_that_comes_again_before_it_is_taken_is_one(sandbox: Sandbox) -
         async with watching(sandbox, takes=False) as (watcher,):
             sandbox.create_conference()
             await until(lambda: sandbox.events[0].deliveries >= 3)
-            watcher.deliveries[0].taken()
+            watcher.deliveries[0].acknowledge()
             await until(lambda: acknowledged(sandbox))
             assert len(watcher.deliveries) == 1
 
@@ -282,9 +293,9 @@ def test_an_event_that_was_refused_is_put_off_and_comes_again(sandbox: Sandbox) 
         async with watching(sandbox, takes=False) as (watcher,):
             sandbox.create_conference()
             await until(lambda: watcher.deliveries)
-            watcher.deliveries[0].refused()
+            watcher.deliveries[0].refuse()
             await until(lambda: len(watcher.deliveries) == 2)
-            watcher.deliveries[1].taken()
+            watcher.deliveries[1].acknowledge()
             await until(lambda: acknowledged(sandbox))
             assert sandbox.events[0].acknowledgements == ["LATER", "SUCCESS"]
 
@@ -296,28 +307,40 @@ def test_what_a_watcher_that_left_did_not_take_comes_again_to_the_others(sandbox
         async with watching(sandbox, "dingtalk_default", "dingtalk_default", takes=False) as (one, other):
             sandbox.create_conference()
             await until(lambda: one.deliveries and other.deliveries)
-            other.deliveries[0].taken()
+            other.deliveries[0].acknowledge()
             await one.stop()
             await until(lambda: len(other.deliveries) == 2)
-            other.deliveries[1].taken()
+            other.deliveries[1].acknowledge()
             await until(lambda: acknowledged(sandbox))
 
     drive(steps)
 
 
-def test_too_many_events_at_once_are_put_off(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stream, "MAX_OPEN", 2)
-
+def test_what_comes_just_after_a_watcher_left_comes_again_when_it_may_be_back(sandbox: Sandbox) -> None:
     async def steps() -> None:
-        async with watching(sandbox, takes=False) as (watcher,):
+        async with watching(sandbox, "dingtalk_default", "dingtalk_default", restart=0.7) as (one, other):
+            await one.stop()
+            sandbox.create_conference()
+            await until(lambda: other.deliveries)
+            back = Watcher()
+            await until(lambda: back.deliveries and acknowledged(sandbox))
+            assert "SUCCESS" not in sandbox.events[0].acknowledgements[:-1]
+            await back.stop()
+
+    drive(steps)
+
+
+def test_too_many_events_at_once_are_put_off(sandbox: Sandbox) -> None:
+    async def steps() -> None:
+        async with watching(sandbox, takes=False, max_open=2) as (watcher,):
             for number in range(3):
                 sandbox.create_conference(str(number))
             await until(lambda: sandbox.events[2].acknowledgements)
             assert sandbox.events[2].acknowledgements == ["LATER"]
             for delivery in list(watcher.deliveries):
-                delivery.taken()
+                delivery.acknowledge()
             await until(lambda: len(watcher.deliveries) == 3)
-            watcher.deliveries[2].taken()
+            watcher.deliveries[2].acknowledge()
             await until(lambda: acknowledged(sandbox))
 
     drive(steps)
@@ -372,7 +395,7 @@ def test_what_was_taken_at_the_very_end_is_remembered(sandbox: Sandbox) -> None:
         async with watching(sandbox, takes=False) as (watcher,):
             sandbox.create_conference()
             await until(lambda: watcher.deliveries)
-            watcher.deliveries[0].taken()
+            watcher.deliveries[0].acknowledge()
 
     async def second() -> None:
         async with watching(sandbox) as (watcher,):
@@ -464,7 +487,7 @@ def test_without_files_the_process_remembers_what_started_something(
         async with watching(sandbox, "memory", takes=False) as (first,):
             sandbox.create_conference()
             await until(lambda: first.deliveries)
-            first.deliveries[0].taken()
+            first.deliveries[0].acknowledge()
             await first.stop()
             second = Watcher("memory")
             await until(lambda: acknowledged(sandbox))
@@ -490,7 +513,7 @@ def test_what_is_saved_at_the_end_does_not_block_the_loop(
         async with watching(sandbox, takes=False) as (watcher,):
             sandbox.create_conference()
             await until(lambda: watcher.deliveries)
-            watcher.deliveries[0].taken()
+            watcher.deliveries[0].acknowledge()
 
     drive(steps)
     assert threads
@@ -500,18 +523,15 @@ def test_what_is_saved_at_the_end_does_not_block_the_loop(
 # Who joins when
 
 
-def test_the_first_event_waits_for_all_who_join_one_after_another(
-    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_first_event_waits_for_all_who_join_one_after_another(sandbox: Sandbox) -> None:
     async def steps() -> None:
         async with watching(sandbox):
             pass
         await until(lambda: not sandbox.streams)
         sandbox.create_conference("while nobody listens")
-        monkeypatch.setattr(stream, "JOIN_SECONDS", (0.4, 60.0))
         watchers = []
         for _ in range(4):
-            watchers.append(Watcher())
+            watchers.append(Watcher(join=(0.4, 60.0)))
             await asyncio.sleep(0.2)
         await until(lambda: all(one.deliveries for one in watchers))
         for watcher in watchers:
@@ -520,15 +540,11 @@ def test_the_first_event_waits_for_all_who_join_one_after_another(
     drive(steps)
 
 
-def test_those_who_never_stop_joining_do_not_keep_the_others_waiting(
-    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(stream, "JOIN_SECONDS", (0.4, 0.6))
-
+def test_those_who_never_stop_joining_do_not_keep_the_others_waiting(sandbox: Sandbox) -> None:
     async def steps() -> None:
         watchers = []
         while not sandbox.streams:
-            watchers.append(Watcher())
+            watchers.append(Watcher(join=(0.4, 0.6)))
             await asyncio.sleep(0.2)
         for watcher in watchers:
             await watcher.stop()
@@ -590,13 +606,15 @@ def test_a_fault_while_connecting_is_outlasted(sandbox: Sandbox, fault: dict[str
     drive(steps)
 
 
-def test_waits_grow_and_dingtalk_is_not_hammered(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stream, "WAIT_SECONDS", (0.1, 10.0))
-    monkeypatch.setattr(stream, "_jitter", lambda _least: 1.0)
+def no_jitter(_least: float) -> float:
+    return 1.0
+
+
+def test_waits_grow_and_dingtalk_is_not_hammered(sandbox: Sandbox) -> None:
     sandbox.fail(Fault(call="stream", code="systemError"))
 
     async def steps() -> None:
-        watcher = Watcher()
+        watcher = Watcher(wait=(0.1, 10.0), jitter=no_jitter)
         await until(lambda: len(sandbox.calls_of("stream")) == 4)
         await watcher.stop()
         times = [call.time for call in sandbox.calls_of("stream")]
@@ -606,14 +624,9 @@ def test_waits_grow_and_dingtalk_is_not_hammered(sandbox: Sandbox, monkeypatch: 
     drive(steps)
 
 
-def test_a_connection_that_is_closed_at_once_again_and_again_is_not_hammered(
-    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(stream, "WAIT_SECONDS", (0.2, 10.0))
-    monkeypatch.setattr(stream, "_jitter", lambda _least: 1.0)
-
+def test_a_connection_that_is_closed_at_once_again_and_again_is_not_hammered(sandbox: Sandbox) -> None:
     async def steps() -> None:
-        async with watching(sandbox):
+        async with watching(sandbox, wait=(0.2, 10.0), jitter=no_jitter):
             for calls in (1, 2, 3):
                 await until(lambda calls=calls: len(sandbox.calls_of("connect")) == calls and sandbox.streams)
                 sandbox.disconnect_streams()
@@ -624,16 +637,11 @@ def test_a_connection_that_is_closed_at_once_again_and_again_is_not_hammered(
     drive(steps)
 
 
-def test_waits_grow_however_long_an_attempt_takes_to_fail(
-    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(stream, "WAIT_SECONDS", (0.1, 10.0))
-    monkeypatch.setattr(stream, "LASTED_SECONDS", 0.1)
-    monkeypatch.setattr(stream, "_jitter", lambda _least: 1.0)
+def test_waits_grow_however_long_an_attempt_takes_to_fail(sandbox: Sandbox) -> None:
     sandbox.fail(Fault(call="stream", code="systemError", delay=0.3))
 
     async def steps() -> None:
-        watcher = Watcher()
+        watcher = Watcher(wait=(0.1, 10.0), lasted=0.1, jitter=no_jitter)
         await until(lambda: len(sandbox.calls_of("stream")) == 4)
         await watcher.stop()
         times = [call.time for call in sandbox.calls_of("stream")]
@@ -642,15 +650,9 @@ def test_waits_grow_however_long_an_attempt_takes_to_fail(
     drive(steps)
 
 
-def test_connections_that_are_lost_soon_are_made_less_and_less_often(
-    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(stream, "WAIT_SECONDS", (0.2, 10.0))
-    monkeypatch.setattr(stream, "LASTED_SECONDS", 60.0)
-    monkeypatch.setattr(stream, "_jitter", lambda _least: 1.0)
-
+def test_connections_that_are_lost_soon_are_made_less_and_less_often(sandbox: Sandbox) -> None:
     async def steps() -> None:
-        async with watching(sandbox):
+        async with watching(sandbox, wait=(0.2, 10.0), jitter=no_jitter):
             for calls in (1, 2, 3):
                 await until(lambda calls=calls: len(sandbox.calls_of("connect")) == calls and sandbox.streams)
                 await asyncio.sleep(0.2)
@@ -710,9 +712,43 @@ async def served(handler: Callable[[web.WebSocketResponse], Awaitable[object]], 
         await runner.cleanup()
 
 
-def test_a_peer_that_went_silent_is_left(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stream, "PING_SECONDS", 0.2)
+def test_a_stream_that_is_alive_and_silent_gives_way_to_a_new_one_and_no_event_is_lost(
+    sandbox: Sandbox,
+) -> None:
+    open_at_once: list[int] = []
 
+    async def steps() -> None:
+        async with watching(sandbox, silence=0.4) as (watcher,):
+            until_connects = 4
+            numbers = iter(range(1000))
+            while len(sandbox.calls_of("connect")) < until_connects:
+                if len(sandbox.calls_of("connect")) != len(
+                    open_at_once
+                ):  # an event as the new one takes over
+                    open_at_once.append(sandbox.streams)
+                    sandbox.create_conference(str(next(numbers)))
+                await asyncio.sleep(0.001)
+            await until(lambda: acknowledged(sandbox) and sandbox.streams == 1)
+            assert sorted(map(str, watcher.titles)) == [str(number) for number in range(next(numbers))]
+
+    drive(steps)
+    assert 2 in open_at_once  # the new one is there before the old one ends
+
+
+def test_a_silent_stream_whose_place_no_new_one_can_take_is_a_connection_that_failed(
+    sandbox: Sandbox,
+) -> None:
+    async def steps() -> None:
+        async with watching(sandbox, silence=0.4) as (watcher,):
+            sandbox.fail(Fault(call="stream", code="systemError", times=2))
+            await until(lambda: len(sandbox.calls_of("stream")) == 4 and sandbox.streams == 1)
+            sandbox.create_conference()
+            await until(lambda: watcher.deliveries and acknowledged(sandbox))
+
+    drive(steps)
+
+
+def test_a_peer_that_went_silent_is_left(sandbox: Sandbox) -> None:
     async def silent(socket: web.WebSocketResponse) -> None:
         while (await socket.receive()).type is not WSMsgType.CLOSED:
             pass
@@ -720,7 +756,7 @@ def test_a_peer_that_went_silent_is_left(sandbox: Sandbox, monkeypatch: pytest.M
     async def steps() -> None:
         async with served(silent, autoping=False) as endpoint:
             sandbox.fail(Fault(call="stream", body={"endpoint": endpoint, "ticket": "t"}, times=1))
-            async with watching(sandbox) as (watcher,):
+            async with watching(sandbox, ping=0.2) as (watcher,):
                 sandbox.create_conference()
                 await until(lambda: watcher.deliveries)
                 assert len(sandbox.calls_of("stream")) == 2
@@ -780,14 +816,11 @@ def test_wrong_credentials_are_an_error_in_the_log_until_the_connection_is_put_r
     assert "a-wrong-secret" not in caplog.text
 
 
-def test_refused_credentials_are_tried_again_after_a_long_while(
-    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(stream, "REFUSED_SECONDS", (0.05, 0.5))
+def test_refused_credentials_are_tried_again_after_a_long_while(sandbox: Sandbox) -> None:
     sandbox.fail(Fault(call="stream", code="authFailed", times=1))
 
     async def steps() -> None:
-        async with watching(sandbox):
+        async with watching(sandbox, refused=(0.05, 0.5)):
             first, second = (call.time for call in sandbox.calls_of("stream"))
             assert second - first >= 0.4
 
@@ -795,12 +828,10 @@ def test_refused_credentials_are_tried_again_after_a_long_while(
 
 
 def test_all_who_watch_are_there_again_together_after_a_refusal(
-    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    sandbox: Sandbox, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(stream, "REFUSED_SECONDS", (0.2, 1.5))
-
     async def steps() -> None:
-        async with watching(sandbox, *["dingtalk_default"] * 10) as watchers:
+        async with watching(sandbox, *["dingtalk_default"] * 10, refused=(0.2, 1.5)) as watchers:
             sandbox.fail(Fault(call="stream", code="authFailed", times=2))
             sandbox.disconnect_streams(politely=False)
             await until(lambda: len(sandbox.calls_of("stream")) == 2)
@@ -827,20 +858,17 @@ def test_all_who_watch_join_again_when_the_connection_is_put_right(sandbox: Sand
 
 
 def test_a_connection_that_cannot_be_read_is_read_again(
-    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    sandbox: Sandbox, caplog: pytest.LogCaptureFixture
 ) -> None:
-    read = DingTalkConferenceHook._asettings
     failures = iter([True, True])
 
-    async def failing(hook: DingTalkConferenceHook) -> Any:
+    async def failing(conn_id: str) -> Any:
         if next(failures, False):
             raise RuntimeError("the API server did not answer")  # as what the task SDK raises
-        return await read(hook)
-
-    monkeypatch.setattr(DingTalkConferenceHook, "_asettings", failing)
+        return await connect(conn_id)
 
     async def steps() -> None:
-        async with watching(sandbox) as (watcher,):
+        async with watching(sandbox, connect=failing) as (watcher,):
             sandbox.create_conference()
             await until(lambda: watcher.deliveries)
 
@@ -894,16 +922,17 @@ def test_a_redirect_is_not_followed(sandbox: Sandbox, caplog: pytest.LogCaptureF
     assert "a redirect, which is not followed" in caplog.text
 
 
-def test_a_fault_of_this_package_reaches_the_watcher(
-    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def broken(*_args: object) -> None:
+def test_a_fault_of_this_package_reaches_the_watcher(sandbox: Sandbox) -> None:
+    async def broken() -> Any:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(stream.EventStream, "_receive", broken)
+    async def connect_broken(conn_id: str) -> Any:
+        client = await connect(conn_id)
+        client.events_address = broken
+        return client
 
     async def steps() -> None:
-        watcher = Watcher()
+        watcher = Watcher(connect=connect_broken)
         with pytest.raises(ZeroDivisionError):
             await watcher.task
         assert not stream._streams
@@ -996,7 +1025,7 @@ def test_no_secret_is_in_the_log(sandbox: Sandbox, caplog: pytest.LogCaptureFixt
 
 
 @pytest.mark.parametrize("awaited", [False, True])
-def test_a_pushed_suite_ticket_buys_the_next_token(
+def test_a_pushed_suite_ticket_obtains_the_next_token(
     sandbox: Sandbox, conn: Any, awaited: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     conn("third_party")
