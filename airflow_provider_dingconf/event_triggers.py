@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow import __version__ as airflow_version
 
@@ -28,9 +28,8 @@ if TYPE_CHECKING:
 
     from airflow.triggers.shared_stream import SharedStreamProducer
 
+    from airflow_provider_dingconf.client.client import DingTalkClient
     from airflow_provider_dingconf.client.event_stream import Delivery, StreamOptions, Watch
-    from airflow_provider_dingconf.client.settings import Settings
-    from airflow_provider_dingconf.dingtalk.events import Address
 
 _REMEMBERED = 4096
 _SWEEP = {"event_type": "sweep", "conference_id": None}
@@ -121,21 +120,10 @@ class Sweeps:
         self._ahead = [after + each for each in self._distances if each >= gap and after + each > now]
 
 
-class _Client(NamedTuple):
-    """What the event stream needs of a client of DingTalk."""
-
-    hook: Any
-    settings: Settings
-
-    async def events_address(self) -> Address:
-        return await self.hook.aevents_address()  # type: ignore[no-any-return]
-
-
-async def _connect(dingtalk_conn_id: str) -> _Client:
+async def _connect(dingtalk_conn_id: str) -> DingTalkClient:
     from airflow_provider_dingconf.hooks import DingTalkConferenceHook
 
-    hook = DingTalkConferenceHook(dingtalk_conn_id, max_attempts=1, max_seconds=30.0)
-    return _Client(hook, await hook._asettings())
+    return await DingTalkConferenceHook(dingtalk_conn_id, max_attempts=1, max_seconds=30.0)._aconnect()
 
 
 class ConferenceEventTrigger(BaseEventTrigger):

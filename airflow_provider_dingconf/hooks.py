@@ -1,137 +1,93 @@
-"""``DingTalkConferenceHook``: one connection to DingTalk, its access token, retries and calls.
+"""``DingTalkConferenceHook``: lock and unlock DingTalk meetings, and make any other DingTalk call, from code.
 
-The hook is a thin face. What to send, what an answer means and when to try again is decided in
-``dingtalk/``; how it goes over the wire in ``transport``. Each method has an async twin, whose name
-begins with ``a``, and which differs only in who waits.
+Each method has an async twin whose name begins with ``a``. The async methods run in the caller's event loop;
+the synchronous ones wait for the same coroutine in one background event loop of the process.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
-import os
-import time
-from contextlib import asynccontextmanager, contextmanager, suppress
-from dataclasses import dataclass
+import weakref
+from contextlib import asynccontextmanager, contextmanager
 from datetime import datetime, timezone
-from functools import cached_property
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 from airflow.providers.common.compat.sdk import BaseHook
 from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_0_PLUS
-from asgiref.sync import sync_to_async
-from tenacity import AsyncRetrying, Retrying
 
-from airflow_provider_dingconf.client.bulk import (
-    ConferenceResult,
-    Pace,
-    check_conference_ids,
-    each_of,
-    to_the_end,
-)
-from airflow_provider_dingconf.client.http import AsyncTransport, Transport
-from airflow_provider_dingconf.client.settings import Settings, read_connection
-from airflow_provider_dingconf.client.sync import cancelled_by_termination, run_in_thread, termination
-from airflow_provider_dingconf.client.token_cache import (
-    LOCK_POLLS,
-    LOCK_SECONDS,
-    TokenCache,
-    address_ban_of,
-    suite_ticket_of,
-    token_cache_of,
+from airflow_provider_dingconf.client.bulk import RateLimiter, shielded
+from airflow_provider_dingconf.client.client import DingTalkClient
+from airflow_provider_dingconf.client.settings import read_connection
+from airflow_provider_dingconf.client.sync import (
+    cancelled_by_termination,
+    run,
+    run_later,
+    run_uninterrupted,
+    sync,
+    sync_iterator,
+    termination,
 )
 from airflow_provider_dingconf.compat import get_async_connection, mask_secret
-from airflow_provider_dingconf.dingtalk.calls import Call, any_call, lock_call
+from airflow_provider_dingconf.dingtalk.calls import any_call
 from airflow_provider_dingconf.dingtalk.conferences import (
-    BATCH,
-    Conference,
     ConferenceFilter,
-    Page,
-    Reference,
+    check_conference_ids,
     check_named,
     check_reference,
-    conference_call,
-    list_call,
-    query_call,
     the_running,
 )
 from airflow_provider_dingconf.dingtalk.errors import (
-    AddressBannedError,
-    CallTimeoutError,
     ConferenceClosedError,
     DingTalkError,
     PermissionDeniedError,
-    ThrottledError,
-    concerns_every_meeting,
 )
-from airflow_provider_dingconf.dingtalk.events import open_call
-from airflow_provider_dingconf.dingtalk.exchange import Attempts, TokenWanted, exchange, purchase
 from airflow_provider_dingconf.dingtalk.limits import (
-    CALLS_PER_SECOND,
     CONCURRENCY,
     MAX_ATTEMPTS,
     MAX_SECONDS,
     check_bulk_limits,
     check_limits,
 )
-from airflow_provider_dingconf.dingtalk.retries import policy
 from airflow_provider_dingconf.get_provider_info import CONNECTION_TYPE
 
 if TYPE_CHECKING:
-    from collections.abc import (
-        AsyncIterator,
-        Awaitable,
-        Callable,
-        Generator,
-        Iterable,
-        Iterator,
-        Mapping,
-        Sequence,
-    )
+    import logging
+    from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping
 
-    from tenacity import RetryCallState
     from typing_extensions import Self, Unpack
 
-    from airflow_provider_dingconf.dingtalk.calls import Request, Response
-    from airflow_provider_dingconf.dingtalk.events import Address
-    from airflow_provider_dingconf.dingtalk.responses import Good
-    from airflow_provider_dingconf.dingtalk.retries import Policy
-    from airflow_provider_dingconf.dingtalk.tokens import App, Token
-
-UNDO_SECONDS = 4.0
-"""How long undoing a lock may take: Airflow follows SIGTERM by SIGKILL after 5 seconds."""
-
-UNDO_CONCURRENCY = 100
-UNDO_CALLS_PER_SECOND = 400.0
-"""Of many locks, in those seconds: twice the usual, and still under what DingTalk bans an address for."""
+    from airflow_provider_dingconf.client.bulk import ConferenceResult
+    from airflow_provider_dingconf.client.settings import Settings
+    from airflow_provider_dingconf.dingtalk.conferences import Conference, Reference
 
 
 class LockResult(TypedDict):
-    """What came of locking or unlocking a meeting; a plain dict, fit for an XCom."""
+    """The result of locking or unlocking one meeting: a plain dict, fit for an XCom."""
 
     conference_id: str | None
-    """None where no meeting was found."""
+    """None if no meeting was found."""
     action: str
     """``lock`` or ``unlock``."""
     success: bool
     attempts: int
-    """How often the call was tried."""
+    """Attempts of the call."""
     request_id: str | None
-    """What DingTalk's support asks for; None where DingTalk gave none."""
+    """The id that DingTalk's support asks for; None if DingTalk gave none."""
 
 
 class Named(TypedDict, total=False):
-    """A meeting's names other than its conferenceId; see :meth:`DingTalkConferenceHook.lock_conference`."""
+    """A meeting's names other than its conferenceId; see :meth:`DingTalkConferenceHook.alock_conference`."""
 
     room_code: str | None
     schedule_conference_id: str | None
 
 
 class Bulk(TypedDict, total=False):
-    """How many meetings are locked; see :meth:`DingTalkConferenceHook.lock_conferences`."""
+    """How to lock many meetings; see :meth:`DingTalkConferenceHook.alock_conferences`."""
 
     concurrency: int
-    calls_per_second: float
+    calls_per_second: float | None
     on_result: Callable[[ConferenceResult], object]
 
 
@@ -147,16 +103,16 @@ class DingTalkConferenceHook(BaseHook):
         hook.lock_conference("644272f14ba3310xxxxxxxxx")
         hook.call("GET", "/v1.0/conference/orgConferences", params={"maxResults": 20})
 
-    Every method raises a :class:`~airflow_provider_dingconf.dingtalk.errors.DingTalkError` when the call does
-    not do what was asked, and nothing else but Airflow's own error for a connection that is not defined. All
-    hooks of a host share the access tokens. Connections to DingTalk are kept open between the calls of a hook
-    until :meth:`close`; for the async methods, within ``async with hook:``.
+    A method that does not do what was asked raises a subclass of
+    :class:`~airflow_provider_dingconf.dingtalk.errors.DingTalkError`. The one other error is Airflow's, for a
+    connection that is not defined. All hooks of a host share the access tokens. Connections to DingTalk
+    stay open between the calls of a hook until :meth:`close`; for the async methods, within
+    ``async with hook:``.
 
     :param dingtalk_conn_id: the Airflow connection, of type ``dingtalk``.
     :param max_attempts: attempts of one call in all; not Airflow's own ``retries``.
     :param max_seconds: seconds of one call in all, the waits between attempts included.
-    :param max_wait: seconds of one wait between attempts, over which the error is raised at once, with the
-        wait as its ``retry_after``; None for no limit but ``max_seconds``.
+    :raises InvalidInputError: a limit is invalid.
     """
 
     conn_name_attr = "dingtalk_conn_id"
@@ -170,23 +126,19 @@ class DingTalkConferenceHook(BaseHook):
         *,
         max_attempts: int = MAX_ATTEMPTS,
         max_seconds: float = MAX_SECONDS,
-        max_wait: float | None = None,
     ) -> None:
         super().__init__()
-        check_limits(max_attempts, max_seconds, max_wait)
-        self.max_wait = max_wait
+        check_limits(max_attempts, max_seconds)
         self.dingtalk_conn_id = dingtalk_conn_id
         self.max_attempts = max_attempts
         self.max_seconds = max_seconds
-        self._kept: Transport | None = None
-        self._blocks: dict[asyncio.AbstractEventLoop, _Block] = {}
-        self._masked: Token | None = None
+        self._client: DingTalkClient | None = None
 
     @classmethod
     def get_ui_field_behaviour(cls) -> dict[str, Any]:
         """Return the behaviour of the connection form; Airflow 3.2 reads the provider info instead."""
         behaviour = CONNECTION_TYPE["ui-field-behaviour"]
-        # Airflow 2's Test button does nothing where the form opened without the extra's editor.
+        # Airflow 2's Test button does nothing when the form opened without the extra's editor.
         shown = () if AIRFLOW_V_3_0_PLUS else ("extra",)
         return {
             "hidden_fields": [name for name in behaviour["hidden-fields"] if name not in shown],
@@ -209,7 +161,93 @@ class DingTalkConferenceHook(BaseHook):
 
         return {name: widget(field) for name, field in CONNECTION_TYPE["conn-fields"].items()}
 
-    def lock_conference(
+    # The connection
+
+    @property
+    def settings(self) -> Settings:
+        """The Airflow connection, read and checked.
+
+        :raises InvalidConnectionError: a field is missing, contradictory, unknown, or of a wrong type.
+        """
+        return self._connect().settings
+
+    def _connect(self) -> DingTalkClient:
+        if self._client is None:
+            settings = read_connection(self.get_connection(self.dingtalk_conn_id), self.dingtalk_conn_id)
+            _mask(settings.secrets)
+            self._client = self._client_of(settings)
+        return self._client
+
+    async def _aconnect(self) -> DingTalkClient:
+        """Read the connection without blocking the event loop."""
+        if self._client is None:
+            conn = await get_async_connection(self.dingtalk_conn_id, hook=self)
+            settings = read_connection(conn, self.dingtalk_conn_id)
+            await _amask(settings.secrets)
+            self._client = self._client_of(settings)
+        return self._client
+
+    def _client_of(self, settings: Settings) -> DingTalkClient:
+        client = DingTalkClient(
+            settings,
+            max_attempts=self.max_attempts,
+            max_seconds=self.max_seconds,
+            mask=_amask,
+            log=cast("logging.Logger", self.log),
+        )
+        weakref.finalize(self, run_later, client.close).atexit = False
+        return client
+
+    def close(self) -> None:
+        """Close the connections to DingTalk; the next call opens new ones."""
+        if self._client is not None:
+            run_later(self._client.close)
+
+    async def __aenter__(self) -> Self:
+        """Keep the connections to DingTalk open between the async calls of the block, in this event loop."""
+        await (await self._aconnect()).__aenter__()
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        """Close the connections to DingTalk, once no call uses them."""
+        await (await self._aconnect()).__aexit__(*exc_info)
+
+    async def atest_connection(self) -> tuple[bool, str]:
+        """Fetch an access token, or prove a static one with the cheapest reading call.
+
+        :returns: whether that worked, and a sentence for the person who pressed the button.
+        """
+        try:
+            client = await self._aconnect()
+            try:
+                token = await client.test()
+            except PermissionDeniedError as error:
+                # A static token may lock without being allowed to read.
+                if client.settings.app or not (error.code or "").endswith("AccessTokenPermissionDenied"):
+                    raise
+                token = None
+        except DingTalkError as error:
+            return False, str(error)
+        app, url = client.settings.app, client.settings.base_url
+        if app is None or token is None:
+            return True, f"{url} accepts the access token of the connection."
+        until = datetime.fromtimestamp(token.fetched_at + (token.lifetime or 0), timezone.utc)
+        return True, (
+            f"{url} gave an access token for the {app.kind} {app.client_id}, "
+            f"valid until {until:%Y-%m-%d %H:%M:%S} UTC."
+        )
+
+    def test_connection(self) -> tuple[bool, str]:
+        """Fetch an access token, or prove a static one; see :meth:`atest_connection`."""
+        try:
+            self._connect()
+        except DingTalkError as error:
+            return False, str(error)
+        return run(self.atest_connection)
+
+    # One meeting
+
+    async def alock_conference(
         self,
         conference_id: str | None = None,
         *,
@@ -218,853 +256,280 @@ class DingTalkConferenceHook(BaseHook):
     ) -> LockResult:
         """Lock a meeting: no one can join it any more.
 
-        Locking a locked meeting succeeds. Exactly one of the parameters is given; all but the first cost a
+        Locking a locked meeting succeeds. Give exactly one of the parameters; all but the first cost a
         further call. Source: `Lock a meeting
         <https://help.dingtalk.io/open/development/api-lockconference>`__.
 
         :param conference_id: the meeting's conferenceId.
-        :param room_code: what DingTalk shows as its room code, with or without spaces and dashes: of its
-            meetings, the one that is running.
-        :param schedule_conference_id: the schedule's scheduleConferenceId: of its meetings, the one that is
-            running.
-        :raises InvalidConferenceIdError: what is given is not one path segment; nothing was sent.
+        :param room_code: the meeting's room code (会议号), with or without spaces and dashes. It can
+            stand for several meetings: the one that is running is meant.
+        :param schedule_conference_id: the scheduleConferenceId of a schedule: its running meeting is meant.
+        :raises InvalidConferenceIdError: the value is not one path segment; nothing was sent.
         :raises ConferenceClosedError: the meeting has ended.
         :raises ConferenceNotRunningError: no meeting, or more than one, is running under that name.
         :raises DingTalkError: any other failure; the subclass says which.
         """
-        return self.act(
-            "lock", conference_id, room_code=room_code, schedule_conference_id=schedule_conference_id
-        )
+        return await self._lock("lock", conference_id, room_code, schedule_conference_id)
 
-    async def alock_conference(self, conference_id: str | None = None, **named: Unpack[Named]) -> LockResult:
-        """Lock a meeting; see :meth:`lock_conference`."""
-        return await self.aact("lock", conference_id, **named)
-
-    def unlock_conference(self, conference_id: str | None = None, **named: Unpack[Named]) -> LockResult:
+    async def aunlock_conference(
+        self,
+        conference_id: str | None = None,
+        *,
+        room_code: str | None = None,
+        schedule_conference_id: str | None = None,
+    ) -> LockResult:
         """Unlock a meeting: people can join it again.
 
         Unlocking an unlocked meeting succeeds. Parameters and errors are those of :meth:`lock_conference`.
         """
-        return self.act("unlock", conference_id, **named)
+        return await self._lock("unlock", conference_id, room_code, schedule_conference_id)
 
-    async def aunlock_conference(
-        self, conference_id: str | None = None, **named: Unpack[Named]
-    ) -> LockResult:
-        """Unlock a meeting; see :meth:`unlock_conference`."""
-        return await self.aact("unlock", conference_id, **named)
+    async def _lock(self, action: str, *named: str | None) -> LockResult:
+        client = self._client or await self._aconnect()
+        meeting = await _meeting(client, check_reference(*named))
+        return cast("LockResult", (await client.lock(action, meeting)).as_dict(with_error=False))
 
-    def act(self, action: str, conference_id: str | None = None, **named: Unpack[Named]) -> LockResult:
-        """Lock or unlock a meeting, as ``action`` says; see :meth:`lock_conference`.
+    async def _unlock_interrupted(self, result: LockResult) -> None:
+        """Unlock a meeting whose lock succeeded at the moment of an interruption."""
+        await self._aroll_back([str(result["conference_id"])], quickly=True)
 
-        :param action: ``lock`` or ``unlock``.
-        :param conference_id: the meeting's conferenceId.
-        :param named: its other names.
-        """
-        return self._act(action, self._conference_id(conference_id, **named), Attempts())
-
-    def _act(self, action: str, meeting: Reference, attempts: Attempts) -> LockResult:
-        try:
-            good = self._run(lock_call(meeting, action), attempts)
-        except DingTalkError:
-            raise
-        except BaseException:  # interrupted: the lock may have been made
-            if action == "lock" and attempts.in_doubt:
-                self._undo_lock(meeting.value)
-            raise
-        return _lock_result(action, meeting.value, good, attempts)
-
-    async def aact(self, action: str, conference_id: str | None = None, **named: Unpack[Named]) -> LockResult:
-        """Lock or unlock a meeting; see :meth:`act`."""
-        return await self._aact(action, await self._aconference_id(conference_id, **named), Attempts())
-
-    async def _aact(
-        self, action: str, meeting: Reference, attempts: Attempts, pace: Pace | None = None
-    ) -> LockResult:
-        try:
-            good = await self._arun(lock_call(meeting, action), attempts, pace)
-        except DingTalkError:
-            raise
-        except BaseException:
-            if action == "lock" and attempts.in_doubt:
-                await self._aundo_lock(meeting.value)
-            raise
-        return _lock_result(action, meeting.value, good, attempts)
-
-    def lock_conferences(
-        self,
-        conference_ids: Iterable[str],
-        *,
-        concurrency: int = CONCURRENCY,
-        calls_per_second: float = CALLS_PER_SECOND,
-        on_result: Callable[[ConferenceResult], object] = lambda _result: None,
-    ) -> list[ConferenceResult]:
-        """Lock many meetings, some at a time; every one is tried, whatever comes of the others.
-
-        Once DingTalk refuses the app or the address as such, or asks for a wait that does not fit into the
-        hook's limits, the rest are not tried, and have the same error. A shorter wait holds up all of them.
-
-        :param conference_ids: the meetings' conferenceIds; one that is given twice is locked once.
-        :param concurrency: at most so many at a time.
-        :param calls_per_second: at most so many calls a second.
-        :param on_result: is told of each result as it comes.
-        :returns: what came of each meeting, in the order in which they are given.
-        :raises InvalidConferenceIdError: one of the ids is not one path segment; nothing was sent.
-        :raises InvalidInputError: a limit is wrong; nothing was sent.
-        :raises DingTalkError: there is no access token to be had; no meeting was tried.
-        """
-        return self.act_all(
-            "lock",
-            conference_ids,
-            concurrency=concurrency,
-            calls_per_second=calls_per_second,
-            on_result=on_result,
-        )
-
-    async def alock_conferences(
-        self, conference_ids: Iterable[str], **how: Unpack[Bulk]
-    ) -> list[ConferenceResult]:
-        """Lock many meetings; see :meth:`lock_conferences`."""
-        return await self.aact_all("lock", conference_ids, **how)
-
-    def unlock_conferences(
-        self, conference_ids: Iterable[str], **how: Unpack[Bulk]
-    ) -> list[ConferenceResult]:
-        """Unlock many meetings; parameters and errors are those of :meth:`lock_conferences`."""
-        return self.act_all("unlock", conference_ids, **how)
-
-    async def aunlock_conferences(
-        self, conference_ids: Iterable[str], **how: Unpack[Bulk]
-    ) -> list[ConferenceResult]:
-        """Unlock many meetings; see :meth:`lock_conferences`."""
-        return await self.aact_all("unlock", conference_ids, **how)
-
-    def act_all(
-        self, action: str, conference_ids: Iterable[str], **how: Unpack[Bulk]
-    ) -> list[ConferenceResult]:
-        """Lock or unlock many meetings, as ``action`` says; see :meth:`lock_conferences`.
-
-        Where the caller is interrupted, a lock that was being made is undone first. Within a running event
-        loop, which this would hold up, there is :meth:`aact_all`.
-        """
-        _ = self.settings  # read it here: Airflow answers in the main thread
-        return run_in_thread(self.aact_all(action, conference_ids, **how))
-
-    def undo_locks(
-        self, conference_ids: Iterable[str], *, quickly: bool = False, **how: Unpack[Bulk]
-    ) -> list[ConferenceResult]:
-        """Unlock meetings that were locked in vain, as far as possible; SIGTERM waits until it is done.
-
-        :param conference_ids: the meetings' conferenceIds.
-        :param quickly: whether the process is about to be killed: each call then has some seconds only, and
-            more are made at a time.
-        :param how: parameters of :meth:`lock_conferences`, where it is not to be quick.
-        :returns: what came of each meeting; no error is raised.
-        """
-        ids = [meeting.value for meeting in check_conference_ids(conference_ids)]
-        another = self._another() if quickly else self._another(MAX_ATTEMPTS, MAX_SECONDS)
-        if quickly:
-            how = {"concurrency": UNDO_CONCURRENCY, "calls_per_second": UNDO_CALLS_PER_SECOND}
-        try:
-            return run_in_thread(another.aact_all("unlock", ids, **how), to_the_end=True)
-        except DingTalkError as error:  # there is no access token to be had
-            return [ConferenceResult(one, "unlock", 0, error.request_id, error) for one in ids]
-
-    async def aact_all(
-        self,
-        action: str,
-        conference_ids: Iterable[str],
-        concurrency: int = CONCURRENCY,
-        calls_per_second: float = CALLS_PER_SECOND,
-        on_result: Callable[[ConferenceResult], object] = lambda _result: None,
-    ) -> list[ConferenceResult]:
-        """Lock or unlock many meetings; see :meth:`act_all`."""
-        check_bulk_limits(concurrency, calls_per_second)
-        meetings = {meeting.value: meeting for meeting in check_conference_ids(conference_ids)}
-        ids = list(meetings)
-        if not ids:
-            return []
-        pace = Pace(calls_per_second)
-
-        async def one(conference_id: str) -> ConferenceResult:
-            attempts = Attempts()
-            await pace.turn()
-            try:
-                done = await self._aact(action, meetings[conference_id], attempts, pace)
-            except DingTalkError as error:
-                if isinstance(error, ThrottledError) and not is_of_all(error):
-                    pace.hold(error.retry_after or 0.0)
-                return ConferenceResult(conference_id, action, attempts.made, error.request_id, error)
-            return ConferenceResult(conference_id, action, attempts.made, done["request_id"])
-
-        def is_of_all(error: DingTalkError) -> bool:
-            too_long = isinstance(error, ThrottledError) and not self._policy_allows(error.retry_after or 0.0)
-            return too_long or concerns_every_meeting(error)
-
-        async with self:
-            await self._awarm()
-            return await each_of(
-                ids, action, one, concurrency=concurrency, is_of_all=is_of_all, on_result=on_result
-            )
-
-    def get_conference(self, conference_id: str | None = None, **named: Unpack[Named]) -> Conference:
-        """Return a meeting, as DingTalk tells of it; parameters and errors as :meth:`lock_conference`.
-
-        Source: `Query a meeting <https://help.dingtalk.io/open/development/querying-video-conference-information>`__.
-
-        :raises ConferenceNotFoundError: DingTalk knows no such meeting.
-        """
-        reference = check_reference(conference_id, **named)
-        if reference.name == "conference_id":
-            return cast("Conference", self._run(conference_call(reference)).content)
-        return the_running(self._find(reference), reference)
-
-    async def aget_conference(self, conference_id: str | None = None, **named: Unpack[Named]) -> Conference:
-        """Return a meeting; see :meth:`get_conference`."""
-        reference = check_reference(conference_id, **named)
-        if reference.name == "conference_id":
-            return cast("Conference", (await self._arun(conference_call(reference))).content)
-        return the_running(await self._afind(reference), reference)
-
-    def find_conferences(
-        self, *, room_code: str | None = None, schedule_conference_id: str | None = None
-    ) -> list[Conference]:
-        """Return the meetings of a room code, or the last one held for a schedule, whatever their status.
-
-        Source: `Query the meetings of a room code
-        <https://help.dingtalk.io/open/development/api-queryconferenceinfobyroomcode>`__ and `of a schedule
-        <https://help.dingtalk.io/open/development/query-appointment-meeting-history-meeting-information>`__.
-        """
-        return self._find(check_named(room_code, schedule_conference_id))
-
-    async def afind_conferences(
-        self, *, room_code: str | None = None, schedule_conference_id: str | None = None
-    ) -> list[Conference]:
-        """Return the meetings of a room code or schedule; see :meth:`find_conferences`."""
-        return await self._afind(check_named(room_code, schedule_conference_id))
-
-    def _find(self, reference: Reference) -> list[Conference]:
-        found: list[Conference] = []
-        tokens: list[str] = []
-        while True:
-            page: Page = self._run(list_call(reference, *tokens)).content
-            found += page.conferences
-            if page.next_token is None:
-                return found
-            tokens.append(page.next_token)
-
-    async def _afind(self, reference: Reference) -> list[Conference]:
-        found: list[Conference] = []
-        tokens: list[str] = []
-        while True:
-            page: Page = (await self._arun(list_call(reference, *tokens))).content
-            found += page.conferences
-            if page.next_token is None:
-                return found
-            tokens.append(page.next_token)
-
-    def running_conferences(
-        self, *, title_pattern: str | None = None, creator_id: str | None = None
-    ) -> Iterator[Conference]:
-        """Yield the running meetings of the organisation; each page is asked for when it is wanted.
-
-        Source: `Query the running meetings of an organisation
-        <https://help.dingtalk.io/open/development/api-queryorgconferencelist>`__.
-
-        :param title_pattern: a regular expression to be found in the title: ``^Release``. None takes any.
-        :param creator_id: the unionId of the creator. None takes any.
-        :raises InvalidInputError: the pattern is no regular expression; nothing was sent.
-        :raises DingTalkError: a call failed; the subclass says why.
-        """
-        wanted = ConferenceFilter(title_pattern, creator_id)
-        tokens: list[str] = []
-        while True:
-            page: Page = self._run(list_call(None, *tokens)).content
-            yield from (one for one in page.conferences if wanted.takes(one.title, one.creator_id))
-            if page.next_token is None:
-                return
-            tokens.append(page.next_token)
-
-    async def arunning_conferences(
-        self, *, title_pattern: str | None = None, creator_id: str | None = None
-    ) -> AsyncIterator[Conference]:
-        """Yield the running meetings of the organisation; see :meth:`running_conferences`."""
-        wanted = ConferenceFilter(title_pattern, creator_id)
-        tokens: list[str] = []
-        while True:
-            page: Page = (await self._arun(list_call(None, *tokens))).content
-            for one in page.conferences:
-                if wanted.takes(one.title, one.creator_id):
-                    yield one
-            if page.next_token is None:
-                return
-            tokens.append(page.next_token)
-
-    async def arunning_of(self, conference_ids: Sequence[str]) -> dict[str, Conference]:
-        """Return those of some meetings that are running, by id: one call for each hundred.
-
-        Source: `Query meetings <https://help.dingtalk.io/open/development/batch-query-of-video-conference-information>`__.
-
-        :raises DingTalkError: a call failed; the subclass says why.
-        """
-        found: dict[str, Conference] = {}
-        for first in range(0, len(conference_ids), BATCH):
-            call = query_call(conference_ids[first : first + BATCH])
-            found |= (await self._arun(call)).content
-        return found
-
-    def _conference_id(self, conference_id: str | None, **named: Unpack[Named]) -> Reference:
-        """Return the meeting that is named, by its id."""
-        reference = check_reference(conference_id, **named)
-        if reference.name == "conference_id":
-            return reference
-        return Reference("conference_id", self.get_conference(**named).conference_id)
-
-    async def _aconference_id(self, conference_id: str | None, **named: Unpack[Named]) -> Reference:
-        """Return the meeting that is named, by its id; :meth:`_conference_id`, awaited."""
-        reference = check_reference(conference_id, **named)
-        if reference.name == "conference_id":
-            return reference
-        return Reference("conference_id", (await self.aget_conference(**named)).conference_id)
-
-    @contextmanager
-    def locked(self, conference_id: str | None = None, **named: Unpack[Named]) -> Iterator[LockResult]:
-        """Lock a meeting for a block of code, and unlock it whatever happens inside.
-
-        It is unlocked after an exception, an interruption from the keyboard, and SIGTERM, by which Airflow
-        ends a task; and if the lock's answer was lost. A meeting that ended inside is not an error: there
-        is nothing left to unlock. Where the block raises and the unlock fails, the latter is raised, with
-        the former as its cause. Parameters as :meth:`lock_conference`.
-
-        :raises DingTalkError: the meeting could not be locked (the block is then not entered), or not be
-            unlocked.
-        """
-        found = self._conference_id(conference_id, **named)
-        with termination() as hold_termination:
-            try:
-                result = self._act("lock", found, Attempts())
-            except DingTalkError as error:
-                if error.in_doubt:  # the lock may have been made, and its answer lost
-                    self._undo_lock(found.value)
-                raise
-            try:
-                yield result
-            except BaseException as error:
-                hold_termination()
-                self._unlock_at_last(found.value, error)
-                raise
-            hold_termination()
-            self._unlock_at_last(found.value)
+    lock_conference = sync(alock_conference, undo=_unlock_interrupted)
+    unlock_conference = sync(aunlock_conference)
 
     @asynccontextmanager
     async def alocked(
         self, conference_id: str | None = None, **named: Unpack[Named]
     ) -> AsyncIterator[LockResult]:
-        """Lock a meeting for a block of code; see :meth:`locked`. Cancelling the task unlocks, too.
+        """Lock a meeting for a block of code, and unlock it however the block ends.
 
-        The unlock itself is not cancelled, but waited for. SIGTERM cancels the task, and is passed on to
-        whoever handled it before once the block has ended.
+        It is unlocked after an exception, Ctrl-C, a cancellation, and SIGTERM, by which Airflow ends a task;
+        and if the response to the lock was lost. A meeting that ended inside the block is not an error. When
+        the block raises and the unlock fails too, the unlock's error is raised, with the block's as its
+        cause. Parameters as :meth:`lock_conference`.
+
+        SIGTERM cancels the asyncio task, and its former handler is called once the block has ended.
+
+        :raises DingTalkError: the meeting could not be locked (the block is then not entered), or could not
+            be unlocked.
         """
-        found = await self._aconference_id(conference_id, **named)
+        client = await self._aconnect()
+        meeting = await _meeting(client, check_reference(conference_id, **named))
         with cancelled_by_termination():
             try:
-                result = await self._aact("lock", found, Attempts())
+                locked = await client.lock("lock", meeting)
             except DingTalkError as error:
-                if error.in_doubt:
-                    await self._aundo_lock(found.value)
+                if error.uncertain:  # the response was lost
+                    await shielded(client.roll_back([meeting], quickly=True))
                 raise
+            try:
+                yield cast("LockResult", locked.as_dict(with_error=False))
+            except BaseException as error:
+                await _unlock_on_exit(client, meeting, error)
+                raise
+            await _unlock_on_exit(client, meeting)
+
+    @contextmanager
+    def locked(self, conference_id: str | None = None, **named: Unpack[Named]) -> Iterator[LockResult]:
+        """Lock a meeting for a block of code, and unlock it however the block ends; see :meth:`alocked`.
+
+        On SIGTERM the handler that was there before is called, and ``SystemExit`` is raised in the block.
+        """
+        self._connect()
+        with termination():
+            block = self.alocked(conference_id, **named)
+
+            async def leave(_result: object = None) -> None:
+                await block.__aexit__(None, None, None)
+
+            result = run(block.__aenter__, undo=leave)
             try:
                 yield result
             except BaseException as error:
-                with _unlocking_at_last(error):
-                    await to_the_end(self.aunlock_conference(found.value))
+                run(partial(block.__aexit__, type(error), error, error.__traceback__))
                 raise
-            with _unlocking_at_last():
-                await to_the_end(self.aunlock_conference(found.value))
+            run(leave)
 
-    def _unlock_at_last(self, conference_id: str, earlier: BaseException | None = None) -> None:
-        """Unlock after a block; where that is interrupted, once more, quickly."""
-        with _unlocking_at_last(earlier):
-            try:
-                self.unlock_conference(conference_id)
-            except DingTalkError:
-                raise
-            except BaseException:
-                self._undo_lock(conference_id)
-                raise
+    # Many meetings
 
-    def _undo_lock(self, conference_id: str) -> None:
-        """Unlock, quickly and if possible: Airflow ends a task some seconds after it has asked it to end."""
-        another = self._another()
-        with termination() as hold_termination, suppress(DingTalkError):
-            hold_termination()
-            try:
-                another.unlock_conference(conference_id)
-            finally:
-                another.close()
-
-    async def _aundo_lock(self, conference_id: str) -> None:
-        """Unlock, quickly and if possible; :meth:`_undo_lock`, awaited, however often it is cancelled."""
-        with suppress(DingTalkError):
-            await to_the_end(self._another().aunlock_conference(conference_id))
-
-    def _another(self, max_attempts: int = 2, max_seconds: float = UNDO_SECONDS) -> DingTalkConferenceHook:
-        """Return a hook of the same connection, since this one's call was interrupted in the middle."""
-        hook = DingTalkConferenceHook(
-            self.dingtalk_conn_id, max_attempts=max_attempts, max_seconds=max_seconds
-        )
-        hook.__dict__["settings"] = self.settings
-        return hook
-
-    def call(
+    async def alock_conferences(
         self,
-        method: str,
-        path: str,
+        conference_ids: Iterable[str],
         *,
-        path_params: Mapping[str, str | int] | None = None,
-        params: Mapping[str, Any] | None = None,
-        json: Mapping[str, Any] | list[Any] | None = None,
-        repeatable: bool = True,
-    ) -> dict[str, Any]:
-        """Make any other call of DingTalk's API, with the same token, retries and errors.
+        concurrency: int = CONCURRENCY,
+        calls_per_second: float | None = None,
+        on_result: Callable[[ConferenceResult], object] = lambda _result: None,
+    ) -> list[ConferenceResult]:
+        """Lock many meetings, some at a time; a failure of one does not keep the others from being tried.
 
-        :param method: the HTTP method.
-        :param path: the path, such as ``/v1.0/conference/orgConferences``.
-        :param path_params: values for the path's placeholders, as in ``/v1.0/im/chats/{id}``: each is
-            percent-encoded as one segment.
-        :param params: query parameters: texts, numbers and booleans.
-        :param json: the body.
-        :param repeatable: whether the call may be sent again when its answer was lost. Say False for a call
-            that creates something; it is then repeated only where DingTalk refused it as too frequent.
-        :returns: the JSON object DingTalk answered.
-        :raises InvalidInputError: method or path are unsound; nothing was sent.
-        :raises DingTalkError: any other failure; the subclass says which.
+        When DingTalk refuses the app, the organisation or the address as such, or asks for a wait that does
+        not fit into ``max_seconds``, the rest are not tried and have the same error. A shorter wait holds
+        up all of them.
+
+        :param conference_ids: the meetings' conferenceIds; one that is given twice is locked once.
+        :param concurrency: how many meetings at a time, at most.
+        :param calls_per_second: calls a second, at most; None for what the connection says.
+        :param on_result: receives each result when it is there. It runs in the event loop: use no
+            synchronous method of a hook in it.
+        :returns: the result of each meeting, in the order of the ids.
+        :raises InvalidConferenceIdError: one of the ids is not one path segment; nothing was sent.
+        :raises InvalidInputError: a limit is invalid; nothing was sent.
+        :raises DingTalkError: there is no access token; no meeting was tried.
         """
-        call = any_call(
-            method, path, path_params=path_params, params=params, json=json, repeatable=repeatable
+        return await self._lock_all("lock", conference_ids, concurrency, calls_per_second, on_result)
+
+    async def aunlock_conferences(
+        self, conference_ids: Iterable[str], **how: Unpack[Bulk]
+    ) -> list[ConferenceResult]:
+        """Unlock many meetings; parameters and errors are those of :meth:`lock_conferences`."""
+        return await self._lock_all("unlock", conference_ids, **how)
+
+    async def _lock_all(
+        self,
+        action: str,
+        conference_ids: Iterable[str],
+        concurrency: int = CONCURRENCY,
+        calls_per_second: float | None = None,
+        on_result: Callable[[ConferenceResult], object] = lambda _result: None,
+    ) -> list[ConferenceResult]:
+        check_bulk_limits(concurrency, calls_per_second)
+        meetings = check_conference_ids(conference_ids)
+        limiter = RateLimiter(calls_per_second) if calls_per_second else None
+        client = await self._aconnect()
+        return await client.lock_all(
+            action, meetings, concurrency=concurrency, limiter=limiter, on_result=on_result
         )
-        return cast("dict[str, Any]", self._run(call).content)
+
+    async def _unlock_all_interrupted(self, results: list[ConferenceResult]) -> None:
+        locked = [one.conference_id for one in results if one.error is None or one.error.uncertain]
+        await self._aroll_back(locked, quickly=True)
+
+    lock_conferences = sync(alock_conferences, undo=_unlock_all_interrupted)
+    unlock_conferences = sync(aunlock_conferences)
+
+    async def _aroll_back(
+        self, conference_ids: Iterable[str], *, quickly: bool = False
+    ) -> list[ConferenceResult]:
+        meetings = check_conference_ids(conference_ids)
+        return await (await self._aconnect()).roll_back(meetings, quickly=quickly)
+
+    def _roll_back(self, conference_ids: Iterable[str], *, quickly: bool = False) -> list[ConferenceResult]:
+        """Unlock meetings that a task has locked and that are not to stay locked; interruptions wait.
+
+        :param quickly: whether the process is about to be killed.
+        :returns: the result of each meeting; no error is raised.
+        """
+        self._connect()
+        return run_uninterrupted(partial(self._aroll_back, conference_ids, quickly=quickly))
+
+    # Reading
+
+    async def aget_conference(self, conference_id: str | None = None, **named: Unpack[Named]) -> Conference:
+        """Return a meeting as DingTalk describes it; parameters and errors as :meth:`lock_conference`.
+
+        Source: `Query a meeting
+        <https://help.dingtalk.io/open/development/querying-video-conference-information>`__.
+
+        :raises ConferenceNotFoundError: DingTalk knows no such meeting.
+        """
+        reference = check_reference(conference_id, **named)
+        client = await self._aconnect()
+        if reference.name == "conference_id":
+            return await client.get_conference(reference)
+        return the_running(await client.find_conferences(reference), reference)
+
+    async def afind_conferences(
+        self, *, room_code: str | None = None, schedule_conference_id: str | None = None
+    ) -> list[Conference]:
+        """Return the meetings of a room code, or those held for a schedule, whatever their status.
+
+        Source: `Query the meetings of a room code
+        <https://help.dingtalk.io/open/development/api-queryconferenceinfobyroomcode>`__ and `of a schedule
+        <https://help.dingtalk.io/open/development/query-appointment-meeting-history-meeting-information>`__.
+        """
+        reference = check_named(room_code, schedule_conference_id)
+        return await (await self._aconnect()).find_conferences(reference)
+
+    async def arunning_conferences(
+        self, *, title_pattern: str | None = None, creator_id: str | None = None
+    ) -> AsyncGenerator[Conference, None]:
+        """Yield the running meetings of the organisation; each page is requested when it is needed.
+
+        Source: `Query the running meetings of an organisation
+        <https://help.dingtalk.io/open/development/api-queryorgconferencelist>`__.
+
+        :param title_pattern: a regular expression to be found in the title, such as ``^Release``; None for
+            any title.
+        :param creator_id: the unionId of the creator; None for any creator.
+        :raises InvalidInputError: a filter is invalid; nothing was sent.
+        :raises DingTalkError: a call failed; the subclass says why.
+        """
+        wanted = ConferenceFilter(title_pattern, creator_id)
+        async for conference in (await self._aconnect()).running_conferences(wanted):
+            yield conference
+
+    get_conference = sync(aget_conference)
+    find_conferences = sync(afind_conferences)
+    running_conferences = sync_iterator(arunning_conferences)
+
+    # Any other call
 
     async def acall(
         self,
         method: str,
         path: str,
         *,
-        path_params: Mapping[str, str | int] | None = None,
+        path_params: Mapping[str, str] | None = None,
         params: Mapping[str, Any] | None = None,
-        json: Mapping[str, Any] | list[Any] | None = None,
+        json: Mapping[str, Any] | None = None,
         repeatable: bool = True,
-    ) -> dict[str, Any]:
-        """Make any other call of DingTalk's API; see :meth:`call`."""
-        call = any_call(
-            method, path, path_params=path_params, params=params, json=json, repeatable=repeatable
-        )
-        return cast("dict[str, Any]", (await self._arun(call)).content)
+    ) -> Any:
+        """Make any other call of DingTalk's API, with the same token, retries and errors.
 
-    def test_connection(self) -> tuple[bool, str]:
-        """Buy an access token, or prove a static one with the cheapest reading call.
-
-        :returns: whether it worked, and a sentence for the person who pressed the button.
-        """
-        try:
-            if self.settings.app is None:
-                with _whatever_it_may_read():
-                    self._run(list_call(max_results=1))
-                return True, _accepted(self.settings)
-            until = time.monotonic() + self.max_seconds
-            with (
-                self._logged(self.settings.app.token_call(), Attempts()),
-                _holding(token_cache_of(self.settings), until),
-            ):
-                token = self._buy(until)
-        except DingTalkError as error:
-            return False, str(error)
-        return True, _bought(self.settings, token)
-
-    async def atest_connection(self) -> tuple[bool, str]:
-        """Buy an access token, or prove a static one; see :meth:`test_connection`."""
-        try:
-            settings = await self._asettings()
-            if settings.app is None:
-                with _whatever_it_may_read():
-                    await self._arun(list_call(max_results=1))
-                return True, _accepted(settings)
-            until = time.monotonic() + self.max_seconds
-            with self._logged(settings.app.token_call(), Attempts()):
-                async with token_cache_of(settings).fetching(_half(until)), self._opened() as transport:
-                    token = await self._abuy(transport, until)
-        except DingTalkError as error:
-            return False, str(error)
-        return True, _bought(settings, token)
-
-    async def aevents_address(self) -> Address:
-        """Ask DingTalk where the app's events come from, for one connection.
-
-        :raises InvalidConnectionError: the connection has a static access token in place of credentials.
+        :param method: the HTTP method.
+        :param path: the path, such as ``/v1.0/conference/videoConferences/{id}/members``.
+        :param path_params: values for the names in braces; each is percent-encoded as one path segment.
+        :param params: query parameters: texts, numbers and booleans.
+        :param json: the body.
+        :param repeatable: whether the call may be sent again when its response was lost. Set False for a call
+            that creates something; it is then repeated only when DingTalk refused it as too frequent.
+        :returns: the JSON of the response; None if the response has no body.
+        :raises InvalidInputError: method, path or a parameter is malformed; nothing was sent.
         :raises DingTalkError: any other failure; the subclass says which.
         """
-        app = (await self._asettings()).events_app
-        return cast("Address", (await self._arun(open_call(app))).content)
+        call = any_call(method, path, params=params, json=json, repeatable=repeatable)
+        return (await (await self._aconnect()).call(call)).content
 
-    @cached_property
-    def settings(self) -> Settings:
-        """What the connection says.
-
-        :raises InvalidConnectionError: a field is missing, contradictory, unknown, or of a wrong type.
-        """
-        settings = read_connection(self.get_connection(self.dingtalk_conn_id), self.dingtalk_conn_id)
-        _mask(settings.secrets)
-        return settings
-
-    async def _asettings(self) -> Settings:
-        """Return what the connection says, without blocking the loop for it; see :attr:`settings`."""
-        if "settings" not in self.__dict__:
-            conn = await get_async_connection(self.dingtalk_conn_id, hook=self)
-            settings = read_connection(conn, self.dingtalk_conn_id)
-            await _amask(settings.secrets)
-            self.__dict__["settings"] = settings
-        return self.settings
-
-    def close(self) -> None:
-        """Close the connections to DingTalk; the next call opens new ones."""
-        transport, self._kept = self._kept, None
-        if transport is not None:
-            transport.close()
-
-    async def __aenter__(self) -> Self:
-        """Keep the connections to DingTalk open between the async calls of the block, in this event loop."""
-        settings, loop = await self._asettings(), asyncio.get_running_loop()
-        block = self._blocks.get(loop)
-        if block is None:
-            block = self._blocks[loop] = _Block(await AsyncTransport(settings).__aenter__())
-        block.users += 1
-        return self
-
-    async def __aexit__(self, *exc_info: object) -> None:
-        """Close the connections to DingTalk, once no call uses them any more."""
-        loop = asyncio.get_running_loop()
-        block = self._blocks[loop]
-        block.users -= 1
-        if not block.users:
-            del self._blocks[loop]
-            await block.transport.__aexit__(*exc_info)
-
-    @property
-    def _transport(self) -> Transport:
-        """The connections of this process: those of the one that it was forked from are left alone."""
-        if self._kept is None or self._kept.process != os.getpid():
-            self._kept = Transport(self.settings)
-        return self._kept
-
-    @asynccontextmanager
-    async def _opened(self) -> AsyncIterator[AsyncTransport]:
-        """Give the block's transport, or one for this call alone."""
-        block = self._blocks.get(asyncio.get_running_loop())
-        if block is not None:
-            async with self:  # the block may end before the call
-                yield block.transport
-        else:
-            async with AsyncTransport(await self._asettings()) as transport:
-                yield transport
-
-    def _run(self, call: Call, attempts: Attempts | None = None) -> Good:
-        """Make a call, as often as the policy says."""
-        attempts = attempts or Attempts()
-        settings, until = self.settings, time.monotonic() + self.max_seconds
-
-        def perform(want: TokenWanted | Request) -> Token | Response:
-            if isinstance(want, TokenWanted):
-                token = self._token(want.refused, until)
-                _left(until)
-                return token
-            return self._send(want, until)
-
-        def attempt() -> Good:
-            with self._logged(call, attempts) as done:
-                done.append(_drive(exchange(call, attempts, time.time, settings.secrets), perform))
-            return done[0]
-
-        try:
-            return Retrying(**self._policy(call))(attempt)
-        except DingTalkError as error:
-            error.in_doubt = attempts.in_doubt
-            raise error.with_traceback(None) from None  # a log that prints locals would print secrets
-
-    async def _arun(self, call: Call, attempts: Attempts | None = None, pace: Pace | None = None) -> Good:
-        """Make a call, as often as the policy says; :meth:`_run`, awaited.
-
-        :param pace: what counts the calls, where this is one of many; the first has waited for its turn.
-        """
-        attempts = attempts or Attempts()
-        settings, until = await self._asettings(), time.monotonic() + self.max_seconds
-        async with self._opened() as transport:
-
-            async def perform(want: TokenWanted | Request) -> Token | Response:
-                if isinstance(want, TokenWanted):
-                    token = await self._atoken(transport, want.refused, until)
-                    _left(until)
-                    return token
-                return await self._asend(transport, want, until)
-
-            async def attempt() -> Good:
-                if pace and attempts.made:
-                    pace.count()
-                with self._logged(call, attempts, logging.DEBUG if pace else logging.INFO) as done:
-                    done.append(await _adrive(exchange(call, attempts, time.time, settings.secrets), perform))
-                return done[0]
-
-            def before_wait(state: RetryCallState) -> None:
-                if pace and state.outcome and isinstance(state.outcome.exception(), ThrottledError):
-                    pace.hold(state.upcoming_sleep)
-
-            try:
-                return await AsyncRetrying(**self._policy(call), before_sleep=before_wait)(attempt)
-            except DingTalkError as error:
-                error.in_doubt = attempts.in_doubt
-                raise error.with_traceback(None) from None
-
-    def _policy(self, call: Call) -> Policy:
-        return policy(call, self.max_attempts, self.max_seconds, self.max_wait)
-
-    def _policy_allows(self, wait: float) -> bool:
-        """Return whether a call can wait so long before it is tried again."""
-        return wait < self.max_seconds and (self.max_wait is None or wait <= self.max_wait)
-
-    @contextmanager
-    def _logged(self, call: Call, attempts: Attempts, level: int = logging.INFO) -> Iterator[list[Good]]:
-        """Log one line for an attempt of a call: which, how it ended, the request id, how long it took.
-
-        What has bought a token has logged that, and leaves nothing that was done.
-        """
-        attempts.made += 1
-        began = time.perf_counter()
-        done: list[Good] = []
-
-        def line(outcome: object) -> tuple[str, str, object, int, float]:
-            took = (time.perf_counter() - began) * 1000
-            return "%s: %s [attempt %d, %.0f ms]", call.name, outcome, attempts.made, took
-
-        try:
-            yield done
-        except DingTalkError as error:
-            error.attempts = attempts.made
-            if isinstance(error, AddressBannedError) and error.http_status and error.retry_after:
-                address_ban_of(self.settings).put(time.time(), error.retry_after)
-            self.log.warning(*line(error.summary))
-            raise
-        for good in done:
-            self.log.log(level, *line(f"done (request id {good.request_id or '-'})"))
-
-    def _token(self, refused: Token | None, until: float) -> Token:
-        """Return a token other than the refused one: the shared one, or else a new one."""
-        if self.settings.static_token:
-            return self.settings.static_token
-        cache = token_cache_of(self.settings)
-        token = cache.get(refused, time.time())
-        if token is None:
-            with _holding(cache, until):
-                token = cache.get(refused, time.time()) or self._buy(until)
-        if token != self._masked:  # it may have been bought by another process
-            _mask([token.value])
-            self._masked = token
-        return token
-
-    async def _atoken(self, transport: AsyncTransport, refused: Token | None, until: float) -> Token:
-        """Return a token other than the refused one; :meth:`_token`, awaited."""
-        if self.settings.static_token:
-            return self.settings.static_token
-        cache = token_cache_of(self.settings)
-        token = cache.get(refused, time.time())
-        if token is None:
-            async with cache.fetching(_half(until)):
-                token = cache.get(refused, time.time()) or await self._abuy(transport, until)
-        if token != self._masked:
-            await _amask([token.value])
-            self._masked = token
-        return token
-
-    async def _awarm(self) -> None:
-        """See to it that there is an access token, before many calls find out at once that there is none."""
-        settings = await self._asettings()
-        if settings.app is None:
-            return
-        call, attempts, until = settings.app.token_call(), Attempts(), time.monotonic() + self.max_seconds
-        async with self._opened() as transport:
-
-            async def attempt() -> None:
-                with self._logged(call, attempts):
-                    await self._atoken(transport, None, until)
-
-            try:
-                await AsyncRetrying(**self._policy(call))(attempt)
-            except DingTalkError as error:
-                raise error.with_traceback(None) from None
-
-    def _buy(self, until: float) -> Token:
-        """Fetch a token and put it into the cache; the caller holds the right to."""
-        app, ticket = _app(self.settings), _pushed_ticket(self.settings)
-        if ticket:
-            _mask([ticket])
-        token = _drive(purchase(app, time.time, ticket), lambda request: self._send(request, until))
-        return self._shelved(token)
-
-    async def _abuy(self, transport: AsyncTransport, until: float) -> Token:
-        """Buy a token; :meth:`_buy`, awaited."""
-        app, ticket = _app(self.settings), _pushed_ticket(self.settings)
-        if ticket:
-            await _amask([ticket])
-        token = await _adrive(
-            purchase(app, time.time, ticket), lambda request: self._asend(transport, request, until)
-        )
-        return self._shelved(token)
-
-    def _shelved(self, token: Token) -> Token:
-        app = _app(self.settings)
-        self.log.info("access token: bought for the %s %s", app.kind, app.client_id)
-        token_cache_of(self.settings).put(token)
-        return token
-
-    def _send(self, request: Request, until: float) -> Response:
-        self._check_ban()
-        return self._transport.send(request, _left(until))
-
-    async def _asend(self, transport: AsyncTransport, request: Request, until: float) -> Response:
-        self._check_ban()
-        return await transport.send(request, _left(until))
-
-    def _check_ban(self) -> None:
-        """Refuse to call DingTalk while the address is banned: each call would prolong the ban."""
-        left = address_ban_of(self.settings).seconds_left(time.time())
-        if left:
-            raise AddressBannedError(
-                "this public address is banned, as an earlier call was told; nothing was sent",
-                code="addressBanned",
-                retry_after=left,
-            )
+    call = sync(acall)
 
 
-@dataclass
-class _Block:
-    """The connections of an event loop, and how many blocks and calls use them."""
+async def _meeting(client: DingTalkClient, reference: Reference) -> Reference:
+    """Return the meeting that is named: of a room code or schedule, the one that is running."""
+    if reference.name == "conference_id":
+        return reference
+    return check_reference(the_running(await client.find_conferences(reference), reference).conference_id)
 
-    transport: AsyncTransport
-    users: int = 0
 
-
-@contextmanager
-def _unlocking_at_last(earlier: BaseException | None = None) -> Iterator[None]:
-    """Unlock after a block: an ended meeting needs no unlock, and an error hides none that came before it."""
+async def _unlock_on_exit(
+    client: DingTalkClient, meeting: Reference, earlier: BaseException | None = None
+) -> None:
+    """Unlock after a block; when that is interrupted, begin again and be quick."""
     try:
-        yield
+        await client.lock("unlock", meeting)
     except ConferenceClosedError:
         pass
     except DingTalkError as error:
         raise error from earlier
-
-
-def _drive(steps: Generator[Any, Any, Any], perform: Callable[[Any], Any]) -> Any:
-    """Drive an exchange to its end: do each thing it wants, and hand it the result or the error."""
-    try:
-        want = next(steps)
-        while True:
-            try:
-                result = perform(want)
-            except DingTalkError as error:  # noqa: PERF203
-                want = steps.throw(error)
-            else:
-                want = steps.send(result)
-    except StopIteration as end:
-        return end.value
-
-
-async def _adrive(steps: Generator[Any, Any, Any], perform: Callable[[Any], Awaitable[Any]]) -> Any:
-    """Drive an exchange to its end; :func:`_drive`, awaited."""
-    try:
-        want = next(steps)
-        while True:
-            try:
-                result = await perform(want)
-            except DingTalkError as error:  # noqa: PERF203
-                want = steps.throw(error)
-            else:
-                want = steps.send(result)
-    except StopIteration as end:
-        return end.value
-
-
-@contextmanager
-def _holding(cache: TokenCache, until: float) -> Iterator[None]:
-    """Hold the right to fetch a token; ``TokenCache.fetching`` for who waits."""
-    give_up, polls = time.monotonic() + min(LOCK_SECONDS, _half(until)), iter(LOCK_POLLS)
-    while not (held := cache._try_lock()) and time.monotonic() < give_up:
-        time.sleep(next(polls, LOCK_POLLS[-1]))
-    try:
-        yield
-    finally:
-        if held:
-            cache._unlock()
-
-
-def _half(until: float) -> float:
-    """Return how long to wait for a token that another process fetches; the rest is for the call itself."""
-    return (until - time.monotonic()) / 2
-
-
-def _left(until: float) -> float:
-    """Return the seconds that are left of a call's time."""
-    left = until - time.monotonic()
-    if left <= 0:
-        raise CallTimeoutError("no time is left for the call (max_seconds)", code="timeout")
-    return left
+    except asyncio.CancelledError:
+        await shielded(client.roll_back([meeting], quickly=True))
+        raise
 
 
 def _mask(secrets: Iterable[str]) -> None:
-    """Tell Airflow's masker what must be in no log."""
+    """Register secrets with Airflow's masker, so that no log shows them."""
     for secret in secrets:
         mask_secret(secret)
 
 
-# In the triggerer, the masker waits for an answer of the supervisor's. Not in asgiref's own thread, which a
-# forked process lacks.
-_amask = sync_to_async(_mask, thread_sensitive=False)
-
-
-def _app(settings: Settings) -> App:
-    return cast("App", settings.app)  # there is no static token, else nobody would ask
-
-
-def _pushed_ticket(settings: Settings) -> str | None:
-    """Return the suite ticket that DingTalk pushed last, where the app needs one and it is known."""
-    return suite_ticket_of(settings).pushed if _app(settings).suite_ticket else None
-
-
-def _lock_result(action: str, conference_id: str, good: Good, attempts: Attempts) -> LockResult:
-    return {
-        "conference_id": conference_id,
-        "action": action,
-        "success": True,
-        "attempts": attempts.made,
-        "request_id": good.request_id,
-    }
-
-
-@contextmanager
-def _whatever_it_may_read() -> Iterator[None]:
-    """Take it that DingTalk accepts a token which it says may not read: locking needs another permission."""
-    try:
-        yield
-    except PermissionDeniedError as error:
-        if error.code != "Forbidden.AccessDenied.AccessTokenPermissionDenied":
-            raise
-
-
-def _accepted(settings: Settings) -> str:
-    return f"{settings.base_url} accepts the access token of the connection."
-
-
-def _bought(settings: Settings, token: Token) -> str:
-    app = _app(settings)
-    until = datetime.fromtimestamp(token.fetched_at + (token.lifetime or 0), timezone.utc)
-    return (
-        f"{settings.base_url} gave an access token for the {app.kind} {app.client_id}, "
-        f"valid until {until:%Y-%m-%d %H:%M:%S} UTC."
-    )
+async def _amask(secrets: Iterable[str]) -> None:
+    # In the triggerer the masker waits for its supervisor. Not in asgiref's thread, which a fork lacks.
+    await asyncio.to_thread(_mask, list(secrets))

@@ -51,20 +51,15 @@ class RollBack:
 
         :param quickly: whether Airflow is about to kill the process.
         """
-        from airflow_provider_dingconf.client.sync import termination
-
         meetings, self.meetings = self.meetings, []
         if not meetings:
             return
-        with termination() as hold_termination:
-            hold_termination()
-            if self._is_superseded():
-                log.warning("Airflow has begun another try of this task: nothing is rolled back")
-                return
-            log.warning("Rolling back: unlocking %d meetings that are or may be locked", len(meetings))
-            roll_back: Any = getattr(hook, "_roll_back", None) or hook.undo_locks
-            results = roll_back(meetings, quickly=quickly)
-            log_still_locked(one.conference_id for one in results if not is_unlocked(one))
+        if self._is_superseded():
+            log.warning("Airflow has begun another try of this task: nothing is rolled back")
+            return
+        log.warning("Rolling back: unlocking %d meetings that are or may be locked", len(meetings))
+        results = hook._roll_back(meetings, quickly=quickly)
+        log_still_locked(one.conference_id for one in results if not is_unlocked(one))
 
     def if_airflow_fails(self, task: Any) -> None:
         """Roll back as well if the task does not succeed although its ``execute`` has.
@@ -104,7 +99,7 @@ def is_unlocked(result: ConferenceResult) -> bool:
     return result.error is None or isinstance(result.error, ConferenceClosedError)
 
 
-def log_still_locked(meetings: Iterable[str]) -> None:
+def log_still_locked(meetings: Iterable[str | None]) -> None:
     """Log which meetings are not unlocked, if any, and how to unlock them by hand."""
     if listed := ", ".join(map(str, meetings)):
         log.error(

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-from airflow_provider_dingconf.client.bulk import Pace
 from airflow_provider_dingconf.dingtalk.conferences import ConferenceStatus, check_reference
 from airflow_provider_dingconf.dingtalk.errors import DingTalkError, TransientError
 
@@ -22,9 +21,7 @@ if TYPE_CHECKING:
 
     from airflow_provider_dingconf.client.client import DingTalkClient
     from airflow_provider_dingconf.client.polling import PollSettings
-    from airflow_provider_dingconf.dingtalk.conferences import Reference
     from airflow_provider_dingconf.event_triggers import ConferenceEventTrigger, triggering_conferences
-    from airflow_provider_dingconf.hooks import DingTalkConferenceHook
 
 __all__ = ["ConferenceEventTrigger", "ConferenceTrigger", "triggering_conferences"]
 
@@ -124,49 +121,10 @@ async def connect(dingtalk_conn_id: str) -> DingTalkClient:
 
     hook = DingTalkConferenceHook(dingtalk_conn_id, max_attempts=1)
     try:
-        client: DingTalkClient = await _client_of(hook)
-        return client
+        return await hook._aconnect()
     except (DingTalkError, AirflowNotFoundException):
         raise
     except Exception as error:  # Airflow's: its message may quote the connection
         raise TransientError(
             f"the connection {dingtalk_conn_id} could not be looked up ({type(error).__name__})"
         ) from None
-
-
-# The rest goes once hooks are made of a DingTalkClient.
-
-
-async def _client_of(hook: DingTalkConferenceHook) -> Any:
-    await hook._asettings()
-    return _HookClient(hook)
-
-
-class _HookClient:
-    def __init__(self, hook: DingTalkConferenceHook) -> None:
-        self._hook = hook
-        rate = hook.settings.calls_per_second
-        self.limiter = _limiters.setdefault((hook.dingtalk_conn_id, rate), _Limiter(rate))
-
-    async def __aenter__(self) -> Any:
-        await self._hook.__aenter__()
-        return self
-
-    async def __aexit__(self, *exc_info: object) -> None:
-        await self._hook.__aexit__(*exc_info)
-
-    async def get_conference(self, reference: Reference) -> Any:
-        return await self._hook.aget_conference(reference.value)
-
-    async def find_conferences(self, reference: Reference) -> Any:
-        return await self._hook.afind_conferences(**{reference.name: reference.value})
-
-    async def running_of(self, conference_ids: list[str]) -> Any:
-        return await self._hook.arunning_of(conference_ids)
-
-
-class _Limiter(Pace):
-    wait = Pace.turn
-
-
-_limiters: dict[tuple[str, float], _Limiter] = {}

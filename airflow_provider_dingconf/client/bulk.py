@@ -1,33 +1,38 @@
-"""Many meetings at once: how fast, in what order, and what came of them."""
+"""Many meetings at once: the rate limit, how many at a time, and a result for each."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
-from airflow_provider_dingconf.dingtalk.conferences import Reference, check_reference
-from airflow_provider_dingconf.dingtalk.errors import DingTalkError, InvalidConferenceIdError
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable
+    from collections.abc import Awaitable, Callable, Sequence
 
-PROGRESS_SECONDS = 5.0
+    from airflow_provider_dingconf.client.settings import Settings
+    from airflow_provider_dingconf.dingtalk.conferences import Reference
+
+from airflow_provider_dingconf.dingtalk.errors import DingTalkError
+
+T = TypeVar("T")
+
+LOG_SECONDS = 5.0
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class ConferenceResult:
-    """What came of locking or unlocking one of many meetings.
+    """The result of locking or unlocking one meeting.
 
     :param conference_id: the meeting's conferenceId.
     :param action: ``lock`` or ``unlock``.
-    :param attempts: how often the call was tried.
-    :param request_id: what DingTalk's support asks for; None where DingTalk gave none.
-    :param error: what went wrong; None where nothing did.
+    :param attempts: attempts of the call.
+    :param request_id: the id that DingTalk's support asks for; None if DingTalk gave none.
+    :param error: what went wrong; None if nothing did.
     """
 
     conference_id: str
@@ -41,124 +46,125 @@ class ConferenceResult:
         """Whether DingTalk did what was asked."""
         return self.error is None
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return it as plain values, fit for an XCom."""
-        return {
+    def as_dict(self, *, with_error: bool = True) -> dict[str, Any]:
+        """Return the result as plain values, fit for an XCom.
+
+        :param with_error: whether to include ``error``: None, or a dict.
+        """
+        plain = {
             "conference_id": self.conference_id,
             "action": self.action,
             "success": self.success,
             "attempts": self.attempts,
             "request_id": self.request_id,
-            "error": self.error.as_dict() if self.error else None,
         }
+        return {**plain, "error": self.error.as_dict() if self.error else None} if with_error else plain
 
     @classmethod
-    def from_dict(cls, told: dict[str, Any]) -> ConferenceResult:
-        """Return what :meth:`as_dict` told of."""
-        error = told["error"] and DingTalkError.from_dict(told["error"])
-        return cls(told["conference_id"], told["action"], told["attempts"], told["request_id"], error)
+    def from_dict(cls, plain: dict[str, Any]) -> ConferenceResult:
+        """Return the result that :meth:`as_dict` made plain values of."""
+        error = plain["error"] and DingTalkError.from_dict(plain["error"])
+        return cls(plain["conference_id"], plain["action"], plain["attempts"], plain["request_id"], error)
 
 
-class Pace:
-    """Spreads calls out evenly, and makes none while DingTalk wants none.
+class RateLimiter:
+    """Spreads calls evenly, and starts none while DingTalk asks to wait.
 
-    :param per_second: at most so many calls.
+    :param per_second: calls a second, at most.
     """
 
     def __init__(self, per_second: float) -> None:
         self._gap = 1 / per_second
-        self._next = 0.0
-        self._held_until = 0.0
+        self._next = self._held_until = 0.0
+        self._lock = threading.Lock()
 
     def count(self) -> float:
         """Count a call, and return the seconds to wait before it is made."""
-        now = time.monotonic()
-        turn = max(self._next, now)
-        self._next = turn + self._gap
-        return turn - now
+        with self._lock:
+            now = time.monotonic()
+            slot = max(self._next, now)
+            self._next = slot + self._gap
+            return slot - now
 
-    async def turn(self) -> None:
-        """Wait for the next call's turn."""
+    async def wait(self) -> None:
+        """Wait until the next call may be made, and count it."""
         await asyncio.sleep(self.count())
-        while (wait := self._held_until - time.monotonic()) > 0:
-            await asyncio.sleep(wait)
+        while (left := self._held_until - time.monotonic()) > 0:
+            await asyncio.sleep(left)
             await asyncio.sleep(self.count())
 
     def hold(self, seconds: float) -> None:
-        """Begin no call for some seconds: DingTalk takes none from anybody."""
+        """Let no call begin for some seconds: DingTalk asked to wait."""
         self._held_until = max(self._held_until, time.monotonic() + seconds)
 
 
-def check_conference_ids(conference_ids: object) -> list[Reference]:
-    """Return the meetings, each once, if every id is valid.
-
-    :raises InvalidConferenceIdError: they are no collection of ids, or one is not one path segment.
-    """
-    if isinstance(conference_ids, (str, bytes)) or not hasattr(conference_ids, "__iter__"):
-        raise InvalidConferenceIdError(
-            f"conference_ids: expected a list of conferenceIds, got a {type(conference_ids).__name__}"
-        )
-    meetings: dict[Reference, None] = {}
-    for number, conference_id in enumerate(conference_ids):
-        try:
-            meetings[check_reference(conference_id)] = None
-        except InvalidConferenceIdError as error:  # noqa: PERF203
-            raise InvalidConferenceIdError(f"number {number} of the list, {error.message}") from None
-    return list(meetings)
+_limiters: dict[tuple[object, ...], RateLimiter] = {}
 
 
-async def each_of(
-    conference_ids: Iterable[str],
+def limiter_of(settings: Settings) -> RateLimiter:
+    """Return the rate limiter that all bulk locks and polls of an app share in this process."""
+    key = (settings.base_url, settings.app or settings.static_token, settings.calls_per_second)
+    return _limiters.setdefault(key, RateLimiter(settings.calls_per_second))
+
+
+async def each_meeting(
+    meetings: Sequence[Reference],
     action: str,
-    act: Callable[[str], Awaitable[ConferenceResult]],
+    act: Callable[[Reference], Awaitable[ConferenceResult]],
     *,
     concurrency: int,
-    is_of_all: Callable[[DingTalkError], bool],
+    ends_all: Callable[[DingTalkError], bool],
     on_result: Callable[[ConferenceResult], object],
 ) -> list[ConferenceResult]:
-    """Do something with each meeting, some at a time, and return what came of each, in their order.
+    """Do something with each meeting, some at a time, and return the results in the order of the meetings.
 
     :param act: tries one meeting.
-    :param is_of_all: whether an error is not about its meeting but about every one, such as an address ban:
-        the rest then get the same error and are not tried.
-    :param on_result: is told of each result as it comes.
+    :param ends_all: whether no other meeting would fare better after an error: the rest then have the same
+        error and are not tried.
+    :param on_result: receives each result when it is there.
     """
-    ids = list(conference_ids)
-    pending = iter(enumerate(ids))
-    results: list[ConferenceResult | None] = [None] * len(ids)
-    untried: list[DingTalkError] = []
-    progress = _Progress(action, len(ids))
+    pending = iter(enumerate(meetings))
+    results: dict[int, ConferenceResult] = {}
+    ended_by: list[DingTalkError] = []
+    progress = _Progress(action, len(meetings))
 
     async def work() -> None:
-        for number, conference_id in pending:
-            if untried:
-                result = ConferenceResult(conference_id, action, 0, error=untried[0])
+        for number, meeting in pending:
+            if ended_by:
+                result = ConferenceResult(meeting.value, action, 0, error=ended_by[0])
             else:
-                result = await act(conference_id)
-                if result.error and is_of_all(result.error):
-                    untried.append(DingTalkError.from_dict({**result.error.as_dict(), "uncertain": False}))
+                result = await act(meeting)
+                if result.error and ends_all(result.error):
+                    ended_by.append(_unsent(result.error))
             results[number] = result
             progress.count(result)
             on_result(result)
 
-    workers = [asyncio.ensure_future(work()) for _ in range(min(concurrency, len(ids)))]
+    workers = [asyncio.ensure_future(work()) for _ in range(min(concurrency, len(meetings)))]
     if workers:
         try:
             await asyncio.wait(workers, return_when=asyncio.FIRST_EXCEPTION)
-        finally:  # once: a worker that was in the middle of a lock is busy undoing it
+        finally:  # cancelled once only: a worker that was locking is rolling its lock back
             for worker in workers:
                 worker.cancel()
-            await to_the_end(asyncio.gather(*workers, return_exceptions=True))
+            await shielded(asyncio.gather(*workers, return_exceptions=True))
         for worker in workers:
             if not worker.cancelled():
                 worker.result()
-    return [result for result in results if result]
+    return [results[number] for number in sorted(results)]
 
 
-async def to_the_end(work: Awaitable[Any]) -> None:
-    """Await something whose end is near, even where the task that awaits it is cancelled meanwhile.
+def _unsent(error: DingTalkError) -> DingTalkError:
+    """Return an error for a meeting that was not tried because of it."""
+    copy = DingTalkError.from_dict(error.as_dict())
+    copy.uncertain = False
+    return copy
 
-    It is cancelled then, whatever the work ended in.
+
+async def shielded(work: Awaitable[T]) -> T:
+    """Await something that must come to its end, however often the task that awaits is cancelled.
+
+    :raises asyncio.CancelledError: the task was cancelled, whatever the result of the work is.
     """
     future, cancelled = asyncio.ensure_future(work), False
     while not future.done():
@@ -168,20 +174,20 @@ async def to_the_end(work: Awaitable[Any]) -> None:
             cancelled = True
     if cancelled:
         raise asyncio.CancelledError from future.exception()
-    future.result()
+    return future.result()
 
 
 class _Progress:
-    """Says now and then how far it is."""
+    """Logs now and then how many meetings are done."""
 
     def __init__(self, action: str, total: int) -> None:
         self._action, self._total = action, total
         self._done = self._failed = 0
-        self._said = time.monotonic()
+        self._logged_at = time.monotonic()
 
     def count(self, result: ConferenceResult) -> None:
         self._done += 1
         self._failed += not result.success
-        if time.monotonic() - self._said >= PROGRESS_SECONDS and self._done < self._total:
-            self._said = time.monotonic()
+        if time.monotonic() - self._logged_at >= LOG_SECONDS and self._done < self._total:
+            self._logged_at = time.monotonic()
             log.info("%s: %d of %d meetings, %d failed", self._action, self._done, self._total, self._failed)

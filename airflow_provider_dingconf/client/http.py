@@ -1,36 +1,28 @@
-"""How a request goes out and an answer comes in: over ``HttpHook``'s session, or, awaited, aiohttp's.
+"""How a request goes out and a response comes in: over the HTTP provider's ``AsyncHttpSession``.
 
-The HTTP provider brings the session, its keep-alive and proxies. What it would add of its own is left
-out: the connection's login as an ``Authorization`` header, unknown extras as headers, plain http by
-default. ``HttpAsyncHook`` would bring nothing but that, and a second loop of retries, for a fifth of the
-time of a call: the async transport is on aiohttp, of which that hook is made. No redirect is followed, no
-cookie is kept, ``.netrc`` is not read. Both transports raise the same errors for the same faults; what an
-answer means is not decided here.
+What the HTTP provider would add is switched off: the connection's login as an ``Authorization`` header,
+unknown extras as headers, plain http by default, exceptions without the response's body, retries. No redirect
+is followed and no cookie is kept. Network faults become errors of this package; what a response means is
+decided in ``dingtalk/responses.py``.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import ssl
-import time
 from contextlib import asynccontextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
+from weakref import WeakSet
 
 import aiohttp
-import requests
-from airflow.providers.common.compat.sdk import Connection
-from airflow.providers.http.hooks.http import HttpHook
-from requests.structures import CaseInsensitiveDict
-from requests.utils import select_proxy
-from urllib3.exceptions import HTTPError as Urllib3Error
-from urllib3.exceptions import ReadTimeoutError
+import certifi
+from airflow.providers.http.hooks.http import AsyncHttpSession, HttpAsyncHook, SessionConfig
 from yarl import URL
 
-from airflow_provider_dingconf.client.deadline import DeadlineAdapter, deadline
+from airflow_provider_dingconf.client.sync import keep_after_fork
 from airflow_provider_dingconf.dingtalk.calls import TOKEN_HEADER, Request, Response
 from airflow_provider_dingconf.dingtalk.errors import (
     CallTimeoutError,
@@ -42,136 +34,109 @@ from airflow_provider_dingconf.dingtalk.errors import (
 from airflow_provider_dingconf.dingtalk.responses import MAX_RESPONSE_BYTES, masked, one_line
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping
-
-    from typing_extensions import Self
+    from collections.abc import AsyncIterator, Awaitable, Iterator
 
     from airflow_provider_dingconf.client.settings import Settings
     from airflow_provider_dingconf.dingtalk.events import Address
 
 T = TypeVar("T")
 
-_CHUNK = 64 * 1024
-_CLOSE_SECONDS = 0.5
+CLOSE_SECONDS = 0.5
 _NO_COMPRESSION = {"Accept-Encoding": "identity"}
+_AUTHORITIES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
+"""Variables that name the certificate authorities to trust, as they do for requests and curl."""
+_FAULTS = (aiohttp.ClientError, OSError, asyncio.TimeoutError, ValueError)
 
 
-class Transport:
-    """Sends requests over one session, and waits.
+class _Received(Response):
+    """A response as ``AsyncHttpSession`` expects one, which raises nothing: error bodies are read, too."""
 
-    :param settings: what the connection says.
-    """
-
-    def __init__(self, settings: Settings) -> None:
-        self.process = os.getpid()
-        self._settings = settings
-        self._session = _TransportHook(settings).get_conn()
-        self._adapter = self._session.get_adapter(settings.base_url)
-        self._options = _with_environment(self._session, settings)
-
-    def send(self, request: Request, seconds: float) -> Response:
-        """Send a request and return the answer.
-
-        :param request: what goes over the wire.
-        :param seconds: how long it may take.
-        :raises DingTalkError: there was no complete answer.
-        """
-        settings = self._settings
-        timeout = min(settings.timeout.connect, seconds), min(settings.timeout.read, seconds)
-        try:
-            with (
-                deadline(time.monotonic() + seconds),
-                # The session itself would read all of a redirect's answer, whatever its size.
-                self._adapter.send(
-                    _prepared(settings.base_url, request), timeout=timeout, **self._options
-                ) as response,
-            ):
-                content = bytearray()
-                for chunk in response.raw.stream(_CHUNK, decode_content=False):
-                    content += chunk
-                    if len(content) > MAX_RESPONSE_BYTES:
-                        break
-                return _answer(response.status_code, response.headers, bytes(content))
-        except (requests.RequestException, Urllib3Error, OSError) as error:
-            raise _transport_error(settings, error, request) from None
-
-    def close(self) -> None:
-        """Close the session's connections."""
-        self._session.close()
+    def raise_for_status(self) -> None:
+        pass
 
 
-class AsyncTransport:
-    """Sends requests over one session, and awaits: to be used with ``async with``.
+class HttpSession:
+    """Connections to DingTalk that are kept open, for one event loop.
 
-    :param settings: what the connection says.
+    :param settings: what the Airflow connection says.
     """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        with requests.Session() as session:
-            options = _with_environment(session, settings)
-        self._proxy = select_proxy(settings.base_url, options["proxies"])
-        try:
-            self._tls = settings.base_url.startswith("https:") and _tls_context(
-                options["verify"], options["cert"]
-            )
-        except OSError as error:  # a file that the environment names
-            raise _transport_error(settings, error) from None
-        self._session: aiohttp.ClientSession | None = None
-
-    async def __aenter__(self) -> Self:
-        """Open the session, in the loop that uses it."""
+        self._proxy = settings.proxy_for(settings.base_url)
+        # No connection is looked up for an empty id; the session's method decides only that a body is sent.
+        self._http = AsyncHttpSession(
+            HttpAsyncHook(http_conn_id="", retry_limit=1),
+            cast("Any", self._request),  # returns a Response
+            SessionConfig(base_url=settings.base_url),
+            method="POST",
+        )
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(ssl=self._tls),
+            connector=aiohttp.TCPConnector(ssl=_tls(settings, settings.base_url), limit=0),
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
         )
-        return self
-
-    async def __aexit__(self, *exc_info: object) -> None:
-        """Close the session's connections."""
-        if self._session is not None:
-            await self._session.close()
-            self._session = None
+        _open_sessions.add(self)
 
     async def send(self, request: Request, seconds: float) -> Response:
-        """Send a request and return the answer.
+        """Send a request and return the response.
 
         :param request: what goes over the wire.
-        :param seconds: how long it may take.
-        :raises DingTalkError: there was no complete answer.
+        :param seconds: the time limit of the whole exchange.
+        :raises DingTalkError: there was no complete response.
         """
-        settings = self._settings
         timeout = aiohttp.ClientTimeout(
-            total=seconds, sock_connect=settings.timeout.connect, sock_read=settings.timeout.read
+            total=seconds,
+            sock_connect=self._settings.timeout.connect,
+            sock_read=self._settings.timeout.read,
         )
-        session = cast("aiohttp.ClientSession", self._session)
+        run: Any = self._http.run  # it takes bytes, and returns what _request returns
+        options = {"verb": request.method, "timeout": timeout}
+        response: Response = await run(
+            request.target, data=request.content, headers=request.headers, extra_options=options
+        )
+        return response
+
+    async def _request(
+        self, url: str, *, verb: str, data: bytes | None, headers: dict[str, str], timeout: Any, **_: Any
+    ) -> Response:
+        proxy, content = self._proxy, b""
         try:
-            async with session.request(
-                request.method,
-                URL(settings.base_url + request.target, encoded=True),
-                data=request.content,
-                headers={**request.headers, **_NO_COMPRESSION},
+            async with self._session.request(
+                verb,
+                URL(url, encoded=True),
+                data=data,
+                headers={**headers, **_NO_COMPRESSION},
                 timeout=timeout,
                 allow_redirects=False,
-                proxy=self._proxy,
+                proxy=proxy.url if proxy else None,
+                proxy_auth=proxy.auth if proxy else None,
             ) as response:
-                content = bytearray()
-                async for chunk in response.content.iter_chunked(_CHUNK):
+                async for chunk in response.content.iter_any():
                     content += chunk
                     if len(content) > MAX_RESPONSE_BYTES:
                         response.close()
                         break
-                return _answer(response.status, response.headers, bytes(content))
-        except (aiohttp.ClientError, OSError, asyncio.TimeoutError, ValueError) as error:
-            raise _transport_error(settings, error, request) from None
+                names = {name.lower(): value for name, value in response.headers.items()}
+                return _Received(response.status, names, content)
+        except _FAULTS as error:
+            secrets = (headers.get(TOKEN_HEADER), *(proxy.secrets if proxy else ()))
+            raise _network_error(self._settings, error, secrets=secrets) from None
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._session.close()
+
+
+_open_sessions: WeakSet[HttpSession] = WeakSet()
+keep_after_fork(lambda: list(_open_sessions))
 
 
 async def within(awaitable: Awaitable[T], seconds: float | None) -> T:
-    """Return what comes in time; ``asyncio.wait_for`` can lose a cancellation before Python 3.12.
+    """Return a result that comes in time; ``asyncio.wait_for`` can lose a cancellation before Python 3.12.
 
     :param seconds: how long to wait; None for ever.
-    :raises asyncio.TimeoutError: nothing came.
+    :raises asyncio.TimeoutError: there was no result.
     """
     task = asyncio.ensure_future(awaitable)
     try:
@@ -187,47 +152,43 @@ async def within(awaitable: Awaitable[T], seconds: float | None) -> T:
 async def websocket(
     settings: Settings, address: Address, ping_seconds: float
 ) -> AsyncIterator[aiohttp.ClientWebSocketResponse]:
-    """Connect to an event stream for a block; it ends at once, whatever the peer does.
+    """Connect to an event stream for a block; the block's end closes it, whatever the peer does.
 
-    :param settings: what the connection says.
-    :param address: where to.
-    :param ping_seconds: between the pings that find a peer that went silent; its answer has half as long.
+    :param settings: what the Airflow connection says.
+    :param address: the address of the stream.
+    :param ping_seconds: between the pings that find a peer that went silent, which has half as long to reply.
     :raises DingTalkError: there was no connection.
     """
-    secrets, where = (*settings.secrets, *address.secrets), address.url.partition("?")[0]
-    # What the environment and requests make of a URL, they make of http and https.
-    url = f"http{address.url.removeprefix('ws')}"
+    where, proxy = address.url.partition("?")[0], settings.proxy_for(address.url)
+    secrets = (*address.secrets, *(proxy.secrets if proxy else ()))
     trace = aiohttp.TraceConfig()
     trace.on_request_redirect.append(_refuse_redirect)
-    seconds = settings.timeout.connect + settings.timeout.read
-    try:
-        with requests.Session() as environment:
-            options = _with_environment(environment, settings, url)
-        tls = _tls_context(options["verify"], options["cert"]) if url.startswith("https:") else True
-        session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(ssl=tls),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            timeout=aiohttp.ClientTimeout(total=None, sock_connect=settings.timeout.connect),
-            trace_configs=[trace],
-        )
-    except OSError as error:
-        raise _transport_error(settings, error, where=where) from None
+    session = aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(ssl=_tls(settings, address.url)),
+        cookie_jar=aiohttp.DummyCookieJar(),
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=settings.timeout.connect),
+        trace_configs=[trace],
+    )
     async with session:
         try:
             socket = await within(
                 session.ws_connect(
                     address.url,
                     heartbeat=ping_seconds,
-                    proxy=select_proxy(url, options["proxies"]),
-                    timeout=aiohttp.ClientWSTimeout(ws_close=_CLOSE_SECONDS),
+                    proxy=proxy.url if proxy else None,
+                    proxy_auth=proxy.auth if proxy else None,
+                    timeout=aiohttp.ClientWSTimeout(ws_close=CLOSE_SECONDS),
                 ),
-                seconds,
+                settings.timeout.connect + settings.timeout.read,
             )
         except aiohttp.WSServerHandshakeError as error:
-            said = f"{where} refuses the connection: HTTP {error.status}"
-            raise ConnectionLostError(said, code="connectionLost", http_status=error.status) from None
-        except (aiohttp.ClientError, OSError, asyncio.TimeoutError, ValueError) as error:
-            raise _transport_error(settings, error, where=where, secrets=secrets) from None
+            raise ConnectionLostError(
+                f"{where} refuses the connection: HTTP {error.status}",
+                code="connectionLost",
+                http_status=error.status,
+            ) from None
+        except _FAULTS as error:
+            raise _network_error(settings, error, where=where, secrets=secrets) from None
         try:
             yield socket
         finally:
@@ -236,66 +197,34 @@ async def websocket(
 
 
 async def _refuse_redirect(_session: object, _context: object, _parameters: object) -> None:
-    raise RedirectError("the event stream answers with a redirect, which is not followed", code="redirect")
+    raise RedirectError("the event stream responds with a redirect, which is not followed", code="redirect")
 
 
-class _TransportHook(HttpHook):
-    """``HttpHook`` over a connection that holds how to get there, and nothing of who we are."""
+def _tls(settings: Settings, url: str) -> ssl.SSLContext | bool:
+    """Return how certificates are verified.
 
-    def __init__(self, settings: Settings) -> None:
-        super().__init__(
-            http_conn_id=settings.conn_id, adapter=DeadlineAdapter(idle=120, count=20, interval=30)
-        )
-        self._settings = settings
-
-    def get_connection(self, conn_id: str) -> Any:  # type: ignore[override]
-        settings = self._settings
-        extra = {"proxies": settings.proxies, "verify": settings.verify, "cert": settings.cert}
-        return Connection(conn_id=conn_id, conn_type="http", host=settings.base_url, extra=json.dumps(extra))
-
-
-def _prepared(base_url: str, request: Request) -> requests.PreparedRequest:
-    """Return the request as it is: requests would rewrite its address, add cookies, and look into .netrc."""
-    prepared = requests.PreparedRequest()
-    prepared.method = request.method
-    prepared.url = base_url + request.target
-    prepared.headers = CaseInsensitiveDict({**request.headers, **_NO_COMPRESSION})
-    prepared.body = request.content
-    prepared.prepare_content_length(request.content)
-    return prepared
-
-
-def _with_environment(
-    session: requests.Session, settings: Settings, url: str | None = None
-) -> dict[str, Any]:
-    """Return proxies, verify, cert and stream, with what the environment adds to the connection.
-
-    The environment's proxies do not know this machine's loopback address: only the connection's own do.
+    :raises DingTalkError: a file that the settings or the environment name cannot be read.
     """
-    proxies = dict(settings.proxies)
-    merged = session.merge_environment_settings(
-        url or settings.base_url, dict(proxies), True, settings.verify, settings.cert
-    )
-    return {**merged, "proxies": proxies} if settings.on_this_machine else dict(merged)
-
-
-def _tls_context(verify: bool | str, cert: str | tuple[str, str] | None) -> ssl.SSLContext:
-    """Return what requests would make of the same options.
-
-    :raises OSError: a file cannot be read.
-    """
-    trusted = verify if isinstance(verify, str) else requests.utils.DEFAULT_CA_BUNDLE_PATH
+    if not url.startswith(("https:", "wss:")):
+        return True
+    trusted, cert = settings.verify, settings.cert
+    if not isinstance(trusted, str):
+        named = (os.environ.get(name) for name in _AUTHORITIES) if trusted else ()
+        trusted = next(filter(None, named), certifi.where())
     pair = (cert,) if isinstance(cert, str) else cert or ()
-    changed = tuple(Path(file).stat().st_mtime_ns for file in (trusted, *pair))
-    return _cached_tls_context(trusted, verify is not False, pair, changed)
+    try:
+        changed = tuple(Path(file).stat().st_mtime_ns for file in (trusted, *pair))
+        return _cached_tls(trusted, settings.verify is not False, pair, changed)
+    except OSError as error:
+        raise _network_error(settings, error) from None
 
 
 @lru_cache(maxsize=8)  # reading the authorities takes tens of milliseconds
-def _cached_tls_context(
+def _cached_tls(
     trusted: str,
     verifies: bool,
     cert: tuple[str, ...],
-    changed: tuple[int, ...],  # noqa: ARG001 - part of the cache's key: a renewed file is read anew
+    changed: tuple[int, ...],  # noqa: ARG001 - part of the cache's key: a renewed file is read again
 ) -> ssl.SSLContext:
     file, directory = (None, trusted) if Path(trusted).is_dir() else (trusted, None)
     context = ssl.create_default_context(cafile=file, capath=directory)
@@ -307,38 +236,35 @@ def _cached_tls_context(
     return context
 
 
-def _answer(status: int, headers: Mapping[str, str], content: bytes) -> Response:
-    return Response(status, {name.lower(): value for name, value in headers.items()}, content)
-
-
-def _transport_error(
+def _network_error(
     settings: Settings,
     error: Exception,
-    request: Request | None = None,
     *,
     where: str | None = None,
-    secrets: tuple[str, ...] = (),
+    secrets: tuple[str | None, ...] = (),
 ) -> DingTalkError:
-    """Return the one of our errors that says what the library's error means."""
+    """Return the error of this package for a fault of the network."""
     causes = list(_causes(error))
     where = where or settings.base_url
-    token = request.headers.get(TOKEN_HEADER) if request else None
-    secrets = (*settings.secrets, *secrets, *([token] if token else []))  # a server may echo the request
-    said = one_line(masked(str(causes[-1]), secrets)) or type(causes[-1]).__name__
+    # A server may quote the request.
+    hidden = [secret for secret in (*settings.secrets, *secrets) if secret]
+    reason = one_line(masked(str(causes[-1]), hidden)) or type(causes[-1]).__name__
     if any(isinstance(cause, (ssl.SSLCertVerificationError, ssl.CertificateError)) for cause in causes):
-        return CertificateError(f"the certificate of {where} is not valid: {said}", code="badCertificate")
-    timeouts = (asyncio.TimeoutError, TimeoutError, requests.Timeout, ReadTimeoutError)
-    if any(isinstance(cause, timeouts) for cause in causes):
-        return CallTimeoutError(f"{where} did not answer in time", code="timeout")
-    return ConnectionLostError(f"no answer from {where}: {said}", code="connectionLost")
+        return CertificateError(f"the certificate of {where} is not valid: {reason}", code="badCertificate")
+    if isinstance(error, aiohttp.ClientHttpProxyError):
+        refused = f"the proxy refuses to connect to {where}: HTTP {error.status} {one_line(error.message)}"
+        return ConnectionLostError(masked(refused, hidden), code="connectionLost")
+    if any(isinstance(cause, (asyncio.TimeoutError, TimeoutError)) for cause in causes):
+        return CallTimeoutError(f"{where} did not respond in time", code="timeout")
+    return ConnectionLostError(f"no response from {where}: {reason}", code="connectionLost")
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield the error and what it wraps: urllib3 keeps that in ``reason``, requests in ``args``."""
+    """Yield an error and what it wraps."""
     seen: set[int] = set()
-    at: object = error
-    while isinstance(at, BaseException) and id(at) not in seen:
+    at: BaseException | None = error
+    while at is not None and id(at) not in seen:
         seen.add(id(at))
         yield at
-        inner = [getattr(at, "reason", None), *at.args, at.__cause__, at.__context__]
+        inner = (*at.args, at.__cause__, at.__context__)
         at = next((one for one in inner if isinstance(one, BaseException)), None)

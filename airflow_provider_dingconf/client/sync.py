@@ -1,8 +1,12 @@
-"""Interruptions as exceptions, so that what must be undone is undone before the process ends.
+"""Let synchronous callers wait for coroutines: one background event loop per process, and interruptions.
 
-Airflow ends a task by SIGTERM, and some seconds later by SIGKILL. Airflow 2 turns the first into an
-exception; Airflow 3 calls the operator's ``on_kill`` and lets the task's code run on, so that no ``finally``
-of it is reached. An execution timeout is an exception out of the handler of SIGALRM.
+:func:`run` waits for a coroutine in the background event loop; :func:`sync` makes a synchronous method of an
+async one. A wait that is interrupted (SIGTERM, the SIGALRM of Airflow's execution timeout, Ctrl-C) cancels
+the coroutine, and raises once the coroutine's clean-up has ended.
+
+:func:`termination` and :func:`cancelled_by_termination` turn SIGTERM, by which Airflow ends a task, into
+an exception inside a block. Airflow 2 does that by itself. Airflow 3 calls the operator's ``on_kill`` and
+lets the task's code run on, so no ``finally`` of the task is reached before SIGKILL.
 """
 
 from __future__ import annotations
@@ -11,87 +15,318 @@ import asyncio
 import os
 import signal
 import threading
-from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from contextvars import copy_context
-from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from functools import partial, wraps
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, cast
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Iterator
+    from collections.abc import AsyncGenerator, Awaitable, Iterator
 
+P = ParamSpec("P")
 T = TypeVar("T")
+
+CLEAN_UP_SECONDS = 4.0
+"""How long a clean-up after an interruption may take: Airflow follows SIGTERM by SIGKILL after 5 seconds."""
+
+Work = Callable[[], Coroutine[Any, Any, T]]
+
+_INTERRUPTIONS = (signal.SIGTERM, signal.SIGALRM, signal.SIGINT)
+
+
+class _Background:
+    """An event loop in a thread. The process has one: one for each hook would multiply the descriptors."""
+
+    def __init__(self) -> None:
+        self.loop = asyncio.new_event_loop()
+        self.loop.set_default_executor(ThreadPoolExecutor(max_workers=1, thread_name_prefix="dingtalk"))
+        self.tasks: dict[object, asyncio.Task[Any]] = {}
+        """What runs, by job."""
+        thread = threading.Thread(target=self.loop.run_forever, name="dingtalk", daemon=True)
+        thread.start()
+        self.thread_id = thread.ident
+
+
+_background: _Background | None = None
+_starting = threading.Lock()
+_inherited: list[object] = []
+
+
+def keep_after_fork(inherited: Callable[[], object]) -> None:
+    """Keep what a forked child inherits referenced for ever.
+
+    A child that garbage-collects an event loop or a session of its parent can hang the parent: they share
+    the kernel's list of the sockets that the loop waits for.
+
+    :param inherited: returns what is to be kept.
+    """
+    os.register_at_fork(after_in_child=lambda: _inherited.append(inherited()))
+
+
+def _forget_parents_loop() -> _Background | None:
+    global _background, _starting
+    parents, _background, _starting = _background, None, threading.Lock()
+    return parents
+
+
+keep_after_fork(_forget_parents_loop)
+
+
+def _current() -> _Background:
+    global _background  # noqa: PLW0603 - the process has one
+    with _starting:
+        if _background is None:
+            _background = _Background()
+        return _background
+
+
+def is_background(loop: asyncio.AbstractEventLoop) -> bool:
+    """Return whether a loop is the background event loop of this process."""
+    return _background is not None and _background.loop is loop
+
+
+def run_later(work: Work[object]) -> None:
+    """Run a coroutine in the background event loop, if there is one, without waiting for it."""
+    background = _background
+    if background is not None:
+
+        def begin() -> None:
+            task = background.tasks[work] = background.loop.create_task(work())
+            task.add_done_callback(lambda _task: background.tasks.pop(work, None))
+
+        background.loop.call_soon_threadsafe(begin)
+
+
+class _Job(Generic[T]):
+    """A coroutine that somebody waits for. Its methods run in the event loop.
+
+    The asyncio task is referenced from the loop's side alone. Held in the waiter's frame, the task would end
+    there, and the callbacks of weak references to the task swallow an exception out of a signal handler.
+    """
+
+    result: T
+    error: BaseException | None = None
+    succeeded = interrupted = False
+
+    def __init__(self, work: Work[T], undo: Callable[[T], Awaitable[object]] | None) -> None:
+        self.work = work
+        self.undo = undo
+        self.background = _current()
+        self.finished = threading.Lock()
+        self.cleaned_up = threading.Lock()
+        self.finished.acquire()
+        self.cleaned_up.acquire()
+
+    def begin(self) -> None:
+        if not self.interrupted:
+            self.background.tasks[self] = self.background.loop.create_task(self._run())
+
+    async def _run(self) -> None:
+        try:
+            self.result = await self.work()
+            self.succeeded = True
+        except BaseException as error:
+            self.error = error
+        finally:
+            del self.background.tasks[self]
+            self.finished.release()
+
+    def interrupt(self) -> None:
+        self.interrupted = True
+        task = self.background.tasks.get(self)
+        if task is not None:
+            task.cancel()
+        self.background.tasks[self.cleaned_up] = self.background.loop.create_task(self._clean_up(task))
+
+    async def _clean_up(self, task: asyncio.Task[None] | None) -> None:
+        """Wait for the end of the cancelled coroutine, or undo a result that came at that very moment."""
+        try:
+            if task is not None:
+                await asyncio.wait([task])
+            if self.succeeded and self.undo is not None:
+                await self.undo(self.result)
+        finally:
+            del self.background.tasks[self.cleaned_up]
+            self.cleaned_up.release()
+
+
+def run(work: Work[T], undo: Callable[[T], Awaitable[object]] | None = None) -> T:
+    """Run a coroutine in the background event loop, wait for it, and return its result.
+
+    When the wait is interrupted, the coroutine is cancelled, and the interruption is raised once the
+    coroutine has ended, or after :data:`CLEAN_UP_SECONDS`. Further interruptions wait until then, too.
+
+    :param work: a function that returns the coroutine.
+    :param undo: undoes the result if it arrived at the moment of the interruption, when the caller cannot
+        receive it any more.
+    """
+    job = _Job(work, undo)
+    background = job.background
+    if threading.get_ident() == background.thread_id:
+        raise RuntimeError("a callback of this package runs in its event loop: use the async methods there")
+    try:
+        background.loop.call_soon_threadsafe(job.begin, context=copy_context())
+        job.finished.acquire()
+        # No call from here on: an exception out of a signal handler is raised after calls.
+        if job.error is None:
+            return job.result
+    except BaseException:
+        with _signals_held():
+            background.loop.call_soon_threadsafe(job.interrupt)
+            job.cleaned_up.acquire(timeout=CLEAN_UP_SECONDS + 0.5)
+        raise
+    try:
+        raise job.error
+    finally:
+        del job  # the error's traceback references this frame
+
+
+def run_uninterrupted(work: Work[T]) -> T:
+    """Run a coroutine as :func:`run` does, and hold interruptions back until it has ended."""
+    with _signals_held():
+        return run(work)
 
 
 @contextmanager
-def termination() -> Iterator[Callable[[], None]]:
-    """Raise SystemExit inside the block when SIGTERM comes; whoever handled it before is asked first.
-
-    Yields a function that holds SIGTERM back from then on, until the block ends: for the undoing. Outside the
-    main thread, where Python delivers no signal, the block is left as it is.
-    """
+def _signals_held() -> Iterator[None]:
+    """Hold back what interrupts the main thread; what came meanwhile is handled when the block ends."""
     if threading.current_thread() is not threading.main_thread():
-        yield lambda: None
+        yield
         return
+    came: list[int] = []
+
+    def note(number: int, _frame: object) -> None:
+        came.append(number)
+
+    handlers = {number: signal.signal(number, note) for number in _INTERRUPTIONS}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            if handler is not None:  # not set from Python
+                signal.signal(number, handler)
+        for missed in dict.fromkeys(came):
+            signal.raise_signal(missed)
+
+
+class _Connected(Protocol):
+    def _connect(self) -> object: ...
+
+
+C = TypeVar("C", bound=_Connected)
+
+
+def sync(
+    method: Callable[Concatenate[C, P], Coroutine[Any, Any, T]],
+    undo: Callable[[C, T], Awaitable[object]] | None = None,
+) -> Callable[Concatenate[C, P], T]:
+    """Return the synchronous method of an async one, whose name begins with ``a``.
+
+    :param method: the async method.
+    :param undo: undoes its result; see :func:`run`.
+    """
+
+    @wraps(method)
+    def wait(self: C, *args: P.args, **kwargs: P.kwargs) -> T:
+        self._connect()  # here: Airflow looks connections up for the main thread
+        work: Work[T] = partial(method, self, *args, **kwargs)
+        return run(work, partial(undo, self) if undo else None)
+
+    named: Callable[Concatenate[C, P], T] = _named(wait, method)
+    return named
+
+
+def sync_iterator(
+    method: Callable[Concatenate[C, P], AsyncGenerator[T, None]],
+) -> Callable[Concatenate[C, P], Iterator[T]]:
+    """Return the synchronous generator of an async one, whose name begins with ``a``."""
+
+    @wraps(method)
+    def iterate(self: C, *args: P.args, **kwargs: P.kwargs) -> Iterator[T]:
+        self._connect()
+        items = method(self, *args, **kwargs)
+
+        async def following() -> list[T]:
+            async for item in items:
+                return [item]
+            return []
+
+        try:
+            while found := run(following):
+                yield from found
+        finally:
+            run(items.aclose)
+
+    named: Callable[Concatenate[C, P], Iterator[T]] = _named(iterate, method)
+    return named
+
+
+def _named(function: Any, method: Any) -> Any:
+    function.__name__ = method.__name__[1:]
+    function.__qualname__ = f"{method.__qualname__.rpartition('.')[0]}.{function.__name__}"
+    return function
+
+
+@contextmanager
+def termination() -> Iterator[None]:
+    """Raise SystemExit in the block when SIGTERM comes; the handler that was there before is called first.
+
+    Further signals do nothing until the block ends. Outside the main thread, where Python handles no
+    signal, the block runs as it is.
+    """
     before = signal.getsignal(signal.SIGTERM)
-    process, held, missed = os.getpid(), False, False
-
-    def handle(signum: int, frame: Any) -> None:
-        nonlocal missed
-        if held:
-            missed = True
-            return
-        if callable(before):
-            before(signum, frame)
-        if os.getpid() == process:
-            raise SystemExit(128 + signum)
-
-    def hold() -> None:
-        nonlocal held
-        held = True
-
-    if before is signal.SIG_IGN or before is None:
-        yield hold
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or before is signal.SIG_IGN or before is None:
+        yield
         return
+    process, ended = os.getpid(), False
+
+    def handle(number: int, frame: Any) -> None:
+        nonlocal ended
+        if ended:
+            return
+        ended = os.getpid() == process
+        if callable(before):
+            before(number, frame)
+        if ended:
+            raise SystemExit(128 + number)
+
     signal.signal(signal.SIGTERM, handle)
     try:
-        yield hold
+        yield
     finally:
         signal.signal(signal.SIGTERM, before)
-        if missed:
-            signal.raise_signal(signal.SIGTERM)
 
 
-class _AwaitedBlocks:
-    """The blocks that are open in event loops of the main thread; they overlap as they like."""
+class _AsyncBlocks:
+    """The open blocks of event loops in the main thread; they overlap in any order."""
 
     def __init__(self) -> None:
         self._cancels: dict[object, Callable[[], object]] = {}
         self._before: Any = None
         self._process = 0
-        self._missed = False
+        self._terminated = False
 
     @contextmanager
     def cancelled_by_termination(self) -> Iterator[None]:
         """Cancel the asyncio task that is in the block when SIGTERM comes.
 
-        The signal is passed on to whoever handled it before when the last of the blocks has ended. Outside
-        the main thread, the block is left as it is.
+        The handler that was there before is called when the last open block has ended. Outside the main
+        thread, the block runs as it is.
         """
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
         before = signal.getsignal(signal.SIGTERM)
-        if before is signal.SIG_IGN or before is None:
+        is_main = threading.current_thread() is threading.main_thread()
+        if not is_main or before is signal.SIG_IGN or before is None:
             yield
             return
         if not self._cancels:
-            self._process, self._missed = os.getpid(), False
+            self._process, self._terminated = os.getpid(), False
             if before != self._handle:
                 self._before = before
                 signal.signal(signal.SIGTERM, self._handle)
-        task = cast("asyncio.Task[Any]", asyncio.current_task())
-        block = object()
+        task, block = cast("asyncio.Task[Any]", asyncio.current_task()), object()
         self._cancels[block] = partial(asyncio.get_running_loop().call_soon_threadsafe, task.cancel)
         try:
             yield
@@ -99,61 +334,17 @@ class _AwaitedBlocks:
             del self._cancels[block]
             if not self._cancels and signal.getsignal(signal.SIGTERM) == self._handle:
                 signal.signal(signal.SIGTERM, self._before)
-                if self._missed:
+                if self._terminated:
                     signal.raise_signal(signal.SIGTERM)
 
-    def _handle(self, signum: int, _frame: Any) -> None:
-        if not self._cancels or os.getpid() != self._process:  # a process forked in a block is none of it
-            signal.signal(signum, self._before)
-            signal.raise_signal(signum)
-        elif not self._missed:
-            self._missed = True
+    def _handle(self, number: int, _frame: Any) -> None:
+        if not self._cancels or os.getpid() != self._process:  # a process that was forked in a block
+            signal.signal(number, self._before)
+            signal.raise_signal(number)
+        elif not self._terminated:
+            self._terminated = True
             for cancel in list(self._cancels.values()):
                 cancel()
 
 
-cancelled_by_termination = _AwaitedBlocks().cancelled_by_termination
-
-
-def run_in_thread(work: Coroutine[Any, Any, T], *, to_the_end: bool = False) -> T:
-    """Run a coroutine in an event loop of a thread of its own, and return what it returns.
-
-    Where the caller is interrupted, the coroutine is cancelled, and the interruption goes on once it has
-    ended. An event loop in the main thread would swallow an execution timeout that comes while a callback
-    runs.
-
-    :param work: the coroutine.
-    :param to_the_end: whether it is not cancelled, but waited for.
-    """
-    result: Future[T] = Future()
-    running: list[tuple[asyncio.AbstractEventLoop, asyncio.Task[T]]] = []
-    stopped = False
-
-    async def begin() -> T:
-        running.append((asyncio.get_running_loop(), cast("asyncio.Task[T]", asyncio.current_task())))
-        if stopped:
-            work.close()
-            raise asyncio.CancelledError
-        return await work
-
-    def run() -> None:
-        try:
-            result.set_result(asyncio.run(begin()))
-        except BaseException as error:
-            result.set_exception(error)
-
-    thread = threading.Thread(target=copy_context().run, args=(run,), name="dingtalk")
-    try:
-        thread.start()
-        return result.result()
-    except BaseException:
-        with termination() as hold_termination:
-            hold_termination()
-            stopped = not to_the_end
-            if stopped and running:
-                loop, task = running[0]
-                with suppress(RuntimeError):  # it has just ended
-                    loop.call_soon_threadsafe(task.cancel)
-            if thread.ident is not None:
-                thread.join()
-        raise
+cancelled_by_termination = _AsyncBlocks().cancelled_by_termination

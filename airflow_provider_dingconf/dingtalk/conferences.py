@@ -22,12 +22,12 @@ from airflow_provider_dingconf.dingtalk.calls import (
     shown,
     text_of,
 )
-from airflow_provider_dingconf.dingtalk.errors import ResponseError
 from airflow_provider_dingconf.dingtalk.errors import (
     ConferenceClosedError,
     ConferenceNotRunningError,
     InvalidConferenceIdError,
     InvalidInputError,
+    ResponseError,
 )
 
 if TYPE_CHECKING:
@@ -236,6 +236,24 @@ def check_named(room_code: object = None, schedule_conference_id: object = None)
     if room_code is None and schedule_conference_id is None:
         raise InvalidConferenceIdError("room_code: it is missing; give it, or a schedule_conference_id")
     return check_reference(room_code=room_code, schedule_conference_id=schedule_conference_id)
+
+
+def check_conference_ids(conference_ids: object) -> list[Reference]:
+    """Return the meetings, each once, if every id is valid.
+
+    :raises InvalidConferenceIdError: they are no collection of ids, or one is not one path segment.
+    """
+    if isinstance(conference_ids, (str, bytes)) or not hasattr(conference_ids, "__iter__"):
+        raise InvalidConferenceIdError(
+            f"conference_ids: expected a list of conferenceIds, got a {type(conference_ids).__name__}"
+        )
+    meetings: dict[Reference, None] = {}
+    for number, conference_id in enumerate(conference_ids):
+        try:
+            meetings[check_reference(conference_id)] = None
+        except InvalidConferenceIdError as error:  # noqa: PERF203
+            raise InvalidConferenceIdError(f"number {number} of the list, {error.message}") from None
+    return list(meetings)
 
 
 def given_name(named: Mapping[str, object]) -> str:

@@ -27,8 +27,7 @@ from airflow_provider_dingconf.dingtalk.calls import (
     text_of,
 )
 from airflow_provider_dingconf.dingtalk.conferences import STATUS, ConferenceFilter, facts_of
-from airflow_provider_dingconf.dingtalk.errors import ResponseError
-from airflow_provider_dingconf.dingtalk.errors import InvalidInputError
+from airflow_provider_dingconf.dingtalk.errors import InvalidInputError, ResponseError
 
 if TYPE_CHECKING:
     from airflow_provider_dingconf.dingtalk.tokens import App

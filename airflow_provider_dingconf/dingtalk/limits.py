@@ -31,14 +31,14 @@ def check_limits(max_attempts: object, max_seconds: object) -> None:
         )
 
 
-def check_bulk_limits(concurrency: object, calls_per_second: object) -> None:
+def check_bulk_limits(concurrency: object, calls_per_second: object = None) -> None:
     """Check how fast many meetings may be locked.
 
     :raises InvalidInputError: one of them is not a positive number.
     """
     if isinstance(concurrency, bool) or not isinstance(concurrency, int) or concurrency < 1:
         raise InvalidInputError(f"concurrency: {concurrency!r} is not a whole number of at least 1")
-    if not _is_number(calls_per_second) or not calls_per_second > 0:
+    if calls_per_second is not None and not (_is_number(calls_per_second) and calls_per_second > 0):
         raise InvalidInputError(f"calls_per_second: {calls_per_second!r} is not a number above 0")
 
 

@@ -1,0 +1,472 @@
+"""``DingTalkClient``: calls of one Airflow connection, with their access token, retries, rate and errors.
+
+All methods are coroutines, and run in whichever event loop awaits them. What to send, what a response means
+and whether a call is retried is decided in ``dingtalk/``; how it goes over the wire in ``http``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import logging
+import time
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, TypeVar, cast
+
+from tenacity import AsyncRetrying
+
+from airflow_provider_dingconf.client.bulk import (
+    ConferenceResult,
+    RateLimiter,
+    each_meeting,
+    limiter_of,
+    shielded,
+)
+from airflow_provider_dingconf.client.http import HttpSession
+from airflow_provider_dingconf.client.sync import CLEAN_UP_SECONDS, is_background
+from airflow_provider_dingconf.client.token_cache import address_ban_of, suite_ticket_of, token_cache_of
+from airflow_provider_dingconf.dingtalk.calls import Call, lock_call
+from airflow_provider_dingconf.dingtalk.conferences import BATCH, conference_call, list_call, query_call
+from airflow_provider_dingconf.dingtalk.errors import (
+    AccessTokenError,
+    AddressBannedError,
+    CallTimeoutError,
+    CertificateError,
+    CredentialsError,
+    DingTalkError,
+    RedirectError,
+    RefusedError,
+    ThrottledError,
+)
+from airflow_provider_dingconf.dingtalk.events import open_call
+from airflow_provider_dingconf.dingtalk.limits import CONCURRENCY, MAX_ATTEMPTS, MAX_SECONDS
+from airflow_provider_dingconf.dingtalk.responses import read_response
+from airflow_provider_dingconf.dingtalk.retries import retry_policy
+from airflow_provider_dingconf.dingtalk.tokens import read_token
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+
+    from tenacity import RetryCallState
+    from typing_extensions import Self
+
+    from airflow_provider_dingconf.client.settings import Settings
+    from airflow_provider_dingconf.client.token_cache import AddressBan, TokenCache
+    from airflow_provider_dingconf.dingtalk.calls import Response
+    from airflow_provider_dingconf.dingtalk.conferences import Conference, ConferenceFilter, Page, Reference
+    from airflow_provider_dingconf.dingtalk.events import Address
+    from airflow_provider_dingconf.dingtalk.responses import CallResult
+    from airflow_provider_dingconf.dingtalk.tokens import App, Token
+
+_TOOK_NO_EFFECT = (RefusedError, ThrottledError, RedirectError, CertificateError)
+"""After any other error a call that was sent is uncertain: it may have taken effect."""
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+async def _mask_nothing(_secrets: Iterable[str]) -> None:
+    pass
+
+
+@dataclass
+class Attempts:
+    """What the attempts of one call have in common.
+
+    :param made: how many there were.
+    :param refused: the token that DingTalk refused: a fresh one is fetched once.
+    :param uncertain: whether the call may have taken effect although there was no response.
+    """
+
+    made: int = 0
+    refused: Token | None = None
+    uncertain: bool = False
+
+
+@dataclass
+class _OpenSession:
+    session: HttpSession
+    users: int = 0
+
+
+class DingTalkClient:
+    """Makes calls to DingTalk.
+
+    Connections are kept open between calls within ``async with client:``, and in the background event loop
+    until :meth:`close`.
+
+    :param settings: what the Airflow connection says.
+    :param max_attempts: attempts of one call in all.
+    :param max_seconds: seconds of one call in all, the waits between attempts included.
+    :param mask: is awaited with each new secret, before the secret is used.
+    :param log: where each attempt is logged.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        max_attempts: int = MAX_ATTEMPTS,
+        max_seconds: float = MAX_SECONDS,
+        mask: Callable[[Iterable[str]], Awaitable[None]] = _mask_nothing,
+        log: logging.Logger = log,
+    ) -> None:
+        self.settings = settings
+        self.max_attempts = max_attempts
+        self.max_seconds = max_seconds
+        self._mask = mask
+        self._log = log
+        self._masked: Token | None = None
+        self.sessions: dict[asyncio.AbstractEventLoop, _OpenSession] = {}
+
+    @property
+    def limiter(self) -> RateLimiter:
+        """The rate limiter that all bulk locks and polls of the app share."""
+        return limiter_of(self.settings)
+
+    @cached_property
+    def _ban(self) -> AddressBan:
+        return address_ban_of(self.settings)
+
+    @cached_property
+    def _tokens(self) -> TokenCache:
+        return token_cache_of(self.settings)
+
+    # Connections
+
+    async def __aenter__(self) -> Self:
+        """Keep the connections to DingTalk open in this event loop until the block ends."""
+        loop = asyncio.get_running_loop()
+        kept = self.sessions.get(loop)
+        if kept is None:
+            kept = self.sessions[loop] = _OpenSession(HttpSession(self.settings))
+        kept.users += 1
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        """Close the connections, once no call uses them."""
+        loop = asyncio.get_running_loop()
+        kept = self.sessions[loop]
+        kept.users -= 1
+        if not kept.users and not is_background(loop):
+            del self.sessions[loop]
+            await kept.session.close()
+
+    async def close(self) -> None:
+        """Close the connections of this event loop; calls that are being made are not waited for."""
+        kept = self.sessions.pop(asyncio.get_running_loop(), None)
+        if kept is not None:
+            await kept.session.close()
+
+    # One call
+
+    async def call(
+        self, call: Call, attempts: Attempts | None = None, limiter: RateLimiter | None = None
+    ) -> CallResult:
+        """Make a call, and retry it as its errors ask.
+
+        :param call: what to ask for.
+        :param attempts: counts the attempts.
+        :param limiter: for one of many calls, which has waited for its turn already; such a call is logged
+            only if it fails.
+        :raises DingTalkError: the last attempt failed; the subclass says why.
+        """
+        attempts = attempts or Attempts()
+        until = time.monotonic() + self.max_seconds
+        work = partial(self._exchange, call, attempts, until)
+        return await self._retried(call, attempts, limiter, logging.DEBUG if limiter else logging.INFO, work)
+
+    async def _retried(
+        self,
+        call: Call,
+        attempts: Attempts,
+        limiter: RateLimiter | None,
+        level: int,
+        work: Callable[[], Awaitable[T]],
+    ) -> T:
+        """Do the work of a call with its retries; ``level`` is that of an attempt that succeeds."""
+
+        def before_wait(state: RetryCallState) -> None:
+            error = state.outcome and state.outcome.exception()
+            if limiter and isinstance(error, ThrottledError):
+                limiter.hold(state.upcoming_sleep)
+
+        retrying = AsyncRetrying(
+            **retry_policy(call, self.max_attempts, self.max_seconds), before_sleep=before_wait
+        )
+        async with self:
+            try:
+                return await retrying(self._attempt, call, attempts, limiter, level, work)
+            except DingTalkError as error:
+                error.uncertain = attempts.uncertain
+                raise error.with_traceback(None) from None  # a log that prints locals would print secrets
+
+    async def _attempt(
+        self,
+        call: Call,
+        attempts: Attempts,
+        limiter: RateLimiter | None,
+        level: int,
+        work: Callable[[], Awaitable[T]],
+    ) -> T:
+        """Make one attempt and log one line on it: the call, its result, the request id, how long it took."""
+        attempts.made += 1
+        if limiter and attempts.made > 1:
+            limiter.count()
+        began, outcome = time.perf_counter(), "interrupted"
+        try:
+            result = await work()
+            request_id = getattr(result, "request_id", None) or "-"
+        except DingTalkError as error:
+            error.attempts = attempts.made
+            if isinstance(error, AddressBannedError) and error.http_status and error.retry_after:
+                self._ban.put(time.time(), error.retry_after)
+            level, outcome = logging.WARNING, error.summary
+            raise
+        else:
+            outcome = f"done (request id {request_id})"
+            return result
+        finally:
+            took = (time.perf_counter() - began) * 1000
+            self._log.log(level, "%s: %s [attempt %d, %.0f ms]", call.name, outcome, attempts.made, took)
+
+    async def _exchange(self, call: Call, attempts: Attempts, until: float) -> CallResult:
+        """Get a token, send the call and read the response; after a refused token, once more."""
+        secrets = self.settings.secrets
+        if call.with_credentials:
+            response = await self._send(call, None, until)
+            return read_response(call, response, time.time(), secrets)
+        while True:
+            token = await self._token(attempts.refused, until)
+            before, attempts.uncertain = attempts.uncertain, True
+            try:
+                response = await self._send(call, token.value, until)
+                return read_response(call, response, time.time(), (*secrets, token.value))
+            except _TOOK_NO_EFFECT as error:
+                attempts.uncertain = before
+                if not isinstance(error, AccessTokenError) or attempts.refused is not None or token.static:
+                    raise
+                attempts.refused = token
+
+    async def _send(self, call: Call, token: str | None, until: float) -> Response:
+        """Send a call, unless DingTalk banned this address: each call during a ban prolongs it."""
+        banned = self._ban.seconds_left(time.time())
+        if banned:
+            lifted = f"delete {self._ban.file}" if self._ban.file else "restart this process"
+            raise AddressBannedError(
+                "DingTalk banned this public address, says an earlier response; nothing was sent. "
+                f"If DingTalk has lifted the ban, {lifted}",
+                code="addressBanned",
+                retry_after=banned,
+            )
+        session = self.sessions[asyncio.get_running_loop()].session
+        return await session.send(call.request(token), _left(until))
+
+    # Access tokens
+
+    async def _token(self, refused: Token | None, until: float) -> Token:
+        """Return a token other than the refused one: the shared one, or else a fresh one."""
+        if self.settings.static_token:
+            return self.settings.static_token
+        token = self._tokens.get(refused, time.time())
+        if token is None:
+            # Half of the time that is left is kept for the call itself.
+            async with self._tokens.fetching(_left(until) / 2):
+                token = self._tokens.get(refused, time.time()) or await self._fetch_token(until)
+        if token != self._masked:  # another process may have fetched it
+            await self._mask([token.value])
+            self._masked = token
+        return token
+
+    async def _fetch_token(self, until: float) -> Token:
+        """Fetch a token, and share it; the caller holds the right to."""
+        app = cast("App", self.settings.app)  # nobody asks when there is a static token
+        pushed = suite_ticket_of(self.settings).pushed if app.suite_ticket else None
+        token = None
+        if pushed and pushed != app.suite_ticket:
+            await self._mask([pushed])
+            try:
+                token = await self._token_of(replace(app, suite_ticket=pushed), until)
+            except CredentialsError as error:
+                if error.code != "invalidSuiteTicket":
+                    raise  # else the ticket of the Airflow connection may be the newer one
+        token = token or await self._token_of(app, until)
+        self._log.info("access token: fetched for the %s %s", app.kind, app.client_id)
+        self._tokens.put(token)
+        return token
+
+    async def _token_of(self, app: App, until: float) -> Token:
+        call = replace(app.token_call(), read=partial(read_token, fetched_at=time.time()))
+        response = await self._send(call, None, until)
+        return cast("Token", read_response(call, response, time.time(), app.secrets).content)
+
+    async def test(self) -> Token | None:
+        """Fetch a token, or prove a static one with the cheapest reading call.
+
+        :returns: the token; None for a static one.
+        :raises DingTalkError: there was no token, or DingTalk refuses the static one.
+        """
+        if self.settings.app is None:
+            await self.call(list_call(max_results=1))
+            return None
+        client = copy.copy(self)
+        client.max_attempts = 1
+        return await client._ready(fresh=True)
+
+    async def _ready(self, *, fresh: bool = False) -> Token:
+        """Return an access token, with the retries of a call.
+
+        :param fresh: whether to fetch one even if there is a shared one.
+        """
+        until = time.monotonic() + self.max_seconds
+
+        async def work() -> Token:
+            if not fresh:
+                return await self._token(None, until)
+            async with self._tokens.fetching(_left(until) / 2):
+                return await self._fetch_token(until)
+
+        return await self._retried(
+            cast("App", self.settings.app).token_call(), Attempts(), None, logging.DEBUG, work
+        )
+
+    # Meetings
+
+    async def lock(
+        self,
+        action: str,
+        meeting: Reference,
+        attempts: Attempts | None = None,
+        limiter: RateLimiter | None = None,
+    ) -> ConferenceResult:
+        """Lock or unlock a meeting; a lock that is cancelled before its response came is rolled back.
+
+        :param action: ``lock`` or ``unlock``.
+        """
+        attempts = attempts or Attempts()
+        try:
+            result = await self.call(lock_call(meeting, action), attempts, limiter)
+        except asyncio.CancelledError:
+            if action == "lock" and attempts.uncertain:
+                await shielded(self.roll_back([meeting], quickly=True))
+            raise
+        return ConferenceResult(meeting.value, action, attempts.made, result.request_id)
+
+    async def lock_all(
+        self,
+        action: str,
+        meetings: Sequence[Reference],
+        *,
+        concurrency: int = CONCURRENCY,
+        limiter: RateLimiter | None = None,
+        on_result: Callable[[ConferenceResult], object] = lambda _result: None,
+    ) -> list[ConferenceResult]:
+        """Lock or unlock many meetings, some at a time, and return the results in their order.
+
+        An error that concerns every meeting ends all, as does a wait that does not fit into ``max_seconds``.
+        A shorter wait holds up all of them.
+
+        :raises DingTalkError: there is no access token; no meeting was tried.
+        """
+        if not meetings:
+            return []
+        limiter = limiter or self.limiter
+
+        def ends_all(error: DingTalkError) -> bool:
+            is_short = isinstance(error, ThrottledError) and (error.retry_after or 0.0) < self.max_seconds
+            return error.concerns_all and not (error.repeat and is_short)
+
+        async def one(meeting: Reference) -> ConferenceResult:
+            attempts = Attempts()
+            await limiter.wait()
+            try:
+                return await self.lock(action, meeting, attempts, limiter)
+            except DingTalkError as error:
+                if isinstance(error, ThrottledError) and not ends_all(error):
+                    limiter.hold(error.retry_after or 0.0)
+                return ConferenceResult(meeting.value, action, attempts.made, error.request_id, error)
+
+        async with self:
+            if self.settings.app is not None:
+                await self._ready()  # once, before many calls find out that there is none
+            return await each_meeting(
+                meetings, action, one, concurrency=concurrency, ends_all=ends_all, on_result=on_result
+            )
+
+    async def roll_back(
+        self, meetings: Sequence[Reference], *, quickly: bool = False
+    ) -> list[ConferenceResult]:
+        """Unlock meetings whose lock is not wanted any more; raises nothing.
+
+        :param quickly: whether the process is about to be killed: all of it then has
+            :data:`~airflow_provider_dingconf.client.sync.CLEAN_UP_SECONDS`.
+        """
+        client = copy.copy(self)
+        if quickly:
+            client.max_attempts, client.max_seconds = 2, CLEAN_UP_SECONDS
+        results: dict[str, ConferenceResult] = {}
+
+        def keep(result: ConferenceResult) -> None:
+            results[result.conference_id] = result
+
+        # Not the shared limiter: cancelled locks, never sent, have used up its next second.
+        limiter = RateLimiter(self.settings.calls_per_second)
+        work = client.lock_all("unlock", meetings, limiter=limiter, on_result=keep)
+        cause: DingTalkError = CallTimeoutError("no time was left to unlock the meeting", code="timeout")
+        task = asyncio.ensure_future(work)
+        try:
+            await asyncio.wait([task], timeout=CLEAN_UP_SECONDS if quickly else None)
+            if task.done() and (error := task.exception()):
+                cause = error if isinstance(error, DingTalkError) else cause
+        finally:
+            task.cancel()
+        return [
+            results.get(each.value) or ConferenceResult(each.value, "unlock", 0, None, cause)
+            for each in meetings
+        ]
+
+    async def get_conference(self, reference: Reference) -> Conference:
+        """Return a meeting by its conferenceId."""
+        return cast("Conference", (await self.call(conference_call(reference))).content)
+
+    async def find_conferences(self, reference: Reference) -> list[Conference]:
+        """Return the meetings of a room code or schedule, whatever their status."""
+        return [each async for page in self._pages(reference) for each in page.conferences]
+
+    async def running_conferences(self, wanted: ConferenceFilter) -> AsyncIterator[Conference]:
+        """Yield the running meetings of the organisation; each page is asked for when it is needed."""
+        async for page in self._pages(None):
+            for each in page.conferences:
+                if wanted.takes(each.title, each.creator_id):
+                    yield each
+
+    async def _pages(self, reference: Reference | None) -> AsyncIterator[Page]:
+        tokens: list[str] = []
+        while True:
+            page = cast("Page", (await self.call(list_call(reference, *tokens))).content)
+            yield page
+            if page.next_token is None:
+                return
+            tokens.append(page.next_token)
+
+    async def running_of(self, conference_ids: Sequence[str]) -> dict[str, Conference]:
+        """Return those of some meetings that are running, by id: one call for each hundred."""
+        found: dict[str, Conference] = {}
+        for first in range(0, len(conference_ids), BATCH):
+            result = await self.call(query_call(conference_ids[first : first + BATCH]))
+            found |= result.content
+        return found
+
+    async def events_address(self) -> Address:
+        """Ask DingTalk for the address of the app's event stream, for one connection."""
+        return cast("Address", (await self.call(open_call(self.settings.events_app))).content)
+
+
+def _left(until: float) -> float:
+    """Return the seconds that are left of a call's time."""
+    left = until - time.monotonic()
+    if left <= 0:
+        raise CallTimeoutError("no time is left for the call (max_seconds)", code="timeout")
+    return left
