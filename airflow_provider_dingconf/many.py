@@ -117,8 +117,8 @@ class ManyMeetings:
         task, cause = self._task, None
         ids: list[Any] = []
         new: list[ConferenceResult] = []
-        for told in self._state.load():
-            self._before[told["conference_id"]] = result = _result(told)
+        for saved in self._state.load():
+            self._before[saved["conference_id"]] = result = _result(saved)
             self._note(result)
         try:
             with task.interruptible():
@@ -272,16 +272,16 @@ def table(results: list[ConferenceResult], on_error: Mapping[str, Outcome]) -> s
 
 
 def _result(
-    told: Mapping[str, Any], action: str = "", error: DingTalkError | None = None
+    saved: Mapping[str, Any], action: str = "", error: DingTalkError | None = None
 ) -> ConferenceResult:
     """Return a result from its dict, or one of a meeting for which no call was made."""
     from airflow_provider_dingconf.client.bulk import ConferenceResult
 
-    kept = told.get("error")
+    kept = saved.get("error")
     return ConferenceResult(
-        told["conference_id"],
-        told.get("action", action),
-        told.get("attempts", 0),
-        told.get("request_id"),
+        saved["conference_id"],
+        saved.get("action", action),
+        saved.get("attempts", 0),
+        saved.get("request_id"),
         DingTalkError.from_dict(kept) if kept else error,
     )

@@ -234,18 +234,20 @@ class ConferenceOperator(DingTalkTask):
                 return self._result(meeting) | {"success": False}
             act = hook.lock_conference if self.action == "lock" else hook.unlock_conference
             result = cast("dict[str, Any]", act(meeting))
+            if roll_back:
+                roll_back.meetings.append(meeting)
         except InvalidInputError:
             raise
         except DingTalkError as failed:
             error, result = failed, self._result(meeting, failed)
+            if roll_back and meeting and is_uncertain(error):
+                roll_back.meetings.append(meeting)
         except BaseException:
             if self.action == "unlock" and meeting:
                 log_still_locked([meeting])
             raise
         finally:
             self._calling = False
-        if roll_back and meeting and (error is None or is_uncertain(error)):
-            roll_back.meetings.append(meeting)
         self.keep_links(context, base_url, LOCK_PAGE, error, conference.join_url if conference else None)
         if error:
             self._end_one_in(error, context, result)
