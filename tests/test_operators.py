@@ -374,7 +374,10 @@ def test_on_error_takes_an_outcome_by_its_name(conn: Callable[..., None], outcom
 
 
 MISSPELT = [
-    ({"confClose": "fail"}, "'confClose' is neither a known error code nor an error class; did you mean 'confClosed'?"),
+    (
+        {"confClose": "fail"},
+        "'confClose' is neither a known error code nor an error class; did you mean 'confClosed'?",
+    ),
     ({"conf_closed": "fail"}, "did you mean 'confClosed'?"),
     ({"CONFCLOSED": "fail"}, "did you mean 'confClosed'?"),
     ({"xyzzy": "fail"}, "'xyzzy' is neither a known error code nor an error class"),

@@ -25,10 +25,8 @@ def check_limits(max_attempts: object, max_seconds: object) -> None:
     if isinstance(max_attempts, bool) or not isinstance(max_attempts, int) or max_attempts < 1:
         raise InvalidInputError(f"max_attempts: {max_attempts!r} is not a whole number of at least 1")
     if not _is_number(max_seconds) or not 0 < max_seconds <= LONGEST_SECONDS:
-        raise InvalidInputError(
-            f"max_seconds: {max_seconds!r} is not a number of seconds above 0 and up to a day "
-            f"({LONGEST_SECONDS})"
-        )
+        asked = f"a number of seconds above 0 and up to a day ({LONGEST_SECONDS})"
+        raise InvalidInputError(f"max_seconds: {max_seconds!r} is not {asked}")
 
 
 def check_bulk_limits(concurrency: object, calls_per_second: object = None) -> None:

@@ -136,7 +136,8 @@ def _rows() -> Iterator[tuple[str, Row]]:
         "token expired",
         Row(AccessTokenError, refusal(400, "InvalidAuthentication"), fresh_token=True, **refused),
     )
-    yield "404 in HTML", Row(RefusedError, says(http(404, HTML)), **refused)
+    yield "404 in HTML", Row(RefusedError, says(http(404, HTML)), repeated=False)
+    yield "page of another server", Row(ResponseError, says(http(200, HTML)), repeated=False)
     yield "unknown 4xx", Row(RefusedError, refusal(418, "teapot"), **refused)
     yield "paramsError", Row(ParameterError, refusal(400, "paramsError"), repeated=False)
     yield "confClosed", Row(ConferenceClosedError, refusal(400, "confClosed"), repeated=False)
