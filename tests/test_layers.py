@@ -20,18 +20,18 @@ ROOT = Path(airflow_provider_dingconf.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 
 DOWNWARDS = (
+    "notifications",
     "operators",
     "sensors",
-    "notifications",
-    "many",
-    "roll_back",
-    "task_state",
     "triggers",
     "event_triggers",
     "stream_producer",
+    "many",
+    "roll_back",
+    "task_state",
+    "tasks",
     "hooks",
     "client",
-    "tasks",
     "outcomes",
     "links",
     "retry_policies",

@@ -232,7 +232,8 @@ def sync(
     def wait(self: C, *args: P.args, **kwargs: P.kwargs) -> T:
         self._connect()  # here: Airflow looks connections up for the main thread
         work: Work[T] = partial(method, self, *args, **kwargs)
-        return run(work, partial(undo, self) if undo else None)
+        result: T = run(work, partial(undo, self) if undo else None)
+        return result
 
     named: Callable[Concatenate[C, P], T] = _named(wait, method)
     return named

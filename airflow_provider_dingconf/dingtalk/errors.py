@@ -260,6 +260,7 @@ class ResponseError(TransientError):
 class ThrottledError(TransientError):
     """Raised when DingTalk takes no more calls for now."""
 
+    scope = Scope.APP
     meaning = "DingTalk is called too often."
     remedy = "Wait, then make fewer calls at a time."
 
