@@ -175,7 +175,7 @@ class DingTalkConferenceHook(BaseHook):
         if self._client is None:
             settings = read_connection(self.get_connection(self.dingtalk_conn_id), self.dingtalk_conn_id)
             _mask(settings.secrets)
-            self._client = self._client_of(settings)
+            self._client = self._client or self._client_of(settings)
         return self._client
 
     async def _aconnect(self) -> DingTalkClient:
@@ -184,7 +184,7 @@ class DingTalkConferenceHook(BaseHook):
             conn = await get_async_connection(self.dingtalk_conn_id, hook=self)
             settings = read_connection(conn, self.dingtalk_conn_id)
             await _amask(settings.secrets)
-            self._client = self._client_of(settings)
+            self._client = self._client or self._client_of(settings)  # others may have awaited it, too
         return self._client
 
     def _client_of(self, settings: Settings) -> DingTalkClient:
@@ -496,7 +496,9 @@ class DingTalkConferenceHook(BaseHook):
         :raises InvalidInputError: method, path or a parameter is malformed; nothing was sent.
         :raises DingTalkError: any other failure; the subclass says which.
         """
-        call = any_call(method, path, params=params, json=json, repeatable=repeatable)
+        call = any_call(
+            method, path, path_params=path_params, params=params, json=json, repeatable=repeatable
+        )
         return (await (await self._aconnect()).call(call)).content
 
     call = sync(acall)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from airflow_provider_dingconf.client.sync import is_background
 from airflow_provider_dingconf.dingtalk import errors
 from airflow_provider_dingconf.hooks import DingTalkConferenceHook
 from airflow_provider_dingconf.sandbox import Fault, Sandbox
@@ -68,7 +69,7 @@ def test_one_hook_locks_many_and_one_at_the_same_time_and_whoever_ends_first_end
     quick, one, others, in_a_thread = asyncio.run(all_at_once())
     assert one["success"]
     assert all(result.success for result in (*quick, *others, *in_a_thread))
-    assert not hook._blocks
+    assert all(map(is_background, hook._connect().sessions))
     assert not [warning for warning in recwarn if issubclass(warning.category, ResourceWarning)]
 
 
@@ -119,7 +120,7 @@ def test_a_call_goes_on_when_its_block_ends_before_it(sandbox: Sandbox, conn: An
             call = asyncio.ensure_future(hook.alock_conference(meeting))
             await _until(lambda: sandbox.calls_of("lock"))
         done: bool = (await call)["success"]
-        return done and not hook._blocks
+        return done and not hook._connect().sessions
 
     assert asyncio.run(left())
     assert len(sandbox.calls_of("lock")) == 1

@@ -583,7 +583,11 @@ def test_the_log_of_a_normal_lock_has_one_line_and_of_a_failed_one_says_the_reme
 ) -> None:
     execute("sandbox-open")
     said = "".join(capfd.readouterr()).splitlines()
-    unusual = ("access token", "outside", "Retrieving connection")  # the first call's; the test calls execute itself
+    unusual = (
+        "access token",
+        "outside",
+        "Retrieving connection",
+    )  # the first call's; the test calls execute itself
     assert len([line for line in said if not any(word in line for word in unusual)]) == 1
     with pytest.raises(AirflowFailException):
         execute("sandbox-commandError")

@@ -8,14 +8,13 @@ import ssl
 import subprocess
 import threading
 import time
-from contextlib import ExitStack, nullcontext, suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from conftest import Face
 
-from airflow_provider_dingconf.client import deadline
 from airflow_provider_dingconf.dingtalk.errors import (
     CallTimeoutError,
     CertificateError,
@@ -312,23 +311,37 @@ def silent() -> Iterator[int]:
         yield listener.getsockname()[1]
 
 
+@pytest.fixture
+def localhost_is(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Return what gives ``localhost`` other addresses."""
+
+    def resolve(*addresses: str) -> None:
+        def getaddrinfo(_host: object, port: object, *_: object, **__: object) -> list[Any]:
+            return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (each, port)) for each in addresses]
+
+        monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+
+    return resolve
+
+
 def test_a_host_with_many_addresses_has_no_more_time_than_one_with_one(
-    silent: int, leads_to: Any, monkeypatch: pytest.MonkeyPatch
+    face: Face, silent: int, leads_to: Any, localhost_is: Any
 ) -> None:
-    monkeypatch.setattr(deadline, "_addresses", lambda _host, _port: ["127.0.0.2"] * 20)
-    leads_to(f"http://127.0.0.1:{silent}")
+    localhost_is(*["127.0.0.2"] * 20)
+    leads_to(f"http://localhost:{silent}")
     began = time.monotonic()
-    error = failure(Face(awaited=False), max_seconds=1)
+    error = failure(face, max_seconds=1)
     assert (type(error), error.code) == (CallTimeoutError, "timeout")
     assert time.monotonic() - began < 15  # and not a second for each
 
 
 def test_of_a_host_with_many_addresses_one_that_answers_is_found(
-    raw_server: Any, leads_to: Any, monkeypatch: pytest.MonkeyPatch
+    face: Face, raw_server: Any, leads_to: Any, localhost_is: Any
 ) -> None:
-    monkeypatch.setattr(deadline, "_addresses", lambda _host, _port: ["127.0.0.3", "127.0.0.1"])
-    leads_to(raw_server(GOOD).url)
-    assert lock(Face(awaited=False)) == LOCKED
+    url = raw_server(GOOD).url
+    localhost_is("127.0.0.3", "127.0.0.1")
+    leads_to(url.replace("127.0.0.1", "localhost"))
+    assert lock(face) == LOCKED
 
 
 def test_a_server_that_drips_its_answer_is_given_up(face: Face, raw_server: Any, leads_to: Any) -> None:
@@ -473,8 +486,7 @@ def test_an_authority_of_ones_own_is_trusted_where_it_is_named(
     else:
         monkeypatch.setenv("REQUESTS_CA_BUNDLE", certificates.authority)
     reach(tls_sandbox, monkeypatch, **extra)
-    with pytest.warns() if how == "verify off" and not face.awaited else nullcontext():
-        assert face.do("lock_conference", "sandbox-open")["success"]
+    assert face.do("lock_conference", "sandbox-open")["success"]
 
 
 def _subject_hash(file: str) -> str:

@@ -144,7 +144,7 @@ def test_a_meeting_is_asked_for_as_the_sdk_asks_and_read_as_the_sdk_reads(
     meeting = sandbox.create_conference("周会", room_code="1234567890", schedule_conference_id="schedule-1")
     with_hook = {
         "info": lambda hook: hook.get_conference(meeting),
-        "query": lambda hook: asyncio.run(hook.arunning_of([meeting]))[meeting],
+        "query": lambda hook: asyncio.run(hook._connect().running_of([meeting]))[meeting],
         "list": lambda hook: next(hook.running_conferences()),
         "roomCode": lambda hook: hook.get_conference(room_code="1234567890"),
         "schedule": lambda hook: hook.get_conference(schedule_conference_id="schedule-1"),

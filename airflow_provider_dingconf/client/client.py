@@ -404,6 +404,8 @@ class DingTalkClient:
             :data:`~airflow_provider_dingconf.client.sync.CLEAN_UP_SECONDS`.
         """
         client = copy.copy(self)
+        # Whatever the task allows its calls: the roll-back is to succeed.
+        client.max_attempts, client.max_seconds = MAX_ATTEMPTS, MAX_SECONDS
         if quickly:
             client.max_attempts, client.max_seconds = 2, CLEAN_UP_SECONDS
         results: dict[str, ConferenceResult] = {}

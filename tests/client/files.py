@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import stat
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 NOBODY = 65534
 LIFETIME = 7_200.0
 APP = App("the-id", "the-secret", "dingcorp")
-SETTINGS = Settings("dingtalk_default", "https://api.dingtalk.io", APP)
+SETTINGS = Settings(conn_id="dingtalk_default", base_url="https://api.dingtalk.io", app=APP)
 TOKEN = Token("the-token", 1_000, LIFETIME)
 
 
@@ -91,3 +92,10 @@ def as_ordinary_user(*paths: Path) -> Iterator[None]:
 async def put_while_fetching(cache: TokenCache, token: Token) -> None:
     async with cache.fetching(seconds=60):
         cache.put(token)
+
+
+def replace(value: Any, **changes: Any) -> Any:
+    """Return settings, or an app, with other values."""
+    if isinstance(value, Settings):
+        return value.model_copy(update=changes)
+    return dataclasses.replace(value, **changes)

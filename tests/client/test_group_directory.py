@@ -8,7 +8,6 @@ import os
 import stat
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,16 @@ from airflow_provider_dingconf.client.token_cache import (
 )
 from airflow_provider_dingconf.hooks import DingTalkConferenceHook
 from airflow_provider_dingconf.sandbox import Sandbox
-from client.files import NOBODY, SETTINGS, TOKEN, Warnings, let_others_enter, put_while_fetching, warnings_of
+from client.files import (
+    NOBODY,
+    SETTINGS,
+    TOKEN,
+    Warnings,
+    let_others_enter,
+    put_while_fetching,
+    replace,
+    warnings_of,
+)
 
 GROUP = 54_321
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can start processes of other users")

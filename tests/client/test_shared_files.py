@@ -15,7 +15,6 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +40,7 @@ from client.files import (
     let_others_enter,
     mode,
     put_while_fetching,
+    replace,
     token_file,
     warnings_of,
 )

@@ -11,7 +11,6 @@ import shutil
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from airflow_provider_dingconf.dingtalk.errors import AddressBannedError
 from airflow_provider_dingconf.dingtalk.tokens import Token
 from airflow_provider_dingconf.hooks import DingTalkConferenceHook
 from airflow_provider_dingconf.sandbox import Fault, Sandbox
-from client.files import APP, LIFETIME, SETTINGS, TOKEN, fetched, mode, token_file, warnings_of
+from client.files import APP, LIFETIME, SETTINGS, TOKEN, fetched, mode, replace, token_file, warnings_of
 
 
 class FileSystem:

@@ -82,7 +82,7 @@ def test_every_row_of_the_table_says_what_it_means_and_what_can_help(row: ErrorC
     ("error", "scope"),
     [
         (errors.ServerError("x", code="systemError"), Scope.MEETING),
-        (errors.ThrottledError("x", code="90018"), Scope.MEETING),
+        (errors.ThrottledError("x", code="90018"), Scope.APP),
         (errors.PermissionDeniedError("x", code="noPermission"), Scope.MEETING),
         (errors.PermissionDeniedError("x", http_status=403), Scope.MEETING),
         (errors.PermissionDeniedError("x", code="60011"), Scope.APP),

@@ -13,13 +13,14 @@ from typing import Any
 import pytest
 
 from airflow_provider_dingconf.dingtalk.calls import Response, any_call, lock_call
+from airflow_provider_dingconf.dingtalk.conferences import check_reference
 from airflow_provider_dingconf.dingtalk.errors import DingTalkError
 from airflow_provider_dingconf.dingtalk.responses import read_response
 from airflow_provider_dingconf.dingtalk.tokens import App
 
 RESPONSES = json.loads((Path(__file__).parent / "real_responses.json").read_text())
 CALLS = {
-    "lock": lock_call("conference", "lock"),
+    "lock": lock_call(check_reference("conference"), "lock"),
     "token": App("id", "secret").token_call(),
     "any": any_call("GET", "/v1.0/contact/users/me"),
 }

@@ -13,7 +13,7 @@ import pytest
 
 from airflow_provider_dingconf.dingtalk import errors
 from airflow_provider_dingconf.dingtalk.calls import Call, Response, any_call, lock_call
-from airflow_provider_dingconf.dingtalk.conferences import conference_call
+from airflow_provider_dingconf.dingtalk.conferences import check_reference, conference_call
 from airflow_provider_dingconf.dingtalk.error_codes import ERRORS
 from airflow_provider_dingconf.dingtalk.errors import DingTalkError, Outcome
 from airflow_provider_dingconf.dingtalk.responses import (
@@ -24,7 +24,7 @@ from airflow_provider_dingconf.dingtalk.responses import (
 )
 from airflow_provider_dingconf.dingtalk.tokens import App
 
-LOCK = lock_call("conference", "lock")
+LOCK = lock_call(check_reference("conference"), "lock")
 TOKEN = App("id", "the-secret").token_call()
 OTHER = any_call("GET", "/v1.0/conference/orgConferences")
 NOW = 1_700_000_000.0
@@ -410,7 +410,7 @@ def test_any_json_or_nothing_is_a_success_of_any_call(status: int, body: bytes, 
 
 def test_a_documented_call_needs_its_object() -> None:
     for body in (b"", b"[]", b"true", b"null"):
-        assert error_of(200, body, call=conference_call("x")).code == "unreadableAnswer"
+        assert error_of(200, body, call=conference_call(check_reference("x"))).code == "unreadableAnswer"
     for status, body in ((500, b""), (400, b"[1]"), (200, b"OK"), (200, b"<html></html>")):
         assert error_of(status, body, call=OTHER).http_status == status
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_dingconf.dingtalk.errors import AnswerError
+from airflow_provider_dingconf.dingtalk.errors import ResponseError
 from airflow_provider_dingconf.dingtalk.tokens import App, Token, read_token
 
 APPS = {
@@ -87,6 +87,6 @@ def test_either_form_of_the_response_gives_a_token(names: tuple[str, str]) -> No
     ],
 )
 def test_a_response_without_a_usable_token_is_an_error(content: dict[str, Any]) -> None:
-    with pytest.raises(AnswerError) as caught:
+    with pytest.raises(ResponseError) as caught:
         read_token(content, 0.0)
     assert caught.value.code == "unreadableAnswer"
