@@ -56,8 +56,10 @@ def give_away(path: Path) -> None:
 
 def let_others_enter(path: Path) -> None:
     """Let other users enter the directories of the tests that lead to one."""
-    for parent in [*path.parents][:3]:
-        if parent.stat().st_uid == os.geteuid() and not mode(parent) & 0o1000:
+    for parent in path.parents:
+        if mode(parent) & 0o1000:  # the directory that all users share
+            break
+        if parent.stat().st_uid == os.geteuid():
             parent.chmod(mode(parent) | 0o011)
     path.chmod(mode(path) | 0o011)
 
