@@ -1,8 +1,8 @@
 """DingTalk's side of the calls: who may call, what a call does, and its response.
 
 Each call is a row of :data:`ROUTES` with a function from the state and the call to the body of a success; it
-raises :class:`RefusalError` for an error. If DingTalk's documentation does not name the error of an input, the
-nearest documented one is sent.
+raises :class:`RefusalError` for an error. If DingTalk's documentation does not name the error of an input,
+the nearest documented one is sent.
 """
 
 from __future__ import annotations
@@ -12,15 +12,16 @@ import re
 import time
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from airflow_provider_dingconf.sandbox import other_calls
 from airflow_provider_dingconf.sandbox.faults import UNKNOWN_PATH, Response, error, permission_denied
-from airflow_provider_dingconf.sandbox.meetings import FIELDS, facts, member, pick
+from airflow_provider_dingconf.sandbox.meetings import describe, member
 from airflow_provider_dingconf.sandbox.state import APPS, CORP_ID, App, Call, Conference, State
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterator
 
 CREDENTIAL_HEADER: Final = "x-acs-dingtalk-access-token"
 CONNECT_PATH: Final = "/connect"
@@ -37,11 +38,14 @@ _SHOWN_TITLE: Final = 50
 class RefusalError(Exception):
     """Raised for a call that gets an error response."""
 
-    def __init__(
-        self, response: Response | str, status: int | None = None, message: str | None = None
-    ) -> None:
+    def __init__(self, response: Response) -> None:
         super().__init__(response)
-        self.response = error(response, status, message) if isinstance(response, str) else response
+        self.response = response
+
+
+def _require(condition: object, code: str, status: int = 400, message: str | None = None) -> None:
+    if not condition:
+        raise RefusalError(error(code, status, message))
 
 
 @dataclass(frozen=True)
@@ -70,33 +74,25 @@ def admit(state: State, route: Route, call: Call) -> None:
     """
     if not route.counts:
         return
-    if not state.within_quota():
-        raise RefusalError("Forbidden.AccessDenied.ApiCountLimitForOrg", 403)
+    _require(state.within_quota(), "Forbidden.AccessDenied.ApiCountLimitForOrg", 403)
     seconds = state.seconds_to_wait(_client_id(state, route, call), f"{route.method} {route.path}")
-    if seconds:
-        # DingTalk names whole seconds: the limit is over when the one it names has come.
-        end = datetime.fromtimestamp(math.ceil(time.time() + seconds), _CHINA)
-        message = f"接口调用超过频率限制，限制将在 {end:%Y-%m-%d %H:%M:%S} 结束"
-        raise RefusalError("Forbidden.AccessDenied.QpsLimitForAppkeyAndApi", 403, message)
+    # DingTalk names whole seconds: the limit is over when the one it names has come.
+    end = datetime.fromtimestamp(math.ceil(time.time() + seconds), _CHINA)
+    message = f"接口调用超过频率限制，限制将在 {end:%Y-%m-%d %H:%M:%S} 结束"
+    _require(not seconds, "Forbidden.AccessDenied.QpsLimitForAppkeyAndApi", 403, message)
 
 
 def _client_id(state: State, route: Route, call: Call) -> str:
     """Return the Client ID of the app that calls, whose access token must be valid if the call needs one."""
     if route.scope is None:
-        try:
-            body = call.json()
-            return next(
-                str(body[key]) for key in ("appKey", "suiteKey", "client_id", "clientId") if key in body
-            )
-        except (ValueError, TypeError, StopIteration):
-            return ""
+        body = _object(call, "invalidParameter")
+        return str([body[key] for key in ("appKey", "suiteKey", "client_id", "clientId") if key in body])
     token = call.header(CREDENTIAL_HEADER)
-    if not token:
-        message = f"{CREDENTIAL_HEADER} is mandatory for this action."
-        raise RefusalError("AuthenticationFailed.MissingParameter", 400, message)
-    app = state.token_app(token)
+    message = f"{CREDENTIAL_HEADER} is mandatory for this action."
+    _require(token, "AuthenticationFailed.MissingParameter", 400, message)
+    app = state.token_app(token or "")
     if app is None:
-        raise RefusalError("InvalidAuthentication", 400)
+        raise RefusalError(error("InvalidAuthentication", 400))
     if not app.permitted:
         raise RefusalError(permission_denied(route.scope))
     return app.client_id
@@ -106,43 +102,36 @@ def _client_id(state: State, route: Route, call: Call) -> str:
 
 
 def _internal_token(state: State, call: Call) -> Any:
-    sent = _texts(call, "appKey", "appSecret")
-    app = _app(sent["appKey"], sent["appSecret"])
-    if app is None or app.third_party:
-        raise RefusalError("invalidClientIdOrSecret", 400)
+    key, secret = _texts(call, "appKey", "appSecret")
+    app = _app(key, secret, "invalidClientIdOrSecret")
+    _require(not app.third_party, "invalidClientIdOrSecret")
     return _token(state, app, "accessToken", "expireIn")
 
 
 def _corp_token(state: State, call: Call) -> Any:
-    sent = _texts(call, "suiteKey", "suiteSecret", "authCorpId", "suiteTicket")
-    app = _app(sent["suiteKey"], sent["suiteSecret"])
-    if app is None or not app.third_party:
-        raise RefusalError("invalidSuiteKey", 400)
-    if sent["suiteTicket"] != state.valid_suite_ticket:
-        raise RefusalError("invalidSuiteTicket", 400)
-    if sent["authCorpId"] != CORP_ID:
-        raise RefusalError("invalidAuthInfo", 400)
+    key, secret, corp_id, ticket = _texts(call, "suiteKey", "suiteSecret", "authCorpId", "suiteTicket")
+    app = _app(key, secret, "invalidSuiteKey")
+    _require(app.third_party, "invalidSuiteKey")
+    _require(ticket == state.valid_suite_ticket, "invalidSuiteTicket")
+    _require(corp_id == CORP_ID, "invalidAuthInfo")
     return _token(state, app, "accessToken", "expireIn")
 
 
 def _unified_token(state: State, call: Call) -> Any:
-    sent = _texts(call, "client_id", "client_secret", "grant_type")
-    if sent["grant_type"] != "client_credentials":
-        raise RefusalError("unsupported.grant.type", 400)
+    client_id, secret, grant_type = _texts(call, "client_id", "client_secret", "grant_type")
     right_corp = call.parameters["corpId"] == CORP_ID
-    if not right_corp and sent["client_id"] not in APPS:
-        raise RefusalError("unknownError", 500)
-    app = _app(sent["client_id"], sent["client_secret"])
-    if app is None:
-        raise RefusalError("invalid.client", 400)
-    if not right_corp:
-        raise RefusalError("unauthorized.client", 401)
+    _require(grant_type == "client_credentials", "unsupported.grant.type")
+    _require(right_corp or client_id in APPS, "unknownError", 500)
+    app = _app(client_id, secret, "invalid.client")
+    _require(right_corp, "unauthorized.client", 401)
     return _token(state, app, "access_token", "expires_in")
 
 
-def _app(client_id: str, client_secret: str) -> App | None:
+def _app(client_id: str, client_secret: str, code: str, status: int = 400) -> App:
     app = APPS.get(client_id)
-    return app if app and app.client_secret == client_secret else None
+    if app is None or app.client_secret != client_secret:
+        raise RefusalError(error(code, status))
+    return app
 
 
 def _token(state: State, app: App, token_key: str, lifetime_key: str) -> Any:
@@ -155,45 +144,40 @@ def _token(state: State, app: App, token_key: str, lifetime_key: str) -> Any:
 def _create(state: State, call: Call) -> Any:
     sent = _object(call, "paramsError")
     title, creator, invited = sent.get("confTitle"), sent.get("userId"), sent.get("inviteUserIds") or []
-    if not isinstance(title, str) or not 0 < len(title.strip()) <= _LONGEST_TITLE:
-        raise RefusalError("paramsTitleError", 400)
-    if not creator or not _are_texts([creator]) or not _are_texts(invited):
-        raise RefusalError("paramsError", 400)
-    created = state.create_conference(title[:_SHOWN_TITLE], creator_id=creator, invited=invited)
-    return pick(facts(state.conference(created)), FIELDS["create"])
+    _require(isinstance(title, str) and 0 < len(title.strip()) <= _LONGEST_TITLE, "paramsTitleError")
+    _require(creator and _are_texts([creator]) and _are_texts(invited), "paramsError")
+    made = state.create_conference(str(title)[:_SHOWN_TITLE], creator_id=str(creator), invited=invited)
+    return describe(state.conference(made), "create")
 
 
 def _close(state: State, call: Call) -> Any:
-    conference = _conference(state, call, "paramsError", 400)
-    if conference.status == "ended":
-        raise RefusalError("resourceClose", 400)
-    if call.parameters.get("unionId") != conference.creator_id:
-        raise RefusalError("noPermission" if call.parameters.get("unionId") else "paramsError", 400)
+    conference = _conference(state, call, "paramsError")
+    _require(conference.status != "ended", "resourceClose")
+    _require(call.parameters.get("unionId"), "paramsError")
+    _require(call.parameters["unionId"] == conference.creator_id, "noPermission")
     state.close(conference.conference_id)
     return {"code": 200, "cause": ""}
 
 
 def _lock(state: State, call: Call) -> Any:
     action = _object(call, "paramsError").get("action")
-    if action not in ("lock", "unlock"):
-        raise RefusalError("paramsError", 400)
-    conference = _conference(state, call, "paramsError", 400)
-    if conference.status != "started":
-        raise RefusalError("confClosed" if conference.status == "ended" else "commandError", 400)
+    _require(action in ("lock", "unlock"), "paramsError")
+    conference = _conference(state, call, "paramsError")
+    _require(conference.status != "ended", "confClosed")
+    _require(conference.status == "started", "commandError")
     conference.locked = action == "lock"
     return {"success": True}
 
 
 def _info(state: State, call: Call) -> Any:
-    return {"confInfo": pick(facts(_conference(state, call, "roomNotFound", 404)), FIELDS["info"])}
+    return {"confInfo": describe(_conference(state, call, "roomNotFound", 404), "info")}
 
 
 def _query(state: State, call: Call) -> Any:
     wanted = _object(call, "paramsError").get("conferenceIdList")
-    if not wanted or not _are_texts(wanted):
-        raise RefusalError("paramsError", 400)
-    running = [one for one in map(state.find, wanted) if one and one.status == "started"]
-    return {"infos": [pick(facts(one), FIELDS["query"]) for one in running]}
+    _require(wanted and _are_texts(wanted), "paramsError")
+    found = map(state.find, wanted or [])
+    return {"infos": [describe(one, "query") for one in found if one and one.status == "started"]}
 
 
 def _members(state: State, call: Call) -> Any:
@@ -203,29 +187,22 @@ def _members(state: State, call: Call) -> Any:
 
 
 def _list(state: State, call: Call) -> Any:
-    running = [one for one in state.conferences.values() if one.status == "started"]
-    return _page(
-        call, "onGoingConfList", [pick(facts(one), FIELDS["list"]) for one in running], has_more=True
-    )
+    running = [describe(one, "list") for one in state.conferences.values() if one.status == "started"]
+    return _page(call, "onGoingConfList", running, has_more=True)
 
 
 def _room_code(state: State, call: Call) -> Any:
     code = call.parameters["roomCode"]
-    if not code.isdecimal():
-        raise RefusalError("invalidRoomCode", 400)
-    found = [one for one in state.conferences.values() if one.room_code == code]
-    return _page(
-        call, "conferenceList", [pick(facts(one), FIELDS["roomCode"]) for one in found], has_more=True
-    )
+    _require(code.isdecimal(), "invalidRoomCode")
+    found = [describe(one, "roomCode") for one in state.conferences.values() if one.room_code == code]
+    return _page(call, "conferenceList", found, has_more=True)
 
 
 def _schedule(state: State, call: Call) -> Any:
     wanted = call.parameters["scheduleConferenceId"]
-    held = [
-        one for one in state.conferences.values() if one.schedule_conference_id == wanted and one.start_time
-    ]
-    held.sort(key=lambda one: one.start_time or 0)
-    return _page(call, "conferenceList", [pick(facts(one), FIELDS["schedule"]) for one in held])
+    found = (one for one in state.conferences.values() if one.schedule_conference_id == wanted)
+    held = [describe(one, "schedule") for one in found if one.start_time]
+    return _page(call, "conferenceList", sorted(held, key=lambda one: one["startTime"]))
 
 
 def _page(call: Call, key: str, items: list[Any], most: int = _PAGE, has_more: bool = False) -> Any:
@@ -235,7 +212,7 @@ def _page(call: Call, key: str, items: list[Any], most: int = _PAGE, has_more: b
     body = {key: items[first:last], "totalCount": len(items)}
     if has_more:
         return body | {"hasMore": more} | ({"nextToken": str(last)} if more else {})
-    # DingTalk sends no hasMore here: the list ends with an empty nextToken.
+    # Here DingTalk sends no hasMore: an empty nextToken ends the list.
     return body | {"nextToken": str(last) if more else ""}
 
 
@@ -243,37 +220,39 @@ def _page(call: Call, key: str, items: list[Any], most: int = _PAGE, has_more: b
 
 
 def _stream(state: State, call: Call) -> Any:
-    sent = _texts(call, "clientId", "clientSecret")
-    app = _app(sent["clientId"], sent["clientSecret"])
-    if app is None:
-        raise RefusalError("authFailed", 401)
-    if not sent.get("subscriptions") or not isinstance(sent["subscriptions"], list):
-        raise RefusalError("Missingsubscriptions", 400, "subscriptions is mandatory for this action.")
+    app = _app(*_texts(call, "clientId", "clientSecret"), "authFailed", 401)
+    wanted = call.json().get("subscriptions")
+    message = "subscriptions is mandatory for this action."
+    _require(wanted and isinstance(wanted, list), "Missingsubscriptions", 400, message)
     return {"endpoint": state.stream_endpoint, "ticket": state.issue_stream_ticket(app)}
 
 
 def _connect(state: State, call: Call) -> Any:
     """Let an app connect to its event stream; the response's body is its Client ID, for the server."""
     app = state.take_stream_ticket(call.parameters.get("ticket", ""))
-    if app is None:
-        raise RefusalError("authFailed", 401, "The ticket is not valid.")
-    return Response(SWITCHING, app.client_id)
+    _require(app, "authFailed", 401, "The ticket is not valid.")
+    return Response(SWITCHING, app and app.client_id)
+
+
+def _sample(body: dict[str, Any], _state: State, _call: Call) -> Any:
+    return body or ""  # a call without a documented body gets an empty one
 
 
 def _unknown(_state: State, call: Call) -> Any:
     if not re.match(r"/v\d+\.\d+/", call.path):
-        raise RefusalError(UNKNOWN_PATH)
-    message = "Specified api is not found, please check your url and method."
-    raise RefusalError("InvalidAction.NotFound", 404, message)
+        return UNKNOWN_PATH
+    return error(
+        "InvalidAction.NotFound", 404, "Specified api is not found, please check your url and method."
+    )
 
 
 # What a call sent
 
 
-def _conference(state: State, call: Call, code: str, status: int) -> Conference:
+def _conference(state: State, call: Call, code: str, status: int = 400) -> Conference:
     conference = state.find(call.conference_id or "")
     if conference is None:
-        raise RefusalError(code, status)
+        raise RefusalError(error(code, status))
     return conference
 
 
@@ -284,17 +263,17 @@ def _object(call: Call, code: str) -> dict[str, Any]:
     except ValueError:
         body = None
     if not isinstance(body, dict) or "json" not in (call.header("Content-Type") or ""):
-        raise RefusalError(code, 400)
+        raise RefusalError(error(code, 400))
     return body
 
 
-def _texts(call: Call, *names: str) -> dict[str, Any]:
-    """Return the body of a call, in which these fields must be texts."""
+def _texts(call: Call, *names: str) -> list[str]:
+    """Return these fields of the body of a call, which must be texts."""
     body = _object(call, "invalidParameter")
     for name in names:
-        if not body.get(name) or not isinstance(body[name], str):
-            raise RefusalError(f"Missing{name}", 400, f"{name} is mandatory for this action.")
-    return body
+        valid = body.get(name) and isinstance(body[name], str)
+        _require(valid, f"Missing{name}", 400, f"{name} is mandatory for this action.")
+    return [body[name] for name in names]
 
 
 def _are_texts(values: Any) -> bool:
@@ -303,26 +282,24 @@ def _are_texts(values: Any) -> bool:
 
 def _number(call: Call, name: str, default: int) -> int:
     text = call.parameters.get(name) or str(default)
-    if not re.fullmatch(r"[0-9]{1,9}", text):
-        raise RefusalError("paramError", 400)
+    _require(re.fullmatch(r"[0-9]{1,9}", text), "paramError")
     return int(text)
 
 
 _ROOT: Final = "/v1.0/conference"
 _MEETINGS: Final = _ROOT + "/videoConferences"
 _MEETING: Final = _MEETINGS + "/{conferenceId}"
+_SCHEDULE: Final = _MEETINGS + "/scheduleConferences/{scheduleConferenceId}"
 
 
-def _routes() -> Iterable[Route]:
+def _routes() -> Iterator[Route]:
     yield Route("lock", "POST", _MEETING + "/lock", _lock, "Write")
     yield Route("token", "POST", "/v1.0/oauth2/accessToken", _internal_token)
     yield Route("token", "POST", "/v1.0/oauth2/corpAccessToken", _corp_token)
     yield Route("token", "POST", "/v1.0/oauth2/{corpId}/token", _unified_token)
     yield Route("create", "POST", _MEETINGS, _create, "Write")
     yield Route("query", "POST", _MEETINGS + "/query", _query, "Read")
-    yield Route(
-        "schedule", "GET", _MEETINGS + "/scheduleConferences/{scheduleConferenceId}", _schedule, "Read"
-    )
+    yield Route("schedule", "GET", _SCHEDULE, _schedule, "Read")
     yield Route("info", "GET", _MEETING, _info, "Read")
     yield Route("close", "DELETE", _MEETING, _close, "Write")
     yield Route("members", "GET", _MEETING + "/members", _members, "Read")
@@ -330,10 +307,7 @@ def _routes() -> Iterable[Route]:
     yield Route("roomCode", "GET", _ROOT + "/roomCodes/{roomCode}/infos", _room_code, "Read")
     for method, path, sample in other_calls.rows():
         scope = "Read" if method == "GET" else "Write"
-        # A call without a documented body gets an empty one.
-        yield Route(
-            "other", method, path, lambda _state, _call, body=sample: Response(200, body or ""), scope
-        )
+        yield Route("other", method, path, partial(_sample, sample), scope)
     yield Route("stream", "POST", "/v1.0/gateway/connections/open", _stream)
     yield Route("connect", "GET", CONNECT_PATH, _connect, counts=False)
     # Last: whatever no other row matches.

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final
 
 from pydantic import AfterValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass as checked
@@ -80,75 +80,51 @@ def old_form(code: int, status: int = 200, **details: Any) -> Response:
 UNKNOWN_PATH: Final = old_form(404, errmsg="请求的URI地址不存在")
 
 
-def _page(title: str, more: str = "") -> str:
+def _page(status: int, title: str, more: str = "", **headers: str) -> Response:
     head = f"<!DOCTYPE html>\n<html><head><title>{title}</title></head>"
-    return f"{head}<body><h1>{title}</h1>{more}</body></html>\n"
+    return Response(status, f"{head}<body><h1>{title}</h1>{more}</body></html>\n", headers)
 
 
 _PUNISH: Final = '<script src="/_____tmd_____/punish?x5secdata=sandbox&uuid={requestid}"></script>'
 _PLAIN_HTTP: Final = "<p>The plain HTTP request was sent to HTTPS port</p><hr>Powered by tengine"
 _BANNED: Final = {"status": 1111, "wait": 5, "source": "x5", "punish": "deny", "uuid": REQUEST_ID}
 
-# By name: what the table of error codes does not describe, and what that is.
-# The status of the ban is not documented. Two different ones keep a caller from relying on it.
-OTHERS: Final[Mapping[str, tuple[Response, str]]] = {
+OTHERS: Final[Mapping[str, tuple[str, Response]]] = {
+    # The status of the ban is not documented. Two different ones keep a caller from relying on it.
     "addressBanned": (
+        "The ban of this address, as JSON. A fault can refuse all calls.",
         Response(200, _BANNED),
-        "The ban of this address, as JSON. Only this call is refused; a fault can refuse all.",
     ),
-    "addressBanned-html": (
-        Response(403, _page("Access denied", _PUNISH)),
-        "The ban, as the firewall's HTML page.",
-    ),
-    "htmlPage": (
-        Response(400, _page("400 Bad Request", _PLAIN_HTTP)),
-        "HTTP 400 with a web server's HTML page.",
-    ),
-    "htmlPage-200": (Response(200, _page("DingTalk Open Platform")), "HTTP 200 with a website's HTML page."),
-    "htmlPage-403": (
-        Response(403, _page("403 Forbidden")),
-        "HTTP 403 with an HTML page that gives no reason.",
-    ),
-    "notConfirmed": (Response(200, {"success": False}), 'HTTP 200 with "success": false.'),
-    "unreadableAnswer": (Response(200, "OK", {"Content-Type": "text/plain"}), "HTTP 200 without JSON."),
+    "addressBanned-html": ("The ban, as the firewall's HTML page.", _page(403, "Access denied", _PUNISH)),
+    "htmlPage": ("HTTP 400 with a web server's HTML page.", _page(400, "400 Bad Request", _PLAIN_HTTP)),
+    "htmlPage-200": ("HTTP 200 with a website's HTML page.", _page(200, "DingTalk Open Platform")),
+    "htmlPage-403": ("HTTP 403 with an HTML page that gives no reason.", _page(403, "403 Forbidden")),
+    "notConfirmed": ('HTTP 200 with "success": false.', Response(200, {"success": False})),
+    "unreadableAnswer": ("HTTP 200 without JSON.", Response(200, "OK", {"Content-Type": "text/plain"})),
     "redirect": (
-        Response(302, _page("302 Found"), {"Location": "https://dingtalk.invalid/elsewhere"}),
         "A redirect to another host.",
+        _page(302, "302 Found", Location="https://dingtalk.invalid/x"),
     ),
-    "gateway": (
-        Response(502, _page("502 Bad Gateway")),
-        "HTTP 502 with an HTML page, from a gateway in front of DingTalk.",
-    ),
-    "404" + OLD_FORM: (UNKNOWN_PATH, "HTTP 200 with errcode 404: an unknown path."),
-    "40014" + OLD_FORM: (
-        old_form(40014, errmsg="不合法的access_token"),
-        "HTTP 200 with errcode 40014: the access token is not valid.",
-    ),
-    "60011" + OLD_FORM: (
-        old_form(88, sub_code="60011", sub_msg="没有调用该接口的权限"),
-        "HTTP 200 with errcode 88 and sub_code 60011: the app lacks a permission.",
-    ),
-    "90020" + OLD_FORM: (old_form(90020), "HTTP 200 with errcode 90020: the month's quota is used up."),
-    "paramsTitleError": (
-        error("paramsTitleError", 400),
-        "HTTP 400: A new meeting's title is missing or too long.",
-    ),
-    "waterLimitError": (
-        error("waterLimitError", 404),
-        "HTTP 404: DingTalk creates no more meetings for now.",
-    ),
-    "permissionError": (error("permissionError", 404), "HTTP 404: The creator may not create a meeting."),
+    "gateway": ("HTTP 502 with the HTML page of a gateway.", _page(502, "502 Bad Gateway")),
+    "404-errcode": ("HTTP 200 with errcode 404: an unknown path.", UNKNOWN_PATH),
+    "40014-errcode": ("HTTP 200 with errcode 40014: the access token is not valid.", old_form(40014)),
+    "60011-errcode": ("HTTP 200 with sub_code 60011: no permission.", old_form(88, sub_code="60011")),
+    "90020-errcode": ("HTTP 200 with errcode 90020: the month's quota is used up.", old_form(90020)),
+    "paramsTitleError": ("HTTP 400: The title is missing or too long.", error("paramsTitleError", 400)),
+    "waterLimitError": ("HTTP 404: DingTalk creates no more meetings.", error("waterLimitError", 404)),
+    "permissionError": ("HTTP 404: This user may not create meetings.", error("permissionError", 404)),
     "unknownError": (
+        "HTTP 500: Also for a token call with a wrong Client ID and corpId.",
         error("unknownError", 500),
-        "HTTP 500, as for a token call with a wrong Client ID and corpId.",
     ),
 }
+"""What the table of error codes does not describe, by name: what it is, and the response."""
 
 RESPONSES: Final[Mapping[str, Response]] = {
     **{code: error(code) for code in ERRORS if code not in LOCAL_CODES},
     **{code + OLD_FORM: old_form(int(code), 400) for code in ERRORS if code.isdecimal()},
     "Forbidden.AccessDenied.AccessTokenPermissionDenied": permission_denied(),
-    **{name: response for name, (response, _) in OTHERS.items()},
+    **{name: response for name, (_, response) in OTHERS.items()},
 }
 """Error responses by name: the error codes DingTalk sends, and what it sends without a code."""
 
@@ -157,31 +133,34 @@ def _pattern(text: str) -> str:
     try:
         re.compile(text)
     except (re.error, OverflowError, RecursionError) as wrong:
-        raise ValueError(f"no regular expression: {wrong}") from None
+        raise ValueError(f"it is no regular expression: {wrong}") from None
     return text
 
 
-def _name(code: str) -> str:
-    if code not in RESPONSES:
-        raise ValueError("no code that the sandbox can send")
-    return code
+def _one_of(known: Iterable[str]) -> AfterValidator:
+    def check(name: str) -> str:
+        if name not in known:
+            raise ValueError(f"the sandbox has no {name!r}; it has {', '.join(known)}")
+        return name
+
+    return AfterValidator(check)
 
 
-def _header(name: str) -> str:
-    if name.lower() in ("content-length", "transfer-encoding"):
-        raise ValueError("the sandbox sends the true length of the body")
-    return name
-
+CALLS: Final = (
+    "any token create lock unlock close info query members list roomCode schedule other stream connect unknown"
+).split()
 
 _Pattern = Annotated[str, AfterValidator(_pattern)]
 _Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+# RFC 9110, 5.1. The sandbox itself sends the length of the body.
 _Header = Annotated[
-    str, Field(pattern=r"^[!#$%&'*+\-.^_`|~0-9A-Za-z]+$"), AfterValidator(_header)
-]  # RFC 9110, 5.1
+    str, Field(pattern=r"(?i)^(?!(content-length|transfer-encoding)$)[!#$%&'*+\-.^_`|~0-9a-z]+$")
+]
 _Line = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]*$")]
+_Config = ConfigDict(strict=True, extra="forbid", regex_engine="python-re")
 
 
-@checked(frozen=True, kw_only=True, config=ConfigDict(strict=True, extra="forbid"))
+@checked(frozen=True, kw_only=True, config=_Config)
 class Fault:
     """Something that goes wrong with some calls. The first one in force that matches a call applies to it.
 
@@ -204,15 +183,12 @@ class Fault:
     :raises ValueError: a value is not valid.
     """
 
-    call: Literal[
-        "any", "token", "create", "lock", "unlock", "close", "info", "query", "members", "list", "roomCode",
-        "schedule", "other", "stream", "connect", "unknown",
-    ] = "any"  # fmt: skip
+    call: Annotated[str, _one_of(CALLS)] = "any"
     path: _Pattern | None = None
     sent: _Pattern | None = None
     times: Annotated[int, Field(ge=1)] | None = None
     duration: _Seconds | None = None
-    code: Annotated[str, AfterValidator(_name)] | None = None
+    code: Annotated[str, _one_of(RESPONSES)] | None = None
     status: Annotated[int, Field(ge=200, le=599)] | None = None
     body: Any = None
     headers: Mapping[_Header, _Line] = field(default_factory=dict)

@@ -36,13 +36,13 @@ FIELDS: Final[Mapping[str, list[str]]] = {
 """What each call, and the event, says about a meeting: the fields that a meeting has, of these."""
 
 
-def pick(values: Mapping[str, Any], names: list[str]) -> dict[str, Any]:
-    """Return the values of these names; a meeting that has not ended has no end, and so on."""
-    return {name: values[name] for name in names if name in values}
+def describe(conference: Conference, call: str) -> dict[str, Any]:
+    """Return what a call, one of :data:`FIELDS`, says about a meeting."""
+    known = _facts(conference)
+    return {name: known[name] for name in FIELDS[call] if name in known}
 
 
-def facts(conference: Conference) -> dict[str, Any]:
-    """Return all that DingTalk knows about a meeting."""
+def _facts(conference: Conference) -> dict[str, Any]:
     active = [user for user in conference.participants if conference.has(user)]
     camera = {"cameraStatus": 0, "micStatus": 0, "rejectDescription": ""}
     known = {
@@ -82,7 +82,7 @@ def member(conference: Conference, user: str) -> dict[str, Any]:
     joined, left = conference.joined[user], conference.left.get(user)
     return {
         "unionId": user,
-        "userNick": user.capitalize(),
+        "userNick": user,
         "conferenceId": conference.conference_id,
         "attendStatus": _HAS_LEFT if left else _IN_MEETING,
         "joinTime": joined,
@@ -100,6 +100,6 @@ def event_data(scene: str, conference: Conference, user: str | None, sequence: i
     """Return the data of the event of something that happened in a meeting."""
     about = {"statusSeqNum": sequence, "changeScene": scene}
     if user is None:
-        return {"openConfModel": pick(facts(conference), FIELDS["event"]), **about}
-    names = ["conferenceId", "userNick", "attendStatus", "host", "coHost", "joinTime", "leaveTime"]
-    return {"openMemberModels": [{"userId": user, **pick(member(conference, user), names)}], **about}
+        return {"openConfModel": describe(conference, "event"), **about}
+    known = member(conference, user)
+    return {"openMemberModels": [{"userId": known.pop("unionId"), **known}], **about}

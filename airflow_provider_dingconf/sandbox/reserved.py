@@ -53,7 +53,7 @@ def _rows() -> Iterator[Reserved]:
     lost = Fault(drop=True)
     yield Reserved("sandbox-connectionLost", "The connection breaks before the call takes effect.", lost)
     yield Reserved(_SLOW, "Succeeds after 5 s; --slow sets another time.", Fault(delay=5.0))
-    for name, (_, rehearses) in OTHERS.items():
+    for name, (rehearses, _) in OTHERS.items():
         yield Reserved(f"sandbox-{name}", rehearses, Fault(code=name))
     for name in [one for one in RESPONSES if one not in OTHERS]:
         row = ERRORS[name.removesuffix(OLD_FORM)]

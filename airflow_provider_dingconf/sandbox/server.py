@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-import secrets
 import socket
 import threading
-import uuid
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from aiohttp import web
 
-from airflow_provider_dingconf.sandbox import api, connections, control, meetings
+from airflow_provider_dingconf.sandbox import api, connections, control
 from airflow_provider_dingconf.sandbox.state import (
     APPS,
     CORP_ID,
@@ -22,11 +20,9 @@ from airflow_provider_dingconf.sandbox.state import (
     SUITE_TICKET,
     THIRD_PARTY_APP,
     Call,
-    Conference,
-    State,
     locked,
 )
-from airflow_provider_dingconf.sandbox.stream import REDELIVERY, Event, Streams
+from airflow_provider_dingconf.sandbox.stream import Streams
 
 if TYPE_CHECKING:
     import ssl
@@ -40,7 +36,7 @@ HOST: Final = "127.0.0.1"
 
 @locked
 @dataclass(eq=False, repr=False)
-class Sandbox(State):
+class Sandbox(Streams):
     """A DingTalk on this machine, for the length of a ``with`` block.
 
     Any thread may call its methods.
@@ -58,7 +54,6 @@ class Sandbox(State):
     """
 
     port: int = 0
-    redelivery: float = field(default=REDELIVERY, kw_only=True)
     ssl_context: ssl.SSLContext | None = field(default=None, kw_only=True)
     on_call: Callable[[Call], object] | None = field(default=None, kw_only=True)
 
@@ -69,10 +64,6 @@ class Sandbox(State):
     suite_ticket = SUITE_TICKET
     corp_id = CORP_ID
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._streams = Streams(self.redelivery)
-
     def __enter__(self) -> Sandbox:
         """Start to serve.
 
@@ -82,7 +73,7 @@ class Sandbox(State):
         self._socket = socket.create_server((HOST, self.port))
         self.port = self._socket.getsockname()[1]
         self.stream_endpoint = f"{self.url.replace('http', 'ws', 1)}{api.CONNECT_PATH}"
-        self._loop = self._streams.loop = asyncio.new_event_loop()
+        self._loop = asyncio.new_event_loop()
         self._stop = asyncio.Event()
         self._thread = threading.Thread(
             target=self._loop.run_until_complete, args=(self._serve(),), name="dingtalk-sandbox", daemon=True
@@ -131,58 +122,13 @@ class Sandbox(State):
         """Return :meth:`connection` as a URI, for an environment variable."""
         return connections.as_uri(self.connection(kind, **overrides))
 
-    # Events
-
-    def push_event(
-        self, event_type: str, data: dict[str, Any], *, event_id: str | None = None, corp_id: str = CORP_ID
-    ) -> str:
-        """Push an event to the apps that ask for events, and return its id.
-
-        Meetings that start and end, and people who join and leave, push their events by themselves.
-
-        :param event_id: None for a new one; the id of an earlier event pushes that event again.
-        :param corp_id: the organisation of the event.
-        """
-        if not event_type:
-            raise ValueError("event_type is missing.")
-        event_id = event_id or uuid.uuid4().hex
-        self._streams.push(event_type, data, event_id, corp_id)
-        return event_id
-
-    def _changed(self, scene: str, conference: Conference, user: str | None = None) -> None:
-        if conference.conference_id not in self._reserved:
-            kind = "meeting_status_change" if user is None else "meeting_member_status_change"
-            self.push_event(kind, meetings.event_data(scene, conference, user, next(self._streams.sequence)))
-
-    def renew_suite_ticket(self) -> str:
-        """Make a new suite ticket, the only valid one from now on; push and return it."""
-        self.valid_suite_ticket = f"sandbox-{secrets.token_hex(8)}"
-        self.push_event("suite_ticket", {"suiteTicket": self.valid_suite_ticket})
-        return self.valid_suite_ticket
-
-    @property
-    def events(self) -> list[Event]:
-        """Every event until now, once for each app that asks for events, with its acknowledgements."""
-        return list(self._streams.events)
-
-    @property
-    def streams(self) -> int:
-        """How many connections to event streams there are."""
-        return self._streams.connected
-
-    def disconnect_streams(self, *, politely: bool = True) -> None:
-        """Close the connections to event streams.
-
-        :param politely: whether they are announced first, as DingTalk does; a broken network does not.
-        """
-        self._streams.disconnect(politely=politely)
-
     # The server
 
     async def _serve(self) -> None:
         app = web.Application()
         for row in control.ROUTES:
-            app.router.add_route(*row.split(" ", 1), partial(self._control, row))
+            method, path = row.split()
+            app.router.add_route(method, path, partial(self._control, row))
         app.router.add_route("*", "/sandbox{rest:.*}", partial(self._control, None))
         for route in api.ROUTES:
             app.router.add_route(route.method, route.path, partial(self._dingtalk, route))
@@ -225,7 +171,7 @@ class Sandbox(State):
         if self.on_call is not None:
             self.on_call(call)
         if response and response.status == api.SWITCHING:
-            return await self._streams.serve(APPS[response.body], request)
+            return await self._stream(APPS[response.body], request)
         return await _sent(response, call, request)
 
     async def _admitted(self, route: api.Route, call: Call) -> Response | None:

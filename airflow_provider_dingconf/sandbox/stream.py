@@ -17,7 +17,19 @@ from typing import TYPE_CHECKING, Any, Final
 from aiohttp import WSMsgType, web
 from pydantic_core import from_json
 
-from airflow_provider_dingconf.sandbox.state import APPS, THIRD_PARTY_APP, App, now
+from airflow_provider_dingconf.sandbox.meetings import event_data
+from airflow_provider_dingconf.sandbox.state import (
+    CORP_ID,
+    THIRD_PARTY_APP,
+    App,
+    Conference,
+    State,
+    locked,
+    now,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 REDELIVERY: Final = 60.0
 """Seconds after which an event that nobody acknowledged is delivered again."""
@@ -73,50 +85,71 @@ class _Connection:
             self.transport.close()
 
 
-class Streams:
-    """The event streams of all apps. Everything runs in the server's loop, unless it says otherwise.
+@locked
+@dataclass(kw_only=True, eq=False, repr=False)
+class Streams(State):
+    """The event streams of all apps. What begins with an underscore runs in the server's loop."""
 
-    :param redelivery: seconds after which an event that nobody acknowledged is delivered again.
-    """
+    redelivery: float = REDELIVERY
 
-    def __init__(self, redelivery: float) -> None:
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self.events: list[Event] = []
         """Every event until now, once for each app that asks for events."""
-        self.loop: asyncio.AbstractEventLoop | None = None
-        """The server's loop."""
-        self.sequence = count(1)
-        self._redelivery = redelivery
-        self._apps: set[App] = set()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._sequence = count(1)
         self._connections: list[_Connection] = []
-        self._waiting: dict[App, list[Event]] = {app: [] for app in APPS.values()}
+        self._waiting: dict[App, list[Event]] = {}  # of the apps that have asked for events
 
-    def push(self, event_type: str, data: dict[str, Any], event_id: str, corp_id: str) -> None:
-        """Push an event to every app that asks for events; from any thread, with the sandbox's lock."""
-        for app in APPS.values():
-            if app in self._apps and (event_type != "suite_ticket" or app == THIRD_PARTY_APP):
-                event = Event(event_type, data, app, event_id, corp_id)
-                self.events.append(event)
-                self._soon(self._queue, event)
+    def push_event(
+        self, event_type: str, data: dict[str, Any], *, event_id: str | None = None, corp_id: str = CORP_ID
+    ) -> str:
+        """Push an event to the apps that ask for events, and return its id.
 
-    def disconnect(self, *, politely: bool) -> None:
-        """Close every connection, announced or as a broken network does; from any thread."""
-        self._soon(self._disconnect, politely)
+        Meetings that start and end, and people who join and leave, push their events by themselves.
+
+        :param event_id: None for a new one; the id of an earlier event pushes that event again.
+        :param corp_id: the organisation of the event.
+        """
+        if not event_type:
+            raise ValueError("event_type: it is empty")
+        event_id = event_id or uuid.uuid4().hex
+        for app in self._waiting:
+            if event_type != "suite_ticket" or app == THIRD_PARTY_APP:
+                self.events.append(Event(event_type, data, app, event_id, corp_id))
+                self._soon(self._queue, self.events[-1])
+        return event_id
+
+    def renew_suite_ticket(self) -> str:
+        """Make a new suite ticket, the only valid one from now on; push and return it."""
+        self.valid_suite_ticket = f"sandbox-{uuid.uuid4().hex}"
+        self.push_event("suite_ticket", {"suiteTicket": self.valid_suite_ticket})
+        return self.valid_suite_ticket
 
     @property
-    def connected(self) -> int:
-        """How many connections there are."""
+    def streams(self) -> int:
+        """How many connections to event streams there are."""
         return len([connection for connection in self._connections if not connection.closing])
 
-    def _soon(self, what: Any, *args: Any) -> None:
-        if self.loop is not None and not self.loop.is_closed():
-            self.loop.call_soon_threadsafe(what, *args)
+    def disconnect_streams(self, *, politely: bool = True) -> None:
+        """Close the connections to event streams: announced, as DingTalk does, or as a broken network does."""
+        self._soon(self._disconnect, politely)
 
-    async def serve(self, app: App, request: web.Request) -> web.WebSocketResponse:
+    def _changed(self, scene: str, conference: Conference, user: str | None = None) -> None:
+        if conference.conference_id not in self._reserved:
+            kind = "meeting_status_change" if user is None else "meeting_member_status_change"
+            self.push_event(kind, event_data(scene, conference, user, next(self._sequence)))
+
+    def _soon(self, what: Callable[..., object], *args: Any) -> None:
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(what, *args)
+
+    async def _stream(self, app: App, request: web.Request) -> web.WebSocketResponse:
         """Serve one connection until it ends."""
         socket = web.WebSocketResponse()
         await socket.prepare(request)
         connection = _Connection(app, socket, request.transport)
-        self._apps.add(app)
+        self._waiting.setdefault(app, [])
         self._connections.append(connection)
         sender = asyncio.ensure_future(connection.send())
         connection.put("SYSTEM", {"opaque": uuid.uuid4().hex}, topic="ping")
@@ -161,7 +194,7 @@ class Streams:
             eventBornTime=str(event.born_at),
             eventUnifiedAppId=f"app-{event.app.client_id}",
         )
-        again = asyncio.get_running_loop().call_later(self._redelivery, self._again, connection, message_id)
+        again = asyncio.get_running_loop().call_later(self.redelivery, self._again, connection, message_id)
         connection.sent[message_id] = event, again
 
     def _again(self, connection: _Connection, message_id: str) -> None:
