@@ -25,14 +25,10 @@ if TYPE_CHECKING:
 
 CREDENTIAL_HEADER: Final = "x-acs-dingtalk-access-token"
 CONNECT_PATH: Final = "/connect"
-SWITCHING: Final = 101
-"""The HTTP status of a call that goes on as a WebSocket."""
-
+SWITCHING: Final = 101  # the HTTP status of a call that goes on as a WebSocket
 _CHINA: Final = timezone(timedelta(hours=8))
-_PAGE: Final = 20
-_PAGE_OF_MEMBERS: Final = 128
-_LONGEST_TITLE: Final = 256
-_SHOWN_TITLE: Final = 50
+_PAGE, _PAGE_OF_MEMBERS = 20, 128
+_LONGEST_TITLE, _SHOWN_TITLE = 256, 50
 
 
 class RefusalError(Exception):
@@ -220,7 +216,8 @@ def _page(call: Call, key: str, items: list[Any], most: int = _PAGE, has_more: b
 
 
 def _stream(state: State, call: Call) -> Any:
-    app = _app(*_texts(call, "clientId", "clientSecret"), "authFailed", 401)
+    client_id, secret = _texts(call, "clientId", "clientSecret")
+    app = _app(client_id, secret, "authFailed", 401)
     wanted = call.json().get("subscriptions")
     message = "subscriptions is mandatory for this action."
     _require(wanted and isinstance(wanted, list), "Missingsubscriptions", 400, message)
@@ -250,10 +247,9 @@ def _unknown(_state: State, call: Call) -> Any:
 
 
 def _conference(state: State, call: Call, code: str, status: int = 400) -> Conference:
-    conference = state.find(call.conference_id or "")
-    if conference is None:
-        raise RefusalError(error(code, status))
-    return conference
+    if conference := state.find(call.conference_id or ""):
+        return conference
+    raise RefusalError(error(code, status))
 
 
 def _object(call: Call, code: str) -> dict[str, Any]:
@@ -316,12 +312,6 @@ def _routes() -> Iterator[Route]:
 
 ROUTES: Final = tuple(_routes())
 """The calls the sandbox knows, in the order in which they are tried."""
-
-
-def respond(state: State, route: Route, call: Call) -> Response:
-    """Return the response to an admitted call."""
-    result = route.respond(state, call)
-    return result if isinstance(result, Response) else Response(200, result)
 
 
 def call_name(route: Route, body: bytes) -> str:

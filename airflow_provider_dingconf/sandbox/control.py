@@ -7,7 +7,6 @@ body; the method's own annotations check them. Secrets and access tokens in the 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final
@@ -19,6 +18,8 @@ from pydantic_core import from_json
 from airflow_provider_dingconf.sandbox.faults import Fault
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from airflow_provider_dingconf.sandbox.server import Sandbox
     from airflow_provider_dingconf.sandbox.state import Call
 
@@ -136,4 +137,4 @@ ROUTES: Final[Mapping[str, tuple[str | Callable[..., Any], Callable[[Any, Any], 
     "POST /sandbox/events": ("push_event", lambda _, event_id: {"event_id": event_id}),
     "POST /sandbox/streams/disconnect": ("disconnect_streams", _done),
 }
-"""By method and path: what a call does, a method of the sandbox or a function, and what it shows of the result."""
+"""By method and path: what a call does (a method of the sandbox, or a function), and what it shows."""

@@ -147,8 +147,9 @@ def _one_of(known: Iterable[str]) -> AfterValidator:
 
 
 CALLS: Final = (
-    "any token create lock unlock close info query members list roomCode schedule other stream connect unknown"
-).split()
+    *("any", "token", "create", "lock", "unlock", "close", "info", "query", "members", "list", "roomCode"),
+    *("schedule", "other", "stream", "connect", "unknown"),
+)
 
 _Pattern = Annotated[str, AfterValidator(_pattern)]
 _Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# The fields of a response, and the calls that get it. ``#`` marks a number, ``?`` a truth value, ``[]`` a list,
-# ``{}`` an object; other fields are texts. ``~`` is a meeting. A line that begins with a space goes on.
+# The fields of a response, and the calls that get it. ``#`` marks a number, ``?`` a truth value, ``[]`` a
+# list, ``{}`` an object; other fields are texts. ``~`` is a meeting. A line that begins with a space goes on.
 _TABLE: Final = """
 result{customShortLink}: POST customShortLinks
 phones[], requestId, roomCode, scheduleConferenceId, url: POST scheduleConferences

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from aiohttp import web
 
 from airflow_provider_dingconf.sandbox import api, connections, control
+from airflow_provider_dingconf.sandbox.faults import Response
 from airflow_provider_dingconf.sandbox.state import (
     APPS,
     CORP_ID,
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from airflow_provider_dingconf.sandbox.connections import Kind
-    from airflow_provider_dingconf.sandbox.faults import Fault, Response
+    from airflow_provider_dingconf.sandbox.faults import Fault
 
 HOST: Final = "127.0.0.1"
 
@@ -97,8 +98,8 @@ class Sandbox(Streams):
     def connection(self, kind: Kind = "internal", **overrides: Any) -> dict[str, Any]:
         """Return the fields of an Airflow connection to the sandbox.
 
-        :param kind: ``internal``, ``third_party``, ``unified``, ``static_token`` (with a new access token), or
-            ``unpermitted`` (an app without the permission points).
+        :param kind: ``internal``, ``third_party``, ``unified``, ``static_token`` (with a new access token),
+            or ``unpermitted`` (an app without the permission points).
         :param overrides: other values for single fields; an ``extra`` is added to that of the kind.
         """
         app, names = connections.KINDS[kind]
@@ -185,7 +186,8 @@ class Sandbox(Streams):
 
     async def _response(self, route: api.Route, call: Call) -> Response | None:
         with self.lock:
-            return api.respond(self, route, call)
+            result = route.respond(self, call)
+        return result if isinstance(result, Response) else Response(200, result)
 
 
 def _text(raw: bytes) -> str:

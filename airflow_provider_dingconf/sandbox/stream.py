@@ -91,18 +91,23 @@ class Streams(State):
     """The event streams of all apps. What begins with an underscore runs in the server's loop."""
 
     redelivery: float = REDELIVERY
+    _loop: asyncio.AbstractEventLoop = field(init=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.events: list[Event] = []
         """Every event until now, once for each app that asks for events."""
-        self._loop: asyncio.AbstractEventLoop | None = None
         self._sequence = count(1)
         self._connections: list[_Connection] = []
         self._waiting: dict[App, list[Event]] = {}  # of the apps that have asked for events
 
     def push_event(
-        self, event_type: str, data: dict[str, Any], *, event_id: str | None = None, corp_id: str = CORP_ID
+        self,
+        event_type: str,
+        data: dict[str, Any] | None = None,
+        *,
+        event_id: str | None = None,
+        corp_id: str = CORP_ID,
     ) -> str:
         """Push an event to the apps that ask for events, and return its id.
 
@@ -116,7 +121,7 @@ class Streams(State):
         event_id = event_id or uuid.uuid4().hex
         for app in self._waiting:
             if event_type != "suite_ticket" or app == THIRD_PARTY_APP:
-                self.events.append(Event(event_type, data, app, event_id, corp_id))
+                self.events.append(Event(event_type, data or {}, app, event_id, corp_id))
                 self._soon(self._queue, self.events[-1])
         return event_id
 
@@ -141,7 +146,7 @@ class Streams(State):
             self.push_event(kind, event_data(scene, conference, user, next(self._sequence)))
 
     def _soon(self, what: Callable[..., object], *args: Any) -> None:
-        if self._loop is not None and not self._loop.is_closed():
+        if self._waiting and not self._loop.is_closed():  # otherwise nobody has connected yet
             self._loop.call_soon_threadsafe(what, *args)
 
     async def _stream(self, app: App, request: web.Request) -> web.WebSocketResponse:
@@ -149,7 +154,8 @@ class Streams(State):
         socket = web.WebSocketResponse()
         await socket.prepare(request)
         connection = _Connection(app, socket, request.transport)
-        self._waiting.setdefault(app, [])
+        with self.lock:
+            self._waiting.setdefault(app, [])
         self._connections.append(connection)
         sender = asyncio.ensure_future(connection.send())
         connection.put("SYSTEM", {"opaque": uuid.uuid4().hex}, topic="ping")
