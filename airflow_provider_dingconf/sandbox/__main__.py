@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from airflow_provider_dingconf.sandbox.reserved import listing
 from airflow_provider_dingconf.sandbox.server import Sandbox
@@ -17,38 +17,36 @@ from airflow_provider_dingconf.sandbox.state import TOKEN_LIFETIME
 from airflow_provider_dingconf.sandbox.stream import REDELIVERY
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from airflow_provider_dingconf.sandbox.state import Call
 
 
-def _within(kind: Callable[[str], Any], least: float, most: float) -> Callable[[str], Any]:
-    def read(text: str) -> Any:
-        value = kind(text)
-        if not least <= value <= most:
-            raise argparse.ArgumentTypeError(f"not a valid value: {text}")
-        return value
-
-    return read
+def _port(text: str) -> int:
+    if not 0 <= int(text) <= 65535:
+        raise ValueError(text)
+    return int(text)
 
 
-_port = _within(int, 0, 65535)
-_count = _within(int, 1, sys.maxsize)
-_seconds = _within(float, math.ulp(0.0), sys.float_info.max)
+def _count(text: str) -> int:
+    if int(text) < 1:
+        raise ValueError(text)
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    if not 0 < float(text) < math.inf:
+        raise ValueError(text)
+    return float(text)
+
 
 _OPTIONS: Final = (
-    ("--port", "N", _port, 8790, "port to listen on, 0 for any free one (%(default)s)"),
-    ("--token-lifetime", "SECONDS", _seconds, TOKEN_LIFETIME, "lifetime of an access token (%(default)g)"),
-    ("--slow", "SECONDS", _seconds, 5.0, "time until sandbox-slow gets its response (%(default)g)"),
-    (
-        "--redelivery",
-        "SECONDS",
-        _seconds,
-        REDELIVERY,
-        "time after which an event that was not acknowledged is delivered again (%(default)g)",
-    ),
-    ("--quota", "N", _count, None, "calls until the organisation's quota is used up (no limit)"),
-    ("--calls-per-second", "N", _count, None, "calls a second of one app to one API (no limit)"),
+    ("port", "N", _port, 8790, "port to listen on, 0 for any free one (%(default)s)"),
+    ("token-lifetime", "SECONDS", _seconds, TOKEN_LIFETIME, "lifetime of an access token (%(default)g)"),
+    ("slow", "SECONDS", _seconds, 5.0, "time until sandbox-slow gets its response (%(default)g)"),
+    ("redelivery", "SECONDS", _seconds, REDELIVERY, "time until an event is delivered again (%(default)g)"),
+    ("quota", "N", _count, None, "calls until the organisation's quota is used up (no limit)"),
+    ("calls-per-second", "N", _count, None, "calls a second of one app to one API (no limit)"),
 )
 
 
@@ -62,7 +60,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     for name, metavar, kind, default, text in _OPTIONS:
-        found.add_argument(name, metavar=metavar, type=kind, default=default, help=text)
+        found.add_argument(f"--{name}", metavar=metavar, type=kind, default=default, help=text)
     found.add_argument("--quiet", action="store_true", help="print no line for each call")
     return found
 

@@ -40,12 +40,7 @@ def loopback(url: str) -> bool:
 
 
 def respond(sandbox: Sandbox, row: str, path: Mapping[str, str], raw: bytes) -> tuple[int, Any]:
-    """Return the HTTP status and the body of the response to a call.
-
-    :param row: the method and the path of its row in :data:`ROUTES`.
-    :param path: the parameters of the path.
-    :param raw: the body of the request; an empty one is an empty object.
-    """
+    """Return the HTTP status and the body of the response to a call: a row of :data:`ROUTES`."""
     method, show = ROUTES[row]
     method = getattr(type(sandbox), method) if isinstance(method, str) else method
     try:
@@ -53,7 +48,7 @@ def respond(sandbox: Sandbox, row: str, path: Mapping[str, str], raw: bytes) -> 
         if not isinstance(body, dict):
             return 400, {"error": "The body is not a JSON object."}
         with sandbox.lock:
-            return 200, masked(show(sandbox, _checked(method)(sandbox, *path.values(), **body)))
+            return 200, masked(show(_checked(method)(sandbox, *path.values(), **body)))
     except KeyError as missing:
         return 404, {"error": f"There is no meeting {missing}."}
     except ValidationError as wrong:
@@ -92,49 +87,41 @@ def _call(call: Call) -> dict[str, Any]:
     }
 
 
+def _create(sandbox: Any, **fields: Any) -> Any:
+    return sandbox.conference(_checked(type(sandbox).create_conference)(sandbox, **fields))
+
+
 def _fault(sandbox: Any, **fields: Any) -> None:
     sandbox.fail(Fault(**fields))
 
 
-def _nothing(sandbox: Any) -> None:
-    """Do nothing, but refuse every field."""
-
-
-def _shown(_sandbox: Sandbox, conference: Any) -> Any:
-    return asdict(conference)
-
-
-def _done(_sandbox: Sandbox, _result: Any) -> Any:
-    return {}
-
-
-def _all_meetings(sandbox: Sandbox, _result: Any) -> Any:
-    return {"conferences": [asdict(conference) for conference in sandbox.conferences.values()]}
-
-
-def _all_events(sandbox: Sandbox, _result: Any) -> Any:
+def _events(sandbox: Any) -> Any:
     events = [asdict(event) | {"app": event.app.client_id} for event in sandbox.events]
     return {"connections": sandbox.streams, "events": events}
+
+
+def _done(_result: None) -> Any:
+    return {}
 
 
 _MEETINGS: Final = "/sandbox/conferences"
 _MEETING: Final = _MEETINGS + "/{conference_id}"
 
-ROUTES: Final[Mapping[str, tuple[str | Callable[..., Any], Callable[[Any, Any], Any]]]] = {
-    f"GET {_MEETINGS}": (_nothing, _all_meetings),
-    f"POST {_MEETINGS}": ("create_conference", lambda sandbox, made: asdict(sandbox.conference(made))),
-    f"GET {_MEETING}": ("conference", _shown),
-    f"POST {_MEETING}/start": ("start", _shown),
-    f"POST {_MEETING}/end": ("end", _shown),
-    f"POST {_MEETING}/join": ("try_to_join", lambda _, reason: {"joined": not reason, "reason": reason}),
-    f"POST {_MEETING}/leave": ("leave", _shown),
-    "GET /sandbox/calls": (_nothing, lambda sandbox, _: {"calls": [_call(call) for call in sandbox.calls]}),
+ROUTES: Final[Mapping[str, tuple[str | Callable[..., Any], Callable[[Any], Any]]]] = {
+    f"GET {_MEETINGS}": (lambda box: {"conferences": [*map(asdict, box.conferences.values())]}, dict),
+    f"POST {_MEETINGS}": (_create, asdict),
+    f"GET {_MEETING}": ("conference", asdict),
+    f"POST {_MEETING}/start": ("start", asdict),
+    f"POST {_MEETING}/end": ("end", asdict),
+    f"POST {_MEETING}/join": ("try_to_join", lambda reason: {"joined": not reason, "reason": reason}),
+    f"POST {_MEETING}/leave": ("leave", asdict),
+    "GET /sandbox/calls": (lambda box: {"calls": [*map(_call, box.calls)]}, dict),
     "DELETE /sandbox/calls": ("clear", _done),
     "POST /sandbox/faults": (_fault, _done),
     "DELETE /sandbox/faults": ("heal", _done),
     "POST /sandbox/tokens/revoke": ("revoke_tokens", _done),
-    "GET /sandbox/events": (_nothing, _all_events),
-    "POST /sandbox/events": ("push_event", lambda _, event_id: {"event_id": event_id}),
+    "GET /sandbox/events": (_events, dict),
+    "POST /sandbox/events": ("push_event", lambda event_id: {"event_id": event_id}),
     "POST /sandbox/streams/disconnect": ("disconnect_streams", _done),
 }
 """By method and path: what a call does (a method of the sandbox, or a function), and what it shows."""

@@ -55,12 +55,7 @@ class Response:
 
 
 def error(code: str, status: int | None = None, message: str | None = None, **details: Any) -> Response:
-    """Return an error response in DingTalk's form.
-
-    :param status: None for the first status documented for the code; 400 if none is documented.
-    :param message: None for the code itself, as DingTalk does for the lock call.
-    :param details: further fields of the body.
-    """
+    """Return an error response in DingTalk's form: by default with the first status documented for the code."""
     documented = ERRORS[code].http_status if code in ERRORS else ()
     body = {"code": code, "requestid": REQUEST_ID, "message": message or code, **details}
     return Response(status or next(iter(documented), 400), body)

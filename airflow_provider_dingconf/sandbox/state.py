@@ -229,10 +229,8 @@ class State:
 
         :raises KeyError: there is none with this id; the methods below raise it, too.
         """
-        conference = self.find(conference_id)
-        if conference is None:
-            raise KeyError(conference_id)
-        return conference
+        self.find(conference_id)
+        return self.conferences[conference_id]
 
     def start(self, conference_id: str) -> Conference:
         """Start a meeting and return it; nothing changes for a running one.
@@ -353,22 +351,20 @@ class State:
     def take_fault(self, call: Call) -> Fault | None:
         """Return the first fault in force that hits a call, and count it."""
         self._faults = [armed for armed in self._faults if armed[1] and armed[2] > self.clock()]
-        hit = next((armed for armed in self._faults if armed[0].hits(call.name, call.path, call.body)), None)
-        if hit is None:
-            return None
-        hit[1] -= 1
-        return cast("Fault", hit[0])
+        for armed in self._faults:
+            if armed[0].hits(call.name, call.path, call.body):
+                armed[1] -= 1
+                return cast("Fault", armed[0])
+        return None
 
     def reserved_fault(self, conference_id: str) -> Fault | None:
         """Return what goes wrong with a call for a reserved meeting, and count it."""
-        row = self._reserved.get(conference_id)
-        if row is None or row.fault is None:
-            return None
-        self._failures[conference_id] += 1
-        if self._failures[conference_id] > (row.fault.times or FOREVER):
-            del self._failures[conference_id]
-            return None
-        return row.fault
+        fault = self._reserved[conference_id].fault if conference_id in self._reserved else None
+        if fault and fault.times:
+            self._failures[conference_id] += 1
+            # The call after the failures succeeds, and the count begins anew.
+            return fault if self._failures[conference_id] % (fault.times + 1) else None
+        return fault
 
     # Records
 
