@@ -61,7 +61,6 @@ from airflow_provider_dingconf.dingtalk.errors import (
     DingTalkError,
     PermissionDeniedError,
     ThrottledError,
-    concerns_every_meeting,
 )
 from airflow_provider_dingconf.dingtalk.events import open_call
 from airflow_provider_dingconf.dingtalk.exchange import Attempts, TokenWanted, exchange, purchase
@@ -73,7 +72,7 @@ from airflow_provider_dingconf.dingtalk.limits import (
     check_bulk_limits,
     check_limits,
 )
-from airflow_provider_dingconf.dingtalk.retries import policy
+from airflow_provider_dingconf.dingtalk.retries import retry_policy
 from airflow_provider_dingconf.get_provider_info import CONNECTION_TYPE
 
 if TYPE_CHECKING:
@@ -91,10 +90,10 @@ if TYPE_CHECKING:
     from tenacity import RetryCallState
     from typing_extensions import Self, Unpack
 
-    from airflow_provider_dingconf.dingtalk.calls import Answer, Request
+    from airflow_provider_dingconf.dingtalk.calls import Request, Response
     from airflow_provider_dingconf.dingtalk.conferences import Reference
     from airflow_provider_dingconf.dingtalk.events import Address
-    from airflow_provider_dingconf.dingtalk.responses import Good
+    from airflow_provider_dingconf.dingtalk.responses import CallResult
     from airflow_provider_dingconf.dingtalk.retries import Policy
     from airflow_provider_dingconf.dingtalk.tokens import App, Token
 
@@ -177,7 +176,7 @@ class DingTalkConferenceHook(BaseHook):
         max_wait: float | None = None,
     ) -> None:
         super().__init__()
-        check_limits(max_attempts, max_seconds, max_wait)
+        check_limits(max_attempts, max_seconds)
         self.max_wait = max_wait
         self.dingtalk_conn_id = dingtalk_conn_id
         self.max_attempts = max_attempts
@@ -272,7 +271,7 @@ class DingTalkConferenceHook(BaseHook):
         except DingTalkError:
             raise
         except BaseException:  # interrupted: the lock may have been made
-            if action == "lock" and attempts.in_doubt:
+            if action == "lock" and attempts.uncertain:
                 self._undo_lock(conference_id)
             raise
         return _lock_result(action, conference_id, good, attempts)
@@ -289,7 +288,7 @@ class DingTalkConferenceHook(BaseHook):
         except DingTalkError:
             raise
         except BaseException:
-            if action == "lock" and attempts.in_doubt:
+            if action == "lock" and attempts.uncertain:
                 await self._aundo_lock(conference_id)
             raise
         return _lock_result(action, conference_id, good, attempts)
@@ -401,7 +400,7 @@ class DingTalkConferenceHook(BaseHook):
 
         def is_of_all(error: DingTalkError) -> bool:
             too_long = isinstance(error, ThrottledError) and not self._policy_allows(error.retry_after or 0.0)
-            return too_long or concerns_every_meeting(error)
+            return too_long or error.concerns_all
 
         async with self:
             await self._awarm()
@@ -527,7 +526,7 @@ class DingTalkConferenceHook(BaseHook):
             try:
                 result = self._act("lock", found, Attempts())
             except DingTalkError as error:
-                if error.in_doubt:  # the lock may have been made, and its answer lost
+                if error.uncertain:  # the lock may have been made, and its answer lost
                     self._undo_lock(found)
                 raise
             try:
@@ -553,7 +552,7 @@ class DingTalkConferenceHook(BaseHook):
             try:
                 result = await self._aact("lock", found, Attempts())
             except DingTalkError as error:
-                if error.in_doubt:
+                if error.uncertain:
                     await self._aundo_lock(found)
                 raise
             try:
@@ -742,19 +741,19 @@ class DingTalkConferenceHook(BaseHook):
             async with AsyncTransport(await self._asettings()) as transport:
                 yield transport
 
-    def _run(self, call: Call, attempts: Attempts | None = None) -> Good:
+    def _run(self, call: Call, attempts: Attempts | None = None) -> CallResult:
         """Make a call, as often as the policy says."""
         attempts = attempts or Attempts()
         settings, until = self.settings, time.monotonic() + self.max_seconds
 
-        def perform(want: TokenWanted | Request) -> Token | Answer:
+        def perform(want: TokenWanted | Request) -> Token | Response:
             if isinstance(want, TokenWanted):
                 token = self._token(want.refused, until)
                 _left(until)
                 return token
             return self._send(want, until)
 
-        def attempt() -> Good:
+        def attempt() -> CallResult:
             with self._logged(call, attempts) as done:
                 done.append(_drive(exchange(call, attempts, time.time, settings.secrets), perform))
             return done[0]
@@ -762,10 +761,12 @@ class DingTalkConferenceHook(BaseHook):
         try:
             return Retrying(**self._policy(call))(attempt)
         except DingTalkError as error:
-            error.in_doubt = attempts.in_doubt
+            error.uncertain = attempts.uncertain
             raise error.with_traceback(None) from None  # a log that prints locals would print secrets
 
-    async def _arun(self, call: Call, attempts: Attempts | None = None, pace: Pace | None = None) -> Good:
+    async def _arun(
+        self, call: Call, attempts: Attempts | None = None, pace: Pace | None = None
+    ) -> CallResult:
         """Make a call, as often as the policy says; :meth:`_run`, awaited.
 
         :param pace: what counts the calls, where this is one of many; the first has waited for its turn.
@@ -774,14 +775,14 @@ class DingTalkConferenceHook(BaseHook):
         settings, until = await self._asettings(), time.monotonic() + self.max_seconds
         async with self._opened() as transport:
 
-            async def perform(want: TokenWanted | Request) -> Token | Answer:
+            async def perform(want: TokenWanted | Request) -> Token | Response:
                 if isinstance(want, TokenWanted):
                     token = await self._atoken(transport, want.refused, until)
                     _left(until)
                     return token
                 return await self._asend(transport, want, until)
 
-            async def attempt() -> Good:
+            async def attempt() -> CallResult:
                 if pace and attempts.made:
                     pace.count()
                 with self._logged(call, attempts, logging.DEBUG if pace else logging.INFO) as done:
@@ -795,25 +796,31 @@ class DingTalkConferenceHook(BaseHook):
             try:
                 return await AsyncRetrying(**self._policy(call), before_sleep=before_wait)(attempt)
             except DingTalkError as error:
-                error.in_doubt = attempts.in_doubt
+                error.uncertain = attempts.uncertain
                 raise error.with_traceback(None) from None
 
     def _policy(self, call: Call) -> Policy:
-        return policy(call, self.max_attempts, self.max_seconds, self.max_wait)
+        policy = retry_policy(call, self.max_attempts, self.max_seconds)
+        if self.max_wait is not None:
+            longest = self.max_wait
+            policy["stop"] |= lambda state: state.upcoming_sleep > longest  # type: ignore[operator]
+        return policy
 
     def _policy_allows(self, wait: float) -> bool:
         """Return whether a call can wait so long before it is tried again."""
         return wait < self.max_seconds and (self.max_wait is None or wait <= self.max_wait)
 
     @contextmanager
-    def _logged(self, call: Call, attempts: Attempts, level: int = logging.INFO) -> Iterator[list[Good]]:
+    def _logged(
+        self, call: Call, attempts: Attempts, level: int = logging.INFO
+    ) -> Iterator[list[CallResult]]:
         """Log one line for an attempt of a call: which, how it ended, the request id, how long it took.
 
         What has bought a token has logged that, and leaves nothing that was done.
         """
         attempts.made += 1
         began = time.perf_counter()
-        done: list[Good] = []
+        done: list[CallResult] = []
 
         def line(outcome: object) -> tuple[str, str, object, int, float]:
             took = (time.perf_counter() - began) * 1000
@@ -899,11 +906,11 @@ class DingTalkConferenceHook(BaseHook):
         shelf_of(self.settings).put(token)
         return token
 
-    def _send(self, request: Request, until: float) -> Answer:
+    def _send(self, request: Request, until: float) -> Response:
         self._check_ban()
         return self._transport.send(request, _left(until))
 
-    async def _asend(self, transport: AsyncTransport, request: Request, until: float) -> Answer:
+    async def _asend(self, transport: AsyncTransport, request: Request, until: float) -> Response:
         self._check_ban()
         return await transport.send(request, _left(until))
 
@@ -1027,7 +1034,7 @@ def _pushed_ticket(settings: Settings) -> str | None:
     return suite_ticket_of(settings).pushed if _app(settings).suite_ticket else None
 
 
-def _lock_result(action: str, conference_id: str, good: Good, attempts: Attempts) -> LockResult:
+def _lock_result(action: str, conference_id: str, good: CallResult, attempts: Attempts) -> LockResult:
     return {
         "conference_id": conference_id,
         "action": action,

@@ -301,8 +301,8 @@ class _ConferenceOperator(BaseOperator):
         except DingTalkError as error:
             error.attempts += attempts
             error.outcome = outcome_of(error, self.on_error)
-            if error.in_doubt and conference_id:
-                made.in_doubt.append(conference_id)
+            if error.uncertain and conference_id:
+                made.uncertain.append(conference_id)
             self._end_in(context, hook, error, conference)
             return {
                 "conference_id": conference_id,
@@ -403,7 +403,7 @@ class _ConferenceOperator(BaseOperator):
         goes_on = isinstance(error, TaskDeferred) or _tries_are_left(context)
         ended = isinstance(error, (AirflowFailException, AirflowSkipException)) or not goes_on
         undoes = self.unlock_on_failure or (may_undo and not goes_on)
-        in_vain = [*made.in_doubt, *(made.for_sure if ended or killed else ())]
+        in_vain = [*made.uncertain, *(made.for_sure if ended or killed else ())]
         with termination() as hold_termination:
             hold_termination()
             if made.progress and (ended or (killed and undoes)):
@@ -490,12 +490,12 @@ class _Made:
     """
 
     for_sure: list[str] = field(default_factory=list)
-    in_doubt: list[str] = field(default_factory=list)
+    uncertain: list[str] = field(default_factory=list)
     progress: Progress | None = None
 
     def add(self, result: ConferenceResult, *, settled: bool) -> None:
-        if result.error is None or result.error.in_doubt:
-            (self.for_sure if settled else self.in_doubt).append(result.conference_id)
+        if result.error is None or result.error.uncertain:
+            (self.for_sure if settled else self.uncertain).append(result.conference_id)
 
 
 class LockConferenceOperator(_ConferenceOperator):
@@ -507,7 +507,7 @@ class LockConferenceOperator(_ConferenceOperator):
 
     The task's XCom is a dict of ``conference_id``, ``action``, ``success``, ``attempts`` and ``request_id``.
     What becomes of the task when DingTalk refuses is a matter of the error code: see
-    :data:`~airflow_provider_dingconf.dingtalk.errors.ERRORS`.
+    :data:`~airflow_provider_dingconf.dingtalk.error_codes.ERRORS`.
     Source: `Lock a meeting <https://help.dingtalk.io/open/development/api-lockconference>`__.
 
     Of the first four parameters exactly one is given. With a list, or with ``running``, the XCom is a list of
@@ -631,7 +631,7 @@ def _ids_in(value: Any, action: str) -> Any:
 
 def _may_be_locked(result: Mapping[str, Any]) -> bool:
     done, error = result.get("success", True), result.get("error") or {}
-    return bool(done or error.get("in_doubt") or result.get("action") != "lock")
+    return bool(done or error.get("uncertain") or result.get("action") != "lock")
 
 
 def _names_nothing(value: Any) -> bool:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException
 
+from airflow_provider_dingconf.dingtalk.error_codes import ERRORS, error_names
 from airflow_provider_dingconf.dingtalk.errors import (
-    ERRORS,
     ConferencesError,
     DingTalkError,
     InvalidInputError,
@@ -37,22 +37,26 @@ __all__ = [
 
 
 def check_on_error(on_error: Mapping[str, Outcome | str] | None) -> dict[str, Outcome]:
-    """Return the overrides of an ``on_error``, once every code and outcome in it is known.
+    """Return the overrides of an ``on_error``, once every name and outcome in it is known.
 
-    :param on_error: outcomes by error code, such as ``{"confClosed": "fail"}``.
-    :raises InvalidInputError: a code or an outcome is unknown; the nearest known one is named.
+    :param on_error: outcomes by error code or by the name of an error class, such as ``{"confClosed": "fail",
+        "ThrottledError": "skip"}``. A code counts before a class, a class before its base classes.
+    :raises InvalidInputError: a name or an outcome is unknown; the nearest known one is named.
     """
     if on_error is None:
         return {}
     if not isinstance(on_error, Mapping):
         raise InvalidInputError(
-            f"on_error: expected a dict of outcomes by code, got {type(on_error).__name__}"
+            f"on_error: expected a dict of outcomes by code or class, got {type(on_error).__name__}"
         )
     outcomes = {outcome.value: outcome for outcome in Outcome}
+    known = [*ERRORS, *error_names()]
     checked = {}
     for code, outcome in on_error.items():
-        if code not in ERRORS:
-            raise InvalidInputError(f"on_error: {code!r} is not a known error code{_nearest(code, ERRORS)}")
+        if code not in known:
+            raise InvalidInputError(
+                f"on_error: {code!r} is neither a known error code nor an error class{_nearest(code, known)}"
+            )
         name = outcome.lower() if isinstance(outcome, str) else outcome
         if not isinstance(name, str) or name not in outcomes:
             raise InvalidInputError(
@@ -63,7 +67,7 @@ def check_on_error(on_error: Mapping[str, Outcome | str] | None) -> dict[str, Ou
     return checked
 
 
-def _nearest(name: object, known: Mapping[str, object]) -> str:
+def _nearest(name: object, known: Iterable[str]) -> str:
     by_lower = {one.lower(): one for one in known}
     near = difflib.get_close_matches(str(name).lower(), by_lower, n=1, cutoff=0.5)
     return f"; did you mean {by_lower[near[0]]!r}?" if near else ""
@@ -75,7 +79,7 @@ def outcome_of(error: DingTalkError, on_error: Mapping[str, Outcome]) -> Outcome
     :param error: the error.
     :param on_error: the overrides, as :func:`check_on_error` returns them.
     """
-    return on_error.get(error.code or "", error.outcome)
+    return error.outcome_with(on_error)
 
 
 def apply_outcome(error: DingTalkError, on_error: Mapping[str, Outcome]) -> None:
@@ -110,7 +114,7 @@ def task_outcome(on_error: Mapping[str, Outcome | str] | None = None) -> Iterato
 
     Parameters are checked, and errors raised, as by :func:`check_on_error` and :func:`apply_outcome`.
 
-    :param on_error: outcomes by error code, in place of the defaults.
+    :param on_error: outcomes by error code or class name, in place of the defaults.
     """
     checked = check_on_error(on_error)
     try:

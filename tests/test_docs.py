@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from airflow_provider_dingconf.dingtalk.errors import ERRORS, DingTalkError, ErrorCode
+from airflow_provider_dingconf.dingtalk.error_codes import ERRORS, ErrorCode
+from airflow_provider_dingconf.dingtalk.errors import DingTalkError
 from airflow_provider_dingconf.get_provider_info import CONNECTION_TYPE
 
 DOCS = Path(__file__).parent.parent / "docs"

@@ -346,7 +346,7 @@ def test_what_was_not_sent_is_not_in_doubt(face: Face, conn: Callable[..., None]
     for _ in range(2):
         with pytest.raises(AddressBannedError) as caught:
             face.do("lock_conference", "sandbox-open")
-        assert not caught.value.in_doubt
+        assert not caught.value.uncertain
     assert len(sandbox.calls_of("lock")) == 1
 
 
@@ -355,7 +355,7 @@ def test_those_that_were_not_tried_are_not_in_doubt(face: Face, sandbox: Sandbox
     sandbox.fail(Fault(call="lock", drop=True, after=True, times=1))
     sandbox.fail(Fault(call="lock", code=THROTTLED, headers={"Retry-After": "600"}))
     results = face.do("lock_conferences", made, concurrency=1)
-    assert [(one.attempts, one.error.in_doubt) for one in results] == [(2, True), *[(0, False)] * 4]
+    assert [(one.attempts, one.error.uncertain) for one in results] == [(2, True), *[(0, False)] * 4]
 
 
 def test_a_lost_answer_is_asked_for_again(face: Face, sandbox: Sandbox) -> None:

@@ -46,7 +46,7 @@ with DAG("ending_badly", schedule=None, default_args={"retries": 0, "max_attempt
         work()
     with conference_lock(["failed-1", "sandbox-noPermission", "lost-1"], name="failed"):
         work()
-    with conference_lock("lost-2", name="in_doubt"):
+    with conference_lock("lost-2", name="uncertain"):
         work()
 
     doubted = LockConferenceOperator(
@@ -112,7 +112,7 @@ def history(ran: Ran, meeting: str) -> list[str]:
     [
         ("skipped", "skipped", ["skipped-1", "skipped-2"]),
         ("failed", "failed", ["failed-1", "lost-1"]),
-        ("in_doubt", "failed", ["lost-2"]),
+        ("uncertain", "failed", ["lost-2"]),
     ],
 )
 def test_a_section_whose_lock_does_not_succeed_leaves_no_meeting_locked(

@@ -19,8 +19,8 @@ from airflow.exceptions import AirflowFailException, AirflowSkipException
 from airflow.providers.common.compat.sdk import DAG, BaseOperator, TaskDeferred, TaskGroup
 from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_0_PLUS
 
+from airflow_provider_dingconf.dingtalk.error_codes import ERRORS
 from airflow_provider_dingconf.dingtalk.errors import (
-    ERRORS,
     AccessTokenError,
     AddressBannedError,
     CredentialsError,
@@ -373,15 +373,18 @@ def test_on_error_takes_an_outcome_by_its_name(conn: Callable[..., None], outcom
 
 
 MISSPELT = [
-    ({"confClose": "fail"}, "'confClose' is not a known error code; did you mean 'confClosed'?"),
+    (
+        {"confClose": "fail"},
+        "'confClose' is neither a known error code nor an error class; did you mean 'confClosed'?",
+    ),
     ({"conf_closed": "fail"}, "did you mean 'confClosed'?"),
     ({"CONFCLOSED": "fail"}, "did you mean 'confClosed'?"),
-    ({"xyzzy": "fail"}, "'xyzzy' is not a known error code"),
+    ({"xyzzy": "fail"}, "'xyzzy' is neither a known error code nor an error class"),
     ({"confClosed": "fial"}, "'fial', for confClosed, is not an outcome; did you mean 'fail'?"),
     ({"confClosed": "success"}, "did you mean 'succeed'?"),
     ({"confClosed": None}, "None, for confClosed, is not an outcome"),
     ({"confClosed": True}, "True, for confClosed, is not an outcome"),
-    (["confClosed"], "expected a dict of outcomes by code, got list"),
+    (["confClosed"], "expected a dict of outcomes by code or class, got list"),
 ]
 
 

@@ -7,13 +7,14 @@ from typing import Any
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException
 
+from airflow_provider_dingconf.dingtalk.error_codes import ERRORS
 from airflow_provider_dingconf.dingtalk.errors import (
-    ERRORS,
     DingTalkError,
     InvalidConferenceIdError,
     InvalidInputError,
     Outcome,
     ServerError,
+    ThrottledError,
 )
 from airflow_provider_dingconf.hooks import DingTalkConferenceHook
 from airflow_provider_dingconf.outcomes import check_on_error, outcome_of, task_outcome
@@ -35,17 +36,20 @@ def test_no_override_is_none() -> None:
         ({"confclosed": "fail"}, "did you mean 'confClosed'?"),
         ({"conf_closed": "fail"}, "did you mean 'confClosed'?"),
         ({"QpsLimitForApi": "fail"}, "did you mean 'Forbidden.AccessDenied.QpsLimitForApi'?"),
-        ({"xyz": "fail"}, "'xyz' is not a known error code"),
-        ({7: "fail"}, "7 is not a known error code"),
-        ({None: "fail"}, "None is not a known error code"),
+        ({"xyz": "fail"}, "'xyz' is neither a known error code nor an error class"),
+        ({7: "fail"}, "7 is neither a known error code nor an error class"),
+        ({None: "fail"}, "None is neither a known error code nor an error class"),
+        ({"ThrotledError": "fail"}, "did you mean 'ThrottledError'?"),
+        ({"throttlederror": "fail"}, "did you mean 'ThrottledError'?"),
+        ({"ValueError": "fail"}, "'ValueError' is neither a known error code nor an error class"),
         ({"confClosed": "fial"}, "did you mean 'fail'?"),
         ({"confClosed": "success"}, "did you mean 'succeed'?"),
         ({"confClosed": "xyz"}, "outcomes are fail, skip, retry, succeed"),
         ({"confClosed": True}, "outcomes are fail, skip, retry, succeed"),
         ({"confClosed": None}, "outcomes are fail, skip, retry, succeed"),
         ({"confClosed": ["fail"]}, "outcomes are fail, skip, retry, succeed"),
-        (["confClosed"], "expected a dict of outcomes by code, got list"),
-        ("confClosed", "expected a dict of outcomes by code, got str"),
+        (["confClosed"], "expected a dict of outcomes by code or class, got list"),
+        ("confClosed", "expected a dict of outcomes by code or class, got str"),
     ],
 )
 def test_a_misspelt_override_is_an_error_that_names_the_nearest(on_error: Any, hint: str) -> None:
@@ -59,6 +63,21 @@ def test_an_override_is_for_its_code_alone() -> None:
     assert outcome_of(ServerError("x", code="systemError"), overrides) is Outcome.SKIP
     assert outcome_of(ServerError("x", code="serviceBusy"), overrides) is Outcome.RETRY
     assert outcome_of(ServerError("x"), overrides) is Outcome.RETRY
+
+
+@pytest.mark.parametrize(
+    ("on_error", "outcome"),
+    [
+        ({"ThrottledError": "skip"}, Outcome.SKIP),
+        ({"TransientError": "skip"}, Outcome.SKIP),
+        ({"DingTalkError": "skip"}, Outcome.SKIP),
+        ({"DingTalkError": "succeed", "TransientError": "fail", "ThrottledError": "skip"}, Outcome.SKIP),
+        ({"ThrottledError": "skip", "90018": "fail"}, Outcome.FAIL),
+        ({"ServerError": "skip", "90002": "fail"}, Outcome.RETRY),
+    ],
+)
+def test_an_override_counts_by_code_then_by_the_nearest_class(on_error: Any, outcome: Outcome) -> None:
+    assert outcome_of(ThrottledError("x", code="90018"), check_on_error(on_error)) is outcome
 
 
 def lock(conference_id: str, on_error: Any = None) -> Any:
@@ -76,6 +95,7 @@ def test_a_users_own_task_ends_as_an_operators_does(conn: Any) -> None:
     with pytest.raises(ServerError):
         lock("sandbox-systemError")
     assert lock("sandbox-noPermission", {"noPermission": "succeed"}) is None
+    assert lock("sandbox-noPermission", {"RefusedError": "succeed"}) is None
 
 
 def test_the_cause_of_a_failure_is_kept_with_its_request_id(conn: Any, sandbox: Any) -> None:

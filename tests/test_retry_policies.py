@@ -14,7 +14,8 @@ import pytest
 from airflow.exceptions import AirflowFailException
 from airflow.providers.common.compat.sdk import DAG
 
-from airflow_provider_dingconf.dingtalk.errors import ERRORS, DingTalkError, Outcome, ThrottledError
+from airflow_provider_dingconf.dingtalk.error_codes import ERRORS
+from airflow_provider_dingconf.dingtalk.errors import DingTalkError, Outcome, ThrottledError
 from airflow_provider_dingconf.operators import (
     LockConferenceOperator,
     UnlockConferenceOperator,

@@ -17,13 +17,13 @@ from conftest import Face
 
 from airflow_provider_dingconf.client import deadline
 from airflow_provider_dingconf.dingtalk.errors import (
-    AnswerError,
     CallTimeoutError,
     CertificateError,
     ConnectionLostError,
     DingTalkError,
     InvalidConnectionError,
     RedirectError,
+    ResponseError,
     ServerError,
     TransientError,
 )
@@ -199,7 +199,7 @@ def test_an_answer_that_is_too_long_is_not_read_to_its_end(
     server = raw_server(flood)
     leads_to(server.url)
     error = failure(face)
-    assert (type(error), error.code) == (AnswerError, "unreadableAnswer")
+    assert (type(error), error.code) == (ResponseError, "unreadableAnswer")
     assert "longer than" in error.message
     face.close()
     server.wait_until_hung_up()

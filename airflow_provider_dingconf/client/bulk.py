@@ -137,7 +137,7 @@ async def each_of(
             else:
                 result = await act(conference_id)
                 if result.error and is_of_all(result.error):
-                    untried.append(DingTalkError.from_dict({**result.error.as_dict(), "in_doubt": False}))
+                    untried.append(DingTalkError.from_dict({**result.error.as_dict(), "uncertain": False}))
             results[number] = result
             progress.count(result)
             on_result(result)

@@ -31,7 +31,7 @@ from urllib3.exceptions import ReadTimeoutError
 from yarl import URL
 
 from airflow_provider_dingconf.client.deadline import DeadlineAdapter, deadline
-from airflow_provider_dingconf.dingtalk.calls import TOKEN_HEADER, Answer, Request
+from airflow_provider_dingconf.dingtalk.calls import TOKEN_HEADER, Request, Response
 from airflow_provider_dingconf.dingtalk.errors import (
     CallTimeoutError,
     CertificateError,
@@ -39,7 +39,7 @@ from airflow_provider_dingconf.dingtalk.errors import (
     DingTalkError,
     RedirectError,
 )
-from airflow_provider_dingconf.dingtalk.responses import MAX_ANSWER_BYTES, masked, one_line
+from airflow_provider_dingconf.dingtalk.responses import MAX_RESPONSE_BYTES, masked, one_line
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping
@@ -69,7 +69,7 @@ class Transport:
         self._adapter = self._session.get_adapter(settings.base_url)
         self._options = _with_environment(self._session, settings)
 
-    def send(self, request: Request, seconds: float) -> Answer:
+    def send(self, request: Request, seconds: float) -> Response:
         """Send a request and return the answer.
 
         :param request: what goes over the wire.
@@ -89,7 +89,7 @@ class Transport:
                 content = bytearray()
                 for chunk in response.raw.stream(_CHUNK, decode_content=False):
                     content += chunk
-                    if len(content) > MAX_ANSWER_BYTES:
+                    if len(content) > MAX_RESPONSE_BYTES:
                         break
                 return _answer(response.status_code, response.headers, bytes(content))
         except (requests.RequestException, Urllib3Error, OSError) as error:
@@ -134,7 +134,7 @@ class AsyncTransport:
             await self._session.close()
             self._session = None
 
-    async def send(self, request: Request, seconds: float) -> Answer:
+    async def send(self, request: Request, seconds: float) -> Response:
         """Send a request and return the answer.
 
         :param request: what goes over the wire.
@@ -159,7 +159,7 @@ class AsyncTransport:
                 content = bytearray()
                 async for chunk in response.content.iter_chunked(_CHUNK):
                     content += chunk
-                    if len(content) > MAX_ANSWER_BYTES:
+                    if len(content) > MAX_RESPONSE_BYTES:
                         response.close()
                         break
                 return _answer(response.status, response.headers, bytes(content))
@@ -307,8 +307,8 @@ def _cached_tls_context(
     return context
 
 
-def _answer(status: int, headers: Mapping[str, str], content: bytes) -> Answer:
-    return Answer(status, {name.lower(): value for name, value in headers.items()}, content)
+def _answer(status: int, headers: Mapping[str, str], content: bytes) -> Response:
+    return Response(status, {name.lower(): value for name, value in headers.items()}, content)
 
 
 def _transport_error(

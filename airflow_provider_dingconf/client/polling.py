@@ -35,11 +35,10 @@ from airflow_provider_dingconf.dingtalk.conferences import (
     started_of,
 )
 from airflow_provider_dingconf.dingtalk.errors import (
-    AnswerError,
     DingTalkError,
+    ResponseError,
     ServerError,
     TransientError,
-    concerns_every_meeting,
 )
 from airflow_provider_dingconf.dingtalk.limits import CALLS_PER_SECOND, CONCURRENCY
 from airflow_provider_dingconf.hooks import DingTalkConferenceHook
@@ -357,9 +356,9 @@ class _Round:
         passes = isinstance(error, TransientError)
         if passes:
             log.warning("%s; asked again in the next round", error.summary)
-        elif concerns_every_meeting(error):
+        elif error.concerns_all:
             meetings = self._meetings
-        if passes or concerns_every_meeting(error):
+        if passes or error.concerns_all:
             self._over = True
             self._wait = max(self._wait, error.retry_after or 0.0)
         for meeting in meetings:
@@ -428,5 +427,5 @@ def _turn(meeting: _Meeting) -> tuple[int, int]:
 def _may_concern_one(error: DingTalkError) -> bool:
     """Return whether a batch query may have failed because of one of its meetings."""
     if isinstance(error, TransientError):
-        return isinstance(error, (ServerError, AnswerError))
-    return not concerns_every_meeting(error)
+        return isinstance(error, (ServerError, ResponseError))
+    return not error.concerns_all

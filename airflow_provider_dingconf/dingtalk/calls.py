@@ -1,7 +1,7 @@
 """DingTalk's documented calls as plain values: method, path, body, and the documentation page.
 
 A :class:`Call` says what to ask for. With the access token it becomes a :class:`Request`, the bytes
-for the wire; an :class:`Answer` is what came back. Nothing here sends anything.
+for the wire; a :class:`Response` is what came back. Nothing here sends anything.
 """
 
 from __future__ import annotations
@@ -49,11 +49,13 @@ class Call:
     :param body: the JSON body; None sends none.
     :param params: the query parameters.
     :param page: the name of the call's page in DingTalk's documentation.
-    :param buys_token: whether the call goes with the app's credentials, as the one that buys an access token
+    :param with_credentials: whether the call goes with the app's credentials, as the one that fetches a token
         does, and so carries no token.
     :param repeatable: whether sending it twice does no more than sending it once.
     :param confirms: the field of a good answer that is True; None where the call documents none.
-    :param read: makes of a good answer's JSON object what is wanted; raises an AnswerError where it holds
+    :param any_body: whether a response of success may have any JSON value for its body, or none; otherwise it
+        has an object.
+    :param read: makes of a good answer's JSON object what is wanted; raises a ResponseError where it holds
         something else.
     """
 
@@ -63,9 +65,10 @@ class Call:
     body: Mapping[str, Any] | None = field(default=None, repr=False)
     params: Mapping[str, Any] | None = None
     page: str | None = None
-    buys_token: bool = False
+    with_credentials: bool = False
     repeatable: bool = True
     confirms: str | None = None
+    any_body: bool = False
     read: Callable[[dict[str, Any]], Any] = field(default=dict, repr=False, compare=False)
 
     def request(self, access_token: str | None = None) -> Request:
@@ -100,7 +103,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Answer:
+class Response:
     """What came back.
 
     :param status: the HTTP status.
@@ -204,7 +207,7 @@ def any_call(
             "query parameters go into params"
         )
     call = Call(
-        name=f"{method} {path}", method=method, path=path, body=json, params=params, repeatable=repeatable
+        f"{method} {path}", method, path, body=json, params=params, repeatable=repeatable, any_body=True
     )
     try:
         call.request()

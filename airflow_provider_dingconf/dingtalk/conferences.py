@@ -21,11 +21,11 @@ from airflow_provider_dingconf.dingtalk.calls import (
     text_of,
 )
 from airflow_provider_dingconf.dingtalk.errors import (
-    AnswerError,
     ConferenceClosedError,
     ConferenceNotRunningError,
     InvalidConferenceIdError,
     InvalidInputError,
+    ResponseError,
 )
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ class Conference:
     def read(cls, told: object) -> Conference:
         """Return the meeting that a JSON object of DingTalk's tells of.
 
-        :raises AnswerError: it is no meeting.
+        :raises ResponseError: it is no meeting.
         """
         if not isinstance(told, dict) or not isinstance(told.get("conferenceId"), str):
             raise _unreadable("a meeting without conferenceId")
@@ -312,7 +312,7 @@ def _list_call(name: str, path: str, page: str, next_token: str | None, max_resu
 def _read_conference(content: Mapping[str, Any]) -> Conference:
     """Return the meeting in the answer to :func:`conference_call`.
 
-    :raises AnswerError: there is none.
+    :raises ResponseError: there is none.
     """
     return Conference.read(content.get("confInfo"))
 
@@ -320,7 +320,7 @@ def _read_conference(content: Mapping[str, Any]) -> Conference:
 def _read_running(content: Mapping[str, Any]) -> dict[str, Conference]:
     """Return the running meetings in the answer to :func:`query_call`, by id.
 
-    :raises AnswerError: the answer is not what DingTalk documents.
+    :raises ResponseError: the answer is not what DingTalk documents.
     """
     listed = map(Conference.read, _listed(content, "infos"))
     return {one.conference_id: one for one in listed if one.status is ConferenceStatus.STARTED}
@@ -341,7 +341,7 @@ class Page:
         """Return the page in an answer.
 
         :param before: what the page was asked with.
-        :raises AnswerError: the answer is not what DingTalk documents, or goes round in a circle.
+        :raises ResponseError: the answer is not what DingTalk documents, or goes round in a circle.
         """
         key = next((key for key in ("onGoingConfList", "conferenceList") if key in content), "conferenceList")
         conferences = tuple(map(Conference.read, _listed(content, key)))
@@ -420,5 +420,5 @@ def _listed(content: Mapping[str, Any], key: str) -> list[object]:
     return listed
 
 
-def _unreadable(what: str) -> AnswerError:
-    return AnswerError(f"the answer holds {what}", code="unreadableAnswer")
+def _unreadable(what: str) -> ResponseError:
+    return ResponseError(f"the answer holds {what}", code="unreadableAnswer")

@@ -1,75 +1,80 @@
-"""DingTalk's error codes as a table, and the exceptions made from it.
+"""The exceptions: every way in which a call to DingTalk can end badly.
 
-Every way in which a call can end badly is one of these::
+::
 
-    DingTalkError
+    DingTalkError                         any call that did not do what was asked
     ├── InvalidInputError                 found before anything was sent (also a ValueError)
-    │   ├── InvalidConnectionError
-    │   └── InvalidConferenceIdError
-    ├── RefusedError                      DingTalk understood, and said no
-    │   ├── ConferenceClosedError
-    │   ├── ConferenceNotRunningError
-    │   ├── ConferenceNotFoundError
-    │   ├── ParameterError
-    │   ├── PermissionDeniedError
-    │   ├── CredentialsError
-    │   └── AccessTokenError
+    │   ├── InvalidConnectionError        a field of the Airflow connection is wrong
+    │   └── InvalidConferenceIdError      a conference id is not one path segment
+    ├── RefusedError                      DingTalk understood and refused: repeating changes nothing
+    │   ├── ConferenceClosedError         the meeting has ended
+    │   ├── ConferenceNotRunningError     not exactly one meeting runs under a room code or schedule
+    │   ├── ConferenceNotFoundError       DingTalk knows no such meeting
+    │   ├── ParameterError                DingTalk does not accept a parameter
+    │   ├── PermissionDeniedError         the app may not make the call, or not for this meeting
+    │   ├── QuotaExhaustedError           the organisation's monthly quota of calls is used up
+    │   ├── CredentialsError              DingTalk gives no access token for the credentials
+    │   └── AccessTokenError              DingTalk rejects the access token, and a fresh one too
     ├── TransientError                    the same call may succeed later
-    │   ├── ServerError
-    │   ├── AnswerError
-    │   ├── ThrottledError
-    │   │   └── AddressBannedError
-    │   └── TransportError
-    │       ├── ConnectionLostError
-    │       └── CallTimeoutError
-    ├── CertificateError
-    ├── RedirectError
+    │   ├── ServerError                   the fault is on DingTalk's side
+    │   ├── ResponseError                 the response is not what DingTalk documents
+    │   ├── ThrottledError                DingTalk takes no more calls for now
+    │   │   └── AddressBannedError        DingTalk refuses everything from this public address
+    │   └── TransportError                there was no complete response
+    │       ├── ConnectionLostError       DingTalk could not be reached, or hung up
+    │       └── CallTimeoutError          DingTalk did not connect or respond in time
+    ├── CertificateError                  the server's TLS certificate is not that of the host
+    ├── RedirectError                     the response is a redirect, which is never followed
     └── ConferencesError                  of many meetings, some failed
 
-An exception class says what is done about an error; a row of :data:`ERRORS` says which code is of
-which class, what it means and what can help. A code is compared exactly; where it is not in the
-table, the HTTP status decides (:func:`error_class`).
-
-Source: `Lock a meeting <https://help.dingtalk.io/open/development/api-lockconference>`__ and
-`Global error codes <https://help.dingtalk.io/open/development/server-api-error-codes-1>`__.
+The class of an error says what is done about it; :mod:`~airflow_provider_dingconf.dingtalk.error_codes` says
+which code is of which class, what it means and what to do.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Mapping
+
+    from airflow_provider_dingconf.dingtalk.error_codes import ErrorCode
 
 
 class Outcome(str, Enum):
     """What becomes of a task whose call ended in a :class:`DingTalkError`."""
 
-    FAIL = "fail"
-    """The task fails, and Airflow does not retry it."""
-    SKIP = "skip"
-    """The task is skipped."""
-    RETRY = "retry"
-    """The task fails, and Airflow's own ``retries`` apply."""
-    SUCCEED = "succeed"
-    """The task succeeds, although the call did not."""
+    FAIL = "fail"  # the task fails, and Airflow does not retry it
+    SKIP = "skip"  # the task is skipped
+    RETRY = "retry"  # the task fails, and Airflow's own retries apply
+    SUCCEED = "succeed"  # the task succeeds, although the call did not
+
+
+class Scope(str, Enum):
+    """Whom an error concerns: whose other calls would end in the same way."""
+
+    MEETING = "meeting"  # this call alone: the next meeting may fare better
+    APP = "app"  # every call with this app, or with this connection
+    ORGANISATION = "organisation"  # every call of every app of the organisation
+    ADDRESS = "address"  # every call from this public address
 
 
 class DingTalkError(Exception):
-    """Any call to DingTalk that did not do what was asked.
+    """Raised when a call to DingTalk did not do what was asked.
 
-    :param message: what happened, in DingTalk's words where DingTalk spoke.
-    :param code: DingTalk's error code, or a code of this package's own (:data:`ERRORS` lists both);
-        None where there is none.
-    :param http_status: the HTTP status of the answer; None where there was no answer.
-    :param request_id: what DingTalk's support asks for; None where DingTalk gave none.
-    :param retry_after: seconds to wait before the call can succeed; None where not known.
+    :param message: what happened, in DingTalk's words where DingTalk gave any.
+    :param code: DingTalk's error code, or one of this package's own; None if there is none.
+    :param http_status: the HTTP status of the response; None if there was no response.
+    :param request_id: what DingTalk's support asks for; None if DingTalk gave none.
+    :param retry_after: seconds to wait before the call can succeed; None if not known.
+    :param remedy: what to do, in place of what the code or the class advises.
     """
 
     outcome: Outcome = Outcome.FAIL
-    repeat: ClassVar[bool] = False
+    scope: Scope = Scope.MEETING
+    repeat: bool = False  # whether the call is repeated, within the limits of one call
+    support: ClassVar[bool] = False  # whether DingTalk's support can help if the error lasts
     meaning: str = "DingTalk refused the call."
     remedy: str = "Look the code up in DingTalk's global error codes."
 
@@ -81,6 +86,7 @@ class DingTalkError(Exception):
         http_status: int | None = None,
         request_id: str | None = None,
         retry_after: float | None = None,
+        remedy: str | None = None,
     ) -> None:
         super().__init__(message)
         self.message = message
@@ -88,57 +94,77 @@ class DingTalkError(Exception):
         self.http_status = http_status
         self.request_id = request_id
         self.retry_after = retry_after
-        self.attempts = 0
-        """How often the call was tried before this error was raised."""
-        self.in_doubt = False
-        """Whether the call may have taken effect all the same: it was sent, and DingTalk did not say no."""
+        self.attempts = 0  # how often the call was sent before this error was raised
+        self.uncertain = False  # whether the call was sent and, not refused, may have taken effect
+        if remedy is not None:
+            self.remedy = remedy
+        if row := self._row:
+            self.scope = row.scope
 
     def __reduce__(self) -> tuple[type[DingTalkError], tuple[object, ...], dict[str, object]]:
         """Keep the keyword-only fields when a worker pickles the exception."""
         return type(self), (self.message,), self.__dict__
 
     def as_dict(self) -> dict[str, object]:
-        """Return it as plain values: fit for an XCom or a trigger's event."""
-        names = ("message", "code", "http_status", "request_id", "retry_after", "in_doubt")
-        return {"type": type(self).__name__, **{name: getattr(self, name) for name in names}}
+        """Return the error as plain values: fit for an XCom or a trigger's event."""
+        names = ("message", "code", "http_status", "request_id", "retry_after", "uncertain")
+        special = {"remedy": self.remedy} if "remedy" in vars(self) else {}
+        return {"type": type(self).__name__, **{name: getattr(self, name) for name in names}, **special}
 
     @staticmethod
-    def from_dict(told: Mapping[str, Any]) -> DingTalkError:
-        """Return the error that :meth:`as_dict` told of."""
-        facts = {**told}
-        kind, in_doubt = _classes(DingTalkError)[facts.pop("type")], facts.pop("in_doubt")
-        error = kind(facts.pop("message"), **facts)
-        error.in_doubt = in_doubt
+    def from_dict(values: Mapping[str, Any]) -> DingTalkError:
+        """Return the error that :meth:`as_dict` turned into values."""
+        from airflow_provider_dingconf.dingtalk.error_codes import error_classes
+
+        facts = {**values}
+        kind, uncertain = error_classes()[facts.pop("type")], facts.pop("uncertain")
+        error = kind(**facts)
+        error.uncertain = uncertain
         return error
+
+    @property
+    def _row(self) -> ErrorCode | None:
+        """The table's row of the code, unless the call makes something else of it than the table does."""
+        from airflow_provider_dingconf.dingtalk.error_codes import find_code
+
+        row = find_code(self.code)
+        return row if row and (not row.sent_by_dingtalk or isinstance(self, row.error)) else None
+
+    @property
+    def concerns_all(self) -> bool:
+        """Whether any other meeting would meet the same error: trying it is a wasted call."""
+        return self.scope is not Scope.MEETING
+
+    def outcome_with(self, on_error: Mapping[str, Outcome]) -> Outcome:
+        """Return what becomes of a task: the default, unless ``on_error`` overrides it.
+
+        :param on_error: outcomes by code, which counts first, or by the name of the class or of a base class,
+            of which the nearest counts.
+        """
+        names = [self.code or "", *(kind.__name__ for kind in type(self).__mro__)]
+        return next((on_error[name] for name in names if name in on_error), self.outcome)
 
     @property
     def summary(self) -> str:
         """What happened, with all that identifies it: one line."""
-        facts = [
-            f"HTTP {self.http_status}" if self.http_status else "",
-            f"request id {self.request_id}" if self.request_id else "",
-            f"retry after {self.retry_after:g} s" if self.retry_after is not None else "",
-        ]
+        status = f"HTTP {self.http_status}" if self.http_status else None
+        request_id = f"request id {self.request_id}" if self.request_id else None
+        wait = f"retry after {self.retry_after:g} s" if self.retry_after is not None else None
+        known = ", ".join(filter(None, (status, request_id, wait)))
         said = self.message if self.code in {None, self.message} else f"{self.code}: {self.message}"
-        known = ", ".join(fact for fact in facts if fact)
         return f"{said} ({known})" if known else said
 
     def __str__(self) -> str:
-        """Say what happened, what it means, and what can help."""
-        about = ERRORS.get(self.code or "", self)
-        return " ".join(part for part in (f"{self.summary}.", about.meaning, about.remedy) if part)
-
-
-def _classes(kind: type[DingTalkError]) -> dict[str, type[DingTalkError]]:
-    """Return a class and all that are made from it, by name."""
-    found = {kind.__name__: kind}
-    for each in kind.__subclasses__():
-        found |= _classes(each)
-    return found
+        """Say what happened, what it means, and what to do next."""
+        about = self._row or self
+        parts = [f"{self.summary}.", about.meaning, vars(self).get("remedy") or about.remedy]
+        if self.support and self.request_id:
+            parts.append("If it lasts, give the request id to DingTalk's support.")
+        return " ".join(part for part in parts if part)
 
 
 class InvalidInputError(DingTalkError, ValueError):
-    """Raised for input that is wrong whatever DingTalk would say: nothing was sent."""
+    """Raised when the input is wrong whatever DingTalk would say: nothing was sent."""
 
     meaning = "Nothing was sent to DingTalk."
     remedy = ""
@@ -147,13 +173,15 @@ class InvalidInputError(DingTalkError, ValueError):
 class InvalidConnectionError(InvalidInputError):
     """Raised when a field of the Airflow connection is missing, contradictory or unknown."""
 
+    scope = Scope.APP
+
 
 class InvalidConferenceIdError(InvalidInputError):
     """Raised when a conference id is not one non-empty path segment."""
 
 
 class RefusedError(DingTalkError):
-    """Raised when DingTalk refused a call for a reason that repeating it does not change."""
+    """Raised when DingTalk refuses a call for a reason that repeating it does not change."""
 
 
 class ConferenceClosedError(RefusedError):
@@ -177,20 +205,32 @@ class ParameterError(RefusedError):
 class PermissionDeniedError(RefusedError):
     """Raised when the app may not make the call, or not for this meeting."""
 
-    meaning = "The app may not make this call."
-    remedy = "An administrator has to allow it."
+    meaning = "DingTalk did not allow the call."
+    remedy = (
+        "It may be a missing permission, which an administrator grants, or a rate limit: make fewer calls."
+    )
+
+
+class QuotaExhaustedError(RefusedError):
+    """Raised when the organisation has used up its calls of the month: every call of every app fails."""
+
+    scope = Scope.ORGANISATION
+    meaning = "The organisation has used up its monthly quota of API calls."
+    remedy = "Calls succeed again when the month ends or the organisation's plan grows."
 
 
 class CredentialsError(RefusedError):
     """Raised when DingTalk gives no access token for the credentials of the connection."""
 
+    scope = Scope.APP
     meaning = "DingTalk gave no access token for the credentials of the connection."
-    remedy = "Check Client ID, Client Secret and organisation in the connection."
+    remedy = "Check Client ID (login) and Organisation (corpId) in the connection first, then Client Secret."
 
 
 class AccessTokenError(RefusedError):
-    """Raised when DingTalk refuses the access token, and a fresh one as well, unless it is a static one."""
+    """Raised when DingTalk rejects the access token, and a fresh one as well, unless it is a static one."""
 
+    scope = Scope.APP
     meaning = "The access token is missing, expired, revoked or not known."
     remedy = "Check that the connection belongs to this host; a static access token has to be replaced."
 
@@ -200,384 +240,71 @@ class TransientError(DingTalkError):
 
     outcome = Outcome.RETRY
     repeat = True
-    meaning = "The call may succeed later."
-    remedy = "Let Airflow retry the task."
+    meaning = ""
+    remedy = "The call may succeed later; the task's retries repeat it."
 
 
 class ServerError(TransientError):
     """Raised when the fault is on DingTalk's side (HTTP 5xx)."""
 
-    meaning = "DingTalk has a fault of its own."
+    support = True
+    meaning = "The fault is on DingTalk's side."
 
 
-class AnswerError(TransientError):
-    """Raised when an answer is not what DingTalk documents: no JSON, another shape, no ``success``."""
+class ResponseError(TransientError):
+    """Raised when a response is not what DingTalk documents: no JSON, another shape, no ``success``."""
+
+    support = True
 
 
 class ThrottledError(TransientError):
     """Raised when DingTalk takes no more calls for now."""
 
-    meaning = "DingTalk is being called too often."
-    remedy = "Wait, and spread the calls out."
+    meaning = "DingTalk is called too often."
+    remedy = "Wait, then make fewer calls at a time."
 
 
 class AddressBannedError(ThrottledError):
-    """Raised when DingTalk refuses everything from this public address; it is not called again meanwhile."""
+    """Raised when DingTalk refuses everything from this public address; no call is made meanwhile."""
 
     repeat = False
+    scope = Scope.ADDRESS
 
 
 class TransportError(TransientError):
-    """Raised when there was no complete answer."""
+    """Raised when there was no complete response."""
 
 
 class ConnectionLostError(TransportError):
-    """Raised when DingTalk could not be reached, or hung up before the answer was complete."""
+    """Raised when DingTalk could not be reached, or hung up before the response was complete."""
 
 
 class CallTimeoutError(TransportError):
-    """Raised when DingTalk did not connect or answer in time."""
+    """Raised when DingTalk did not connect or respond in time."""
 
 
 class CertificateError(DingTalkError):
     """Raised when the server's TLS certificate is not that of the host asked for: nothing was sent."""
 
+    scope = Scope.APP
+
 
 class RedirectError(DingTalkError):
-    """Raised when the answer is a redirect. It is never followed: the access token would go along."""
+    """Raised when the response is a redirect. It is never followed: the access token would go along."""
+
+    scope = Scope.APP
 
 
 class ConferencesError(DingTalkError):
-    """Raised when of many meetings some could not be locked or unlocked."""
+    """Raised when some of many meetings could not be locked or unlocked."""
 
     meaning = ""
     remedy = "The task's log says which meetings, and why."
 
     @classmethod
     def of(cls, action: str, errors: Mapping[str, DingTalkError], total: int) -> ConferencesError:
-        """Return the error of some meetings.
-
-        :param action: ``lock`` or ``unlock``.
-        :param errors: what went wrong, by conference id; not empty.
-        :param total: how many meetings there were.
-        """
+        """Return the error of a lock or unlock of ``total`` meetings; ``errors`` has one or more, by id."""
         first_id, first = next(iter(errors.items()))
         rest = f", and {len(errors) - 1} more" if len(errors) > 1 else ""
-        return cls(
-            f"{action} failed for {len(errors)} of {total} meetings: {first_id}: {first.summary}{rest}"
-        )
-
-
-@dataclass(frozen=True)
-class ErrorCode:
-    """One row of the table: a code, and all this package knows of it."""
-
-    code: str
-    http_status: tuple[int, ...]
-    """The statuses documented for the code; empty where there is no answer or no status is documented."""
-    error: type[DingTalkError]
-    meaning: str
-    remedy: str
-    wait: float | None = None
-    """Seconds until the call can succeed, where DingTalk names none; None: back off."""
-
-    @property
-    def outcome(self) -> Outcome:
-        """What becomes of a task by default."""
-        return self.error.outcome
-
-    @property
-    def sent_by_dingtalk(self) -> bool:
-        """Whether DingTalk sends the code; otherwise this package names a condition with it."""
-        return self.code not in LOCAL_CODES
-
-
-_FORBIDDEN = "Forbidden.AccessDenied."
-_TRY_LATER = "Let Airflow retry the task; if it lasts, give the request id to DingTalk's support."
-_ADMIN = "An administrator of the organisation has to allow it."
-_GRANT = (
-    "An administrator grants the app VideoConference.Conference.Write "
-    "(VideoConference.Conference.Read for reading calls)."
-)
-_SLOW_DOWN = "Wait, then call less often; pools and max_active_tis_per_dag spread the calls out."
-_PER_SECOND = "More calls per second than DingTalk allows"
-_PER_MINUTE = "More calls per minute than DingTalk allows"
-_MINUTE = 60.0
-_BAN = 300.0
-
-
-def _rows() -> Iterable[ErrorCode]:
-    row = ErrorCode
-    # The lock call's own five.
-    yield row(
-        "paramsError",
-        (400,),
-        ParameterError,
-        "A parameter is wrong.",
-        "Check the conference id: it is neither the room code nor the schedule's id.",
-    )
-    yield row(
-        "confClosed",
-        (400,),
-        ConferenceClosedError,
-        "The meeting has ended.",
-        'Nothing is left to lock; on_error={"confClosed": "fail"} makes it a failure.',
-    )
-    yield row(
-        "noPermission",
-        (400, 403),
-        PermissionDeniedError,
-        "The app may not act on this meeting.",
-        "Check that the meeting belongs to the organisation of the connection, and the app's permissions.",
-    )
-    yield row(
-        "commandError",
-        (400,),
-        ParameterError,
-        "DingTalk does not accept the command for this meeting.",
-        "Check that the meeting is running and of a kind that can be locked.",
-    )
-    yield row("systemError", (500,), ServerError, "DingTalk has a fault of its own.", _TRY_LATER)
-    # The calls that tell of meetings.
-    yield row(
-        "roomNotFound",
-        (404,),
-        ConferenceNotFoundError,
-        "DingTalk knows no such meeting.",
-        "Check the conference id: it is neither the room code nor the schedule's id.",
-    )
-    yield row(
-        "invalidRoomCode",
-        (400,),
-        ParameterError,
-        "DingTalk does not accept the room code.",
-        "Check the room code; a person sees it in the meeting's window.",
-    )
-    for code in ("missingRoomId", "missingRoomCode", "paramError", "unknownUserError"):
-        yield row(
-            code,
-            (400,),
-            ParameterError,
-            "A parameter is wrong.",
-            "Check what names the meeting: conference id, room code or schedule id.",
-        )
-    yield row(
-        "resourceClose",
-        (400,),
-        ConferenceClosedError,
-        "The meeting has ended.",
-        'Nothing is left to do; on_error={"resourceClose": "fail"} makes it a failure.',
-    )
-    yield row(
-        "confNotRunning",
-        (),
-        ConferenceNotRunningError,
-        "A room code or a schedule can stand for several meetings; the one that is running is taken.",
-        "Wait for it with ConferenceSensor, or name one meeting by its conference_id.",
-    )
-    # Access tokens.
-    yield row(
-        "InvalidAuthentication",
-        (400, 401),
-        AccessTokenError,
-        "The access token is expired, revoked or not known.",
-        "Check that the connection's app and host belong together; "
-        "a static access token has to be replaced by a new one in Access token.",
-    )
-    yield row(
-        "invalidClientIdOrSecret",
-        (400,),
-        CredentialsError,
-        "Client ID and Client Secret do not belong together.",
-        "Compare the connection's Client ID (login) and Client Secret (password) with the app's own.",
-    )
-    yield row(
-        "invalidSuiteKey",
-        (400,),
-        CredentialsError,
-        "The Client ID (SuiteKey) is not that of a third-party app.",
-        "Check the Client ID (login) of the connection; for an internal app remove the suite ticket.",
-    )
-    yield row(
-        "invalidSuiteTicket",
-        (400,),
-        CredentialsError,
-        "The suite ticket is not, or no longer, valid.",
-        "Put DingTalk's newest one into Suite ticket, or leave it empty for the unified token call.",
-    )
-    yield row(
-        "invalidAuthInfo",
-        (400,),
-        CredentialsError,
-        "The organisation has not authorised the third-party app.",
-        "Check Organisation (corpId), and that the organisation has the app installed.",
-    )
-    yield row(
-        "invalid.client",
-        (400,),
-        CredentialsError,
-        "Client ID and Client Secret do not belong together.",
-        "Compare the connection's Client ID (login) and Client Secret (password) with the app's own.",
-    )
-    yield row(
-        "authFailed",
-        (401,),
-        CredentialsError,
-        "Client ID and Client Secret do not belong together.",
-        "Compare the connection's Client ID (login) and Client Secret (password) with the app's own.",
-    )
-    yield row(
-        "unsupported.grant.type",
-        (400,),
-        CredentialsError,
-        "DingTalk does not give this app a token by client credentials.",
-        "Leave Organisation (corpId) empty for an internal app; a third-party app needs a Suite ticket.",
-    )
-    yield row(
-        "unauthorized.client",
-        (401,),
-        CredentialsError,
-        "The app may not act for this organisation.",
-        "Check Organisation (corpId), and that the organisation has authorised the app.",
-    )
-    # Permission.
-    yield row(
-        _FORBIDDEN + "AccessTokenPermissionDenied",
-        (403,),
-        PermissionDeniedError,
-        "The app lacks the permission point of this call.",
-        _GRANT,
-    )
-    yield row(
-        _FORBIDDEN + "IpNotInWhiteList",
-        (403,),
-        PermissionDeniedError,
-        "The address of this host is not on the app's list.",
-        "An administrator adds the public address of this host to the app's server egress addresses.",
-    )
-    yield row(
-        "orgAccessForbidden",
-        (400, 403),
-        PermissionDeniedError,
-        "The app may not act for this organisation.",
-        _ADMIN,
-    )
-    # Throttling.
-    for suffix in ("QpsLimitForApi", "QpsLimitForAppkeyAndApi", "QpsLimitForSuitekeyAndOrgAndApi"):
-        yield row(_FORBIDDEN + suffix, (403,), ThrottledError, f"{_PER_SECOND}.", _SLOW_DOWN, wait=1.0)
-    for suffix in ("QpmLimitForAppkeyAndApi", "QpmLimitForSuitekeyAndOrgAndApi"):
-        yield row(_FORBIDDEN + suffix, (403,), ThrottledError, f"{_PER_MINUTE}.", _SLOW_DOWN, wait=_MINUTE)
-    yield row(
-        "system.busy", (429, 500, 503), ThrottledError, "DingTalk is busy, or called too often.", _SLOW_DOWN
-    )
-    yield row("systemBusy", (429,), ThrottledError, "DingTalk is busy, or called too often.", _SLOW_DOWN)
-    for number in range(90002, 90019):
-        yield row(
-            str(number), (), ThrottledError, "A rate limit of DingTalk's, in its older form.", _SLOW_DOWN
-        )
-    # DingTalk's side.
-    yield row("serviceBusy", (500, 503), ServerError, "DingTalk is overloaded.", _TRY_LATER)
-    yield row("internalError", (500, 503), ServerError, "DingTalk has a fault of its own.", _TRY_LATER)
-    yield row("server.error", (500,), ServerError, "DingTalk has a fault of its own.", _TRY_LATER)
-    # Conditions that DingTalk has no code for.
-    yield row(
-        "addressBanned",
-        (),
-        AddressBannedError,
-        "DingTalk refuses every call from this public address for some minutes.",
-        "Call nothing until it is over; all apps behind the address share its limit of 10,000 calls in 20 s.",
-        wait=_BAN,
-    )
-    yield row(
-        "unreadableAnswer",
-        (),
-        AnswerError,
-        "The answer is not the JSON that DingTalk documents.",
-        "Check that the host of the connection is DingTalk's, and what proxies stand between.",
-    )
-    yield row(
-        "notConfirmed",
-        (200,),
-        AnswerError,
-        "DingTalk did not confirm that it did what was asked.",
-        _TRY_LATER,
-    )
-    yield row(
-        "connectionLost",
-        (),
-        ConnectionLostError,
-        "DingTalk could not be reached, or hung up.",
-        "Check the host of the connection, name resolution, proxies and firewalls.",
-    )
-    yield row(
-        "timeout",
-        (),
-        CallTimeoutError,
-        "DingTalk did not answer in time.",
-        "Check the network; timeout in the connection's extra gives a call more time.",
-    )
-    yield row(
-        "badCertificate",
-        (),
-        CertificateError,
-        "The server could not prove that it is the host of the connection.",
-        "Check the host; where a proxy re-signs traffic, name its certificate authority in verify.",
-    )
-    yield row(
-        "redirect",
-        (301, 302, 303, 307, 308),
-        RedirectError,
-        "The host answers with a redirect, which is never followed.",
-        "Put DingTalk's own host into the connection.",
-    )
-
-
-LOCAL_CODES = frozenset(
-    {
-        "confNotRunning",
-        "addressBanned",
-        "unreadableAnswer",
-        "notConfirmed",
-        "connectionLost",
-        "timeout",
-        "badCertificate",
-        "redirect",
-    }
-)
-"""Codes of this package's own, for conditions that DingTalk has no code for."""
-
-ERRORS: dict[str, ErrorCode] = {row.code: row for row in _rows()}
-"""The table of error codes, by code."""
-
-
-def error_class(code: str | None, http_status: int) -> type[DingTalkError]:
-    """Return the exception class for an error answer: by its code, else by its HTTP status.
-
-    :param code: the code of the answer's body, compared exactly; None where it has none.
-    :param http_status: the HTTP status of the answer.
-    """
-    row = ERRORS.get(code or "")
-    if row is not None:
-        return row.error
-    if http_status == 401:
-        return AccessTokenError
-    if http_status == 403:
-        return PermissionDeniedError
-    if http_status == 429:
-        return ThrottledError
-    if http_status >= 500:
-        return ServerError
-    if http_status >= 400:
-        return RefusedError
-    return AnswerError
-
-
-_ABOUT_THE_APP = frozenset(
-    {_FORBIDDEN + "AccessTokenPermissionDenied", _FORBIDDEN + "IpNotInWhiteList", "orgAccessForbidden"}
-)
-
-
-def concerns_every_meeting(error: DingTalkError) -> bool:
-    """Return whether an error would be met with any other meeting too, so that trying it is a call wasted."""
-    kinds = (CredentialsError, AccessTokenError, AddressBannedError, CertificateError, RedirectError)
-    return isinstance(error, kinds) or error.code in _ABOUT_THE_APP
+        failed = f"{action} failed for {len(errors)} of {total} meetings"
+        return cls(f"{failed}: {first_id}: {first.summary}{rest}")

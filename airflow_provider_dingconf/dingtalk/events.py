@@ -18,7 +18,7 @@ from urllib.parse import quote, urlsplit
 
 from airflow_provider_dingconf.dingtalk.calls import USER_AGENT, Call, check_conference_id, moment_of, text_of
 from airflow_provider_dingconf.dingtalk.conferences import STATUS, facts_of
-from airflow_provider_dingconf.dingtalk.errors import AnswerError, InvalidInputError
+from airflow_provider_dingconf.dingtalk.errors import InvalidInputError, ResponseError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -87,7 +87,7 @@ def open_call(app: App) -> Call:
             "ua": USER_AGENT,
         },
         page="introduction-to-stream-mode",
-        buys_token=True,
+        with_credentials=True,
         read=address_from,
     )
 
@@ -95,7 +95,7 @@ def open_call(app: App) -> Call:
 def address_from(content: Mapping[str, Any]) -> Address:
     """Return the address in the answer to :func:`open_call`.
 
-    :raises AnswerError: there is none that is usable. It is ``wss``, or ``ws`` to this machine.
+    :raises ResponseError: there is none that is usable. It is ``wss``, or ``ws`` to this machine.
     """
     endpoint, ticket = content.get("endpoint"), content.get("ticket")
     try:
@@ -105,7 +105,7 @@ def address_from(content: Mapping[str, Any]) -> Address:
     except ValueError:
         usable = False
     if not usable or not isinstance(ticket, str) or not ticket:
-        raise AnswerError(
+        raise ResponseError(
             "the answer names no secure address for the event stream (wss)", code="unreadableAnswer"
         )
     query = "&".join(filter(None, (parts.query, f"ticket={quote(ticket, safe='')}")))

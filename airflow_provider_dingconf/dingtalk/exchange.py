@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import cast
 
-from airflow_provider_dingconf.dingtalk.calls import Answer, Call, Request
+from airflow_provider_dingconf.dingtalk.calls import Call, Request, Response
 from airflow_provider_dingconf.dingtalk.errors import (
     AccessTokenError,
     CertificateError,
@@ -20,7 +20,7 @@ from airflow_provider_dingconf.dingtalk.errors import (
     RefusedError,
     ThrottledError,
 )
-from airflow_provider_dingconf.dingtalk.responses import Good, read_answer
+from airflow_provider_dingconf.dingtalk.responses import CallResult, read_response
 from airflow_provider_dingconf.dingtalk.tokens import App, Token, token_from
 
 
@@ -37,16 +37,16 @@ class Attempts:
 
     :param made: how many there were.
     :param refused: the token that DingTalk refused: a fresh one is fetched once and no more.
-    :param in_doubt: whether the call may have taken effect: it was sent, and DingTalk did not say no.
+    :param uncertain: whether the call may have taken effect: it was sent, and DingTalk did not say no.
     """
 
     made: int = 0
     refused: Token | None = None
-    in_doubt: bool = False
+    uncertain: bool = False
 
 
-Exchange = Generator["TokenWanted | Request", "Token | Answer", Good]
-Purchase = Generator[Request, Answer, Token]
+Exchange = Generator["TokenWanted | Request", "Token | Response", CallResult]
+Purchase = Generator[Request, Response, Token]
 
 
 def exchange(
@@ -60,16 +60,16 @@ def exchange(
     :param secrets: what must not stand in the text of an error, whatever DingTalk says.
     :raises DingTalkError: what the answer stands for.
     """
-    if call.buys_token:
-        return read_answer(call, cast("Answer", (yield call.request())), now(), secrets)
+    if call.with_credentials:
+        return read_response(call, cast("Response", (yield call.request())), now(), secrets)
     while True:
         token = cast("Token", (yield TokenWanted(attempts.refused)))
-        before, attempts.in_doubt = attempts.in_doubt, True
+        before, attempts.uncertain = attempts.uncertain, True
         try:
-            answer = cast("Answer", (yield call.request(token.value)))
-            return read_answer(call, answer, now(), (*secrets, token.value))
+            answer = cast("Response", (yield call.request(token.value)))
+            return read_response(call, answer, now(), (*secrets, token.value))
         except (RefusedError, ThrottledError, RedirectError, CertificateError) as error:
-            attempts.in_doubt = before
+            attempts.uncertain = before
             if not isinstance(error, AccessTokenError) or attempts.refused is not None or token.static:
                 raise
             attempts.refused = token
@@ -96,4 +96,4 @@ def purchase(app: App, now: Callable[[], float], pushed_ticket: str | None = Non
 def _purchase(app: App, now: Callable[[], float]) -> Purchase:
     call = replace(app.token_call(), read=partial(token_from, asked_at=now()))
     answer = yield call.request()
-    return cast("Token", read_answer(call, answer, now(), app.secrets).content)
+    return cast("Token", read_response(call, answer, now(), app.secrets).content)

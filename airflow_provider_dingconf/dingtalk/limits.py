@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TypeGuard
 
 from airflow_provider_dingconf.dingtalk.errors import InvalidInputError
@@ -14,25 +13,20 @@ LONGEST_SECONDS = 86_400
 """A day: more is a mistake, and too much for the clocks of a transport."""
 
 CONCURRENCY = 20
-CALLS_PER_SECOND = 200.0
-"""DingTalk bans a public address that makes more than 10,000 calls in 20 s, over all its apps."""
+CALLS_PER_SECOND = 18.0
+"""DingTalk allows a standard organisation 20 calls a second for each app and API: faster ones are refused."""
 
 
-def check_limits(max_attempts: object, max_seconds: object, max_wait: object = None) -> None:
+def check_limits(max_attempts: object, max_seconds: object) -> None:
     """Check the limits of a call.
 
-    :param max_wait: of one wait; None for no such limit.
     :raises InvalidInputError: one of them is not such a number, or is more than a day.
     """
     if isinstance(max_attempts, bool) or not isinstance(max_attempts, int) or max_attempts < 1:
         raise InvalidInputError(f"max_attempts: {max_attempts!r} is not a whole number of at least 1")
     if not _is_number(max_seconds) or not 0 < max_seconds <= LONGEST_SECONDS:
-        raise InvalidInputError(
-            f"max_seconds: {max_seconds!r} is not a number of seconds above 0 and up to a day "
-            f"({LONGEST_SECONDS})"
-        )
-    if max_wait is not None and not (_is_number(max_wait) and 0 <= max_wait < math.inf):
-        raise InvalidInputError(f"max_wait: {max_wait!r} is neither None nor a number of seconds from 0")
+        asked = f"a number of seconds above 0 and up to a day ({LONGEST_SECONDS})"
+        raise InvalidInputError(f"max_seconds: {max_seconds!r} is not {asked}")
 
 
 def check_bulk_limits(concurrency: object, calls_per_second: object) -> None:

@@ -1,6 +1,6 @@
-"""What an answer means: the content of a good one, or the :class:`DingTalkError` that it stands for.
+"""What a response means: the content of a good one, or the :class:`DingTalkError` that it stands for.
 
-Everything that can come back over HTTP is decided here, once, for the sync path and the async path.
+Everything that can come back over HTTP is decided here, once.
 """
 
 from __future__ import annotations
@@ -9,198 +9,244 @@ import json
 import re
 import zlib
 from dataclasses import dataclass, field
+from datetime import datetime
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_dingconf.dingtalk.calls import text_of
+from airflow_provider_dingconf.dingtalk.error_codes import error_class, find_code
 from airflow_provider_dingconf.dingtalk.errors import (
-    ERRORS,
     AccessTokenError,
-    AnswerError,
     CredentialsError,
     DingTalkError,
+    PermissionDeniedError,
     RefusedError,
-    error_class,
+    ResponseError,
+    Scope,
+    ThrottledError,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from airflow_provider_dingconf.dingtalk.calls import Answer, Call
+    from airflow_provider_dingconf.dingtalk.calls import Call, Response
 
-MAX_ANSWER_BYTES = 1024 * 1024
-"""An answer over this size is refused: DingTalk's are a few hundred bytes."""
+MAX_RESPONSE_BYTES = 1024 * 1024
+"""A response over this size is refused: DingTalk's are a few hundred bytes."""
 
 MASK = "***"
 
+_UNREADABLE = "unreadableAnswer"
 _MAX_SHOWN = 300
-_MOST_MINUTES = 24 * 60  # of a ban; DingTalk's lasts 5
+_MAX_BAN_MINUTES = 24 * 60  # DingTalk's ban lasts 5
+_MAX_LIMIT_SECONDS = 3600.0  # its rate limits count seconds and minutes; a longer wait is a wrong clock
 _GZIP_OR_ZLIB = 47  # zlib's wbits for "whichever of the two it is"
-_NOT_A_BAN = frozenset({401, 404, 407})  # pages of a server that is not DingTalk's, or of a proxy
+_NOT_JSON = object()
 _HTML = re.compile(rb"\s*<(!doctype\s+html|!--|html|head|body)", re.IGNORECASE)
 _TITLE = re.compile(r"<title[^>]{0,100}>([^<]+)", re.IGNORECASE)
-# What Alibaba's firewall puts into its pages of refusal.
-_BAN_MARKS = re.compile(rb"punish|x5secdata|x5referer|_____tmd_____|\b1111\b", re.IGNORECASE)
+_TAGS = re.compile(r"<(script|style)\b.*?</\1[^>]*>|<[^>]*>?", re.IGNORECASE | re.DOTALL)
+# What Alibaba's firewall puts into its pages. "Punish" and "deny" are words in any proxy's pages: they count
+# as a name of the firewall's, or in an address of its pages.
+_BAN_MARKS = re.compile(
+    rb"""x5secdata|_____tmd_____|\bbaxia|/punish[/?:"'.-]|["']punish["']|\bpunish=|alicdn\.com/\S{0,99}\bdeny\b""",
+    re.IGNORECASE,
+)
+# Whose page it is if it is not DingTalk's: a proxy or another web server says so in its headers or its text.
+_ANOTHER_SERVER = re.compile(
+    r"proxy|squid|zscaler|forti(gate|guard|net)|blue ?coat|sophos|mcafee|umbrella|nginx|apache|cloudflare",
+    re.IGNORECASE,
+)
+_LIMIT_ENDS = re.compile(r"将在\s*(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d)\s*结束")  # in China time
 _FINE = frozenset({None, "0", "200", "OK"})
 _MESSAGE = ("message", "Message", "errmsg")
 
 
 @dataclass(frozen=True)
-class Good:
-    """What a good answer holds.
+class CallResult:
+    """What a good response holds.
 
     :param content: its JSON object, or what the call's ``read`` makes of it.
-    :param request_id: what DingTalk's support asks for; None where DingTalk gave none.
+    :param request_id: what DingTalk's support asks for; None if DingTalk gave none.
     """
 
     content: Any = field(repr=False)
     request_id: str | None
 
 
-def read_answer(call: Call, answer: Answer, now: float, secrets: Iterable[str] = ()) -> Good:
-    """Return what a good answer holds.
+def read_response(call: Call, response: Response, now: float, secrets: Iterable[str] = ()) -> CallResult:
+    """Return what a good response holds.
 
-    :param call: the call that was answered.
-    :param answer: what came back.
-    :param now: seconds since the epoch, for a ``Retry-After`` that names a date.
+    :param call: the call that was made.
+    :param response: what came back.
+    :param now: seconds since the epoch, for a wait that ends at a moment.
     :param secrets: what is masked in the text of an error, since a server may echo what it was sent.
-    :raises DingTalkError: the subclass that the answer stands for.
+    :raises DingTalkError: the subclass that the response stands for.
     """
-    return _Reading(call, answer, now, tuple(secrets)).result()
+    return _Reading(call, response, now, tuple(secrets)).result()
 
 
 @dataclass(frozen=True)
 class _Reading:
-    """One answer being read."""
+    """One response being read."""
 
     call: Call
-    answer: Answer
+    response: Response
     now: float
     secrets: tuple[str, ...]
 
-    def result(self) -> Good:
-        status = self.answer.status
+    def result(self) -> CallResult:
+        status = self.response.status
         if 300 <= status < 400:
-            target = self.answer.headers.get("location", "an unnamed place")
-            raise self._own("redirect", f"the answer redirects to {target}, which is not followed")
-        body = _decompressed(self.answer)
+            target = self.response.headers.get("location", "an unnamed place")
+            raise self._made(f"the response redirects to {target}, which is not followed", "redirect", {})
+        body = _decompressed(self.response)
         if body is None:
-            raise self._own("unreadableAnswer", f"the answer is longer than {MAX_ANSWER_BYTES} bytes")
-        content = _json_object(body)
-        if content is None:
-            raise self._of_no_json(body)
-        if _is_ban(content):
+            raise self._made(f"the response is longer than {MAX_RESPONSE_BYTES} bytes", _UNREADABLE, {})
+        content = _json(body)
+        if not isinstance(content, dict):
+            if self.call.any_body and status < 300 and (content is not _NOT_JSON or not body.strip()):
+                return CallResult(None if content is _NOT_JSON else content, self._request_id({}))
+            raise self._page(body) if _HTML.match(body) else self._no_object(body)
+        if "punish" in content or (content.get("status") == 1111 and "wait" in content):
             seconds = _minutes(content.get("wait"))
-            raise self._own("addressBanned", "this public address is banned", content, seconds)
+            raise self._made("this public address is banned", "addressBanned", content, wait=seconds)
         code = text_of(content, "code", "Code", "errcode")
-        if status >= 300 or (code not in _FINE and ("errcode" in content or code in ERRORS)):
+        if code == "88":  # of the older form: what was refused is in the sub_code
+            code = text_of(content, "sub_code") or code
+        if status >= 300 or (code not in _FINE and ("errcode" in content or find_code(code))):
             raise self._error(content, code)
-        if self.call.confirms and content.get(self.call.confirms) is not True:
-            said = content.get(self.call.confirms, "missing")
-            shown = str(said).lower() if isinstance(said, (bool, str)) else type(said).__name__
-            reasons = filter(None, (None if code in _FINE else code, text_of(content, *_MESSAGE)))
-            told = ": ".join((f"{self.call.confirms} is {shown} in the answer", *reasons))
-            raise self._own("notConfirmed", told, content)
+        self._check_confirmed(content, code)
         try:
-            return Good(self.call.read(content), self._request_id(content))
-        except AnswerError as error:
-            raise self._own("unreadableAnswer", error.message, content) from None
+            return CallResult(self.call.read(content), self._request_id(content))
+        except ResponseError as error:
+            raise self._made(error.message, _UNREADABLE, content) from None
 
-    def _of_no_json(self, body: bytes) -> DingTalkError:
-        """Tell the ban's page, whose HTTP status is not documented, from a gateway's or another server's."""
-        status = self.answer.status
-        html = _HTML.match(body)
-        if html and (_BAN_MARKS.search(body) or not (status >= 500 or status in _NOT_A_BAN)):
-            title = _TITLE.search(masked(body.decode("utf-8", "replace"), self.secrets))
-            named = f" ({title[1].strip()})" if title else ""
-            said = f"an HTML page{named} came in place of an answer, as in an address ban"
-            return self._own("addressBanned", said)
-        shown = body.decode("utf-8", "replace").strip()  # all of it: a cut could leave half a secret unmasked
-        said = f"the answer is not a JSON object: {shown}" if shown else "the answer is empty"
+    def _check_confirmed(self, content: Mapping[str, Any], code: str | None) -> None:
+        name = self.call.confirms or "success"
+        value = content.get(name, "missing")
+        if value is True or (not self.call.confirms and value is not False):
+            return
+        shown = str(value).lower() if isinstance(value, (bool, str)) else type(value).__name__
+        reasons = filter(None, (None if code in _FINE else code, text_of(content, *_MESSAGE)))
+        raise self._made(": ".join((f"{name} is {shown} in the response", *reasons)), "notConfirmed", content)
+
+    def _page(self, body: bytes) -> DingTalkError:
+        """Return the error of an HTML page: it is the address ban's, or of some other server."""
+        status = self.response.status
+        text = masked(body.decode("utf-8", "replace"), self.secrets)
+        title = _TITLE.search(text)
+        shown = one_line(title[1] if title else _TAGS.sub(" ", text[:5_000])) or "without text"
+        server = " ".join(self.response.headers.get(name, "") for name in ("server", "via"))
+        if _BAN_MARKS.search(body) or (status == 403 and not _ANOTHER_SERVER.search(f"{server} {text}")):
+            return self._made(f"an HTML page came, as in an address ban: {shown}", "addressBanned", {})
+        said = f"an HTML page came, not JSON: {shown}"
+        if status >= 500 or status == 429:
+            return self._error({"message": said}, None)
         if status < 300:
-            return self._own("unreadableAnswer", said)
+            error = self._made(said, _UNREADABLE, {})
+            error.repeat = False  # the same page would come again
+            return error
+        kind = AccessTokenError if status == 401 and not self.call.with_credentials else RefusedError
+        error = self._made(said, _UNREADABLE, {}, kind=kind)
+        error.scope = Scope.APP  # any other call would meet the same page
+        return error
+
+    def _no_object(self, body: bytes) -> DingTalkError:
+        shown = body.decode("utf-8", "replace").strip()  # all of it: a cut could leave half a secret unmasked
+        said = f"the response is not a JSON object: {shown}" if shown else "the response is empty"
+        if self.response.status < 300:
+            return self._made(said, _UNREADABLE, {})
         return self._error({"message": said}, None)
 
     def _error(self, content: Mapping[str, Any], code: str | None) -> DingTalkError:
         """Return the error that DingTalk's code or the HTTP status stands for."""
-        row = ERRORS.get(code or "")
-        kind = error_class(code, self.answer.status)
-        if self.call.buys_token and kind in {AccessTokenError, RefusedError}:
-            kind = CredentialsError
-        elif self.answer.status == 401 and not self.call.buys_token:
+        kind = error_class(code, self.response.status)
+        refused = kind is AccessTokenError or (kind is RefusedError and not find_code(code))
+        if self.call.with_credentials:
+            # unknownError is how DingTalk refuses a Client ID or a corpId that it does not know.
+            kind = CredentialsError if refused or code == "unknownError" else kind
+        elif self.response.status == 401:
             kind = AccessTokenError
-        retry_after = parse_retry_after(self.answer.headers.get("retry-after"), self.now)
-        if retry_after is None and row is not None:
-            retry_after = row.wait
-        said = text_of(content, *_MESSAGE) or (row.meaning if row else kind.meaning)
-        return self._made(kind, said, code, content, retry_after)
-
-    def _own(
-        self, code: str, said: str, content: Mapping[str, Any] | None = None, retry_after: float | None = None
-    ) -> DingTalkError:
-        """Return the error of a condition that DingTalk has no code for."""
-        row = ERRORS[code]
-        return self._made(
-            row.error, said, code, content or {}, row.wait if retry_after is None else retry_after
-        )
+        said = text_of(content, *_MESSAGE) or "DingTalk gave no reason"
+        wait = parse_retry_after(self.response.headers.get("retry-after"), self.now)
+        if wait is None and issubclass(kind, ThrottledError):
+            wait = _until_limit_ends(said, self.now)
+        return self._made(said, code, content, kind=kind, wait=wait)
 
     def _made(
         self,
-        kind: type[DingTalkError],
         said: str,
         code: str | None,
         content: Mapping[str, Any],
-        retry_after: float | None,
+        *,
+        kind: type[DingTalkError] | None = None,
+        wait: float | None = None,
     ) -> DingTalkError:
+        """Return an error: its kind and its wait are given, or those of the code."""
+        row = find_code(code)
+        kind = kind or error_class(code, self.response.status)
+        scopes = self._clean(_required_scopes(content)) if issubclass(kind, PermissionDeniedError) else ""
         return kind(
             self._clean(said),
             code=code and self._clean(code),
-            http_status=self.answer.status,
+            http_status=self.response.status,
             request_id=self._request_id(content),
-            retry_after=retry_after,
+            retry_after=row.wait if wait is None and row else wait,
+            remedy=f"An administrator grants the app {scopes}." if scopes else None,
         )
 
     def _request_id(self, content: Mapping[str, Any]) -> str | None:
         found = text_of(content, "requestid", "requestId", "RequestId", "request_id", "uuid")
-        found = found or self.answer.headers.get("x-acs-request-id")
+        found = found or self.response.headers.get("x-acs-request-id")
         return self._clean(found) if found else None
 
     def _clean(self, text: str) -> str:
         return one_line(masked(text, self.secrets))
 
 
-def _decompressed(answer: Answer) -> bytes | None:
-    """Return the body as it was before a proxy compressed it; None where it is too long.
+def _decompressed(response: Response) -> bytes | None:
+    """Return the body, decompressed where a proxy compressed it unasked; None if it is too long.
 
-    None is asked to compress (no ``Accept-Encoding``), but some do. A body that cannot be decompressed
-    is left as it is, and so is no JSON.
+    A body that cannot be decompressed is left as it is, and so is no JSON.
     """
-    body = answer.content
-    if answer.headers.get("content-encoding", "identity").lower() in {"gzip", "x-gzip", "deflate"}:
+    body = response.content
+    if response.headers.get("content-encoding", "identity").lower() in {"gzip", "x-gzip", "deflate"}:
         try:
-            body = zlib.decompressobj(_GZIP_OR_ZLIB).decompress(body, MAX_ANSWER_BYTES + 1)
+            body = zlib.decompressobj(_GZIP_OR_ZLIB).decompress(body, MAX_RESPONSE_BYTES + 1)
         except zlib.error:
             return body
-    return body if len(body) <= MAX_ANSWER_BYTES else None
+    return body if len(body) <= MAX_RESPONSE_BYTES else None
 
 
-def _json_object(content: bytes) -> dict[str, Any] | None:
+def _json(body: bytes) -> Any:
     try:
-        value = json.loads(content)
+        return json.loads(body)
     except (ValueError, RecursionError):
-        return None
-    return value if isinstance(value, dict) else None
-
-
-def _is_ban(content: Mapping[str, Any]) -> bool:
-    return "punish" in content or (content.get("status") == 1111 and "wait" in content)
+        return _NOT_JSON
 
 
 def _minutes(wait: object) -> float | None:
-    """Return the seconds in a number of minutes; None where it is no number to wait."""
-    if isinstance(wait, (int, float)) and not isinstance(wait, bool) and 0 < wait <= _MOST_MINUTES:
+    """Return the seconds in a number of minutes; None if it is no number to wait."""
+    if isinstance(wait, (int, float)) and not isinstance(wait, bool) and 0 < wait <= _MAX_BAN_MINUTES:
         return float(wait) * 60
     return None
+
+
+def _required_scopes(content: Mapping[str, Any]) -> str:
+    """Return the permission points that a refusal names; empty if it names none."""
+    detail = content.get("accessdenieddetail")
+    scopes = detail.get("requiredScopes") if isinstance(detail, dict) else None
+    return ", ".join(one for one in scopes if isinstance(one, str)) if isinstance(scopes, list) else ""
+
+
+def _until_limit_ends(message: str, now: float) -> float | None:
+    """Return the seconds until a rate limit ends, if the message names the moment."""
+    ends = _LIMIT_ENDS.search(message)
+    try:
+        moment = datetime.fromisoformat(f"{ends[1]}+08:00") if ends else None
+    except ValueError:
+        return None
+    return min(max(0.0, moment.timestamp() - now), _MAX_LIMIT_SECONDS) if moment else None
 
 
 def masked(text: str, secrets: Iterable[str]) -> str:
@@ -217,7 +263,7 @@ def one_line(text: str) -> str:
 
 
 def parse_retry_after(value: str | None, now: float) -> float | None:
-    """Return the seconds that a ``Retry-After`` header asks for; None where it says nothing usable.
+    """Return the seconds that a ``Retry-After`` header asks for; None if it says nothing usable.
 
     :param value: a number of seconds, or an HTTP date (RFC 9110, 10.2.3).
     :param now: seconds since the epoch.

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_dingconf.dingtalk.calls import Call
-from airflow_provider_dingconf.dingtalk.errors import AnswerError
+from airflow_provider_dingconf.dingtalk.errors import ResponseError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -85,7 +85,7 @@ def _token_call(path: str, body: Mapping[str, Any]) -> Call:
         path=path,
         body=body,
         page="obtain-the-access-token-of-an-internal-app",
-        buys_token=True,
+        with_credentials=True,
     )
 
 
@@ -127,18 +127,18 @@ def token_from(content: Mapping[str, Any], asked_at: float) -> Token:
 
     :param content: the answer's JSON body.
     :param asked_at: when the call was sent, in seconds.
-    :raises AnswerError: the answer holds no usable token.
+    :raises ResponseError: the answer holds no usable token.
     """
     value = content.get("accessToken", content.get("access_token"))
     lifetime = content.get("expireIn", content.get("expires_in"))
     if not isinstance(value, str) or not _SENDABLE.fullmatch(value):
-        raise AnswerError("the answer to the token call holds no access token", code="unreadableAnswer")
+        raise ResponseError("the answer to the token call holds no access token", code="unreadableAnswer")
     if (
         isinstance(lifetime, bool)
         or not isinstance(lifetime, (int, float))
         or not 0 < lifetime <= _LONGEST_LIFETIME
     ):
-        raise AnswerError(
+        raise ResponseError(
             "the answer to the token call does not say how long the token lives", code="unreadableAnswer"
         )
     return Token(value, asked_at, float(lifetime))

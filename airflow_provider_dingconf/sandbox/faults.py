@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final
 from pydantic import AfterValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass as checked
 
-from airflow_provider_dingconf.dingtalk.errors import ERRORS, LOCAL_CODES
+from airflow_provider_dingconf.dingtalk.error_codes import ERRORS, LOCAL_CODES
 
 REQUEST_ID: Final = "{requestid}"
 """Stands for the request id in the body of a response."""

@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import TYPE_CHECKING, Final, Literal
 
-from airflow_provider_dingconf.dingtalk.errors import ERRORS, CredentialsError
+from airflow_provider_dingconf.dingtalk.error_codes import ERRORS
+from airflow_provider_dingconf.dingtalk.errors import CredentialsError
 from airflow_provider_dingconf.sandbox.faults import OLD_FORM, OTHERS, RESPONSES, Fault
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ import pickle
 import pytest
 
 from airflow_provider_dingconf.dingtalk import errors
-from airflow_provider_dingconf.dingtalk.errors import ERRORS, DingTalkError, Outcome
+from airflow_provider_dingconf.dingtalk.error_codes import ERRORS, ErrorCode, error_names, find_code
+from airflow_provider_dingconf.dingtalk.errors import DingTalkError, Outcome, Scope
 
 CLASSES = [
     kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, DingTalkError)
@@ -50,16 +51,67 @@ def test_an_error_says_what_happened_what_it_means_and_what_can_help() -> None:
     )
 
 
+def test_dingtalks_support_is_named_only_with_a_request_id_to_give() -> None:
+    said = str(errors.ServerError("x", code="systemError", request_id="R-1"))
+    assert said.endswith("If it lasts, give the request id to DingTalk's support.")
+    assert "support" not in str(errors.ServerError("x", code="systemError"))
+    assert "support" not in str(errors.ThrottledError("x", code="90018", request_id="R-1"))
+
+
+def test_a_code_that_means_something_else_here_has_the_words_of_its_class() -> None:
+    error = errors.CredentialsError("x", code="unknownError", http_status=500)
+    assert ERRORS["unknownError"].meaning not in str(error)
+    assert error.scope is Scope.APP
+
+
 def test_an_error_with_no_facts_is_still_a_sentence() -> None:
     assert str(errors.InvalidInputError("x: wrong")) == "x: wrong. Nothing was sent to DingTalk."
 
 
 @pytest.mark.parametrize("row", ERRORS.values(), ids=list(ERRORS))
-def test_every_row_of_the_table_says_what_it_means_and_what_can_help(row: errors.ErrorCode) -> None:
+def test_every_row_of_the_table_says_what_it_means_and_what_can_help(row: ErrorCode) -> None:
     assert row.meaning.endswith(".")
     assert row.remedy.endswith(".")
     assert row.outcome is row.error.outcome
     assert all(100 <= status <= 599 for status in row.http_status)
+    for advice in ("on_error", "Let Airflow", "request id", "it is neither"):
+        assert advice not in row.meaning + row.remedy, "it may be followed already, or not apply"
+
+
+@pytest.mark.parametrize(
+    ("error", "scope"),
+    [
+        (errors.ServerError("x", code="systemError"), Scope.MEETING),
+        (errors.ThrottledError("x", code="90018"), Scope.MEETING),
+        (errors.PermissionDeniedError("x", code="noPermission"), Scope.MEETING),
+        (errors.PermissionDeniedError("x", http_status=403), Scope.MEETING),
+        (errors.PermissionDeniedError("x", code="60011"), Scope.APP),
+        (errors.PermissionDeniedError("x", code="Forbidden.AccessDenied.IpNotInWhiteList"), Scope.APP),
+        (errors.PermissionDeniedError("x", code="orgAccessForbidden"), Scope.ORGANISATION),
+        (errors.QuotaExhaustedError("x"), Scope.ORGANISATION),
+        (errors.CredentialsError("x"), Scope.APP),
+        (errors.AccessTokenError("x", code="paramsError", http_status=401), Scope.APP),
+        (errors.AddressBannedError("x", code="addressBanned"), Scope.ADDRESS),
+        (errors.CertificateError("x", code="badCertificate"), Scope.APP),
+        (errors.RedirectError("x", code="redirect"), Scope.APP),
+        (errors.InvalidConferenceIdError("x"), Scope.MEETING),
+    ],
+)
+def test_an_error_says_whom_it_concerns(error: DingTalkError, scope: Scope) -> None:
+    assert error.scope is scope
+    assert error.concerns_all is (scope is not Scope.MEETING)
+
+
+def test_a_code_of_a_known_family_is_judged_as_the_family() -> None:
+    begins = "Forbidden.AccessDenied."
+    for code, row in {"QpsLimitForX": "QpsLimitForApi", "QpmLimitForX": "QpmLimitForAppkeyAndApi"}.items():
+        assert find_code(begins + code) is ERRORS[begins + row]
+    for code in (None, "", begins, begins + "X", "qpsLimitForApi"):
+        assert find_code(code) is None
+
+
+def test_the_names_of_all_errors_are_known() -> None:
+    assert set(error_names()) == {kind.__name__ for kind in CLASSES}
 
 
 @pytest.mark.parametrize(
@@ -69,10 +121,13 @@ def test_every_row_of_the_table_says_what_it_means_and_what_can_help(row: errors
         *((code, Outcome.FAIL) for code in (
             "paramsError", "commandError", "noPermission", "InvalidAuthentication", "invalidClientIdOrSecret",
             "Forbidden.AccessDenied.AccessTokenPermissionDenied", "Forbidden.AccessDenied.IpNotInWhiteList",
-            "badCertificate", "redirect")),
+            "badCertificate", "redirect", "90020", "404", "40014", "60011",
+            "Forbidden.AccessDenied.ApiCountLimitForOrg", "AuthenticationFailed.MissingParameter",
+            "invalidScheduleConferenceId")),
         *((code, Outcome.RETRY) for code in (
             "systemError", "serviceBusy", "internalError", "system.busy", "systemBusy", "90002", "90018",
             "Forbidden.AccessDenied.QpsLimitForApi", "Forbidden.AccessDenied.QpmLimitForSuitekeyAndOrgAndApi",
+            "90019", "qps.exceed.limit", "oaplus.query.limit", "unknownError",
             "addressBanned", "unreadableAnswer", "notConfirmed", "connectionLost", "timeout")),
     ],
 )  # fmt: skip

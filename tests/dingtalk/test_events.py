@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_provider_dingconf.dingtalk.errors import AnswerError, InvalidInputError
+from airflow_provider_dingconf.dingtalk.errors import InvalidInputError, ResponseError
 from airflow_provider_dingconf.dingtalk.events import (
     SCENES,
     ConferenceEvent,
@@ -136,7 +136,7 @@ def test_the_ticket_is_quoted_into_the_address(endpoint: str, url: str) -> None:
     ],
 )
 def test_an_address_that_is_not_secure_or_no_address_is_refused(content: Any) -> None:
-    with pytest.raises(AnswerError) as raised:
+    with pytest.raises(ResponseError) as raised:
         address_from(content)
     assert raised.value.code == "unreadableAnswer"
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_dingconf.dingtalk.calls import TOKEN_HEADER, Answer, Request, lock_call
+from airflow_provider_dingconf.dingtalk.calls import TOKEN_HEADER, Request, Response, lock_call
 from airflow_provider_dingconf.dingtalk.errors import (
     AccessTokenError,
-    AnswerError,
     CredentialsError,
+    ResponseError,
     ServerError,
 )
 from airflow_provider_dingconf.dingtalk.exchange import Attempts, TokenWanted, exchange, purchase
@@ -26,9 +26,9 @@ def now() -> float:
     return 42.0
 
 
-def answer(status: int, **body: Any) -> Answer:
+def answer(status: int, **body: Any) -> Response:
     """Return an answer with a JSON body."""
-    return Answer(status, {}, json.dumps(body).encode())
+    return Response(status, {}, json.dumps(body).encode())
 
 
 GOOD, REFUSED = answer(200, success=True), answer(400, code="InvalidAuthentication")
@@ -104,10 +104,10 @@ def test_a_purchase_is_dated_when_it_was_asked_for() -> None:
     ("bad", "kind"),
     [
         (answer(400, code="invalidClientIdOrSecret", message="the-secret is wrong"), CredentialsError),
-        (answer(200, expireIn=7200), AnswerError),
+        (answer(200, expireIn=7200), ResponseError),
     ],
 )
-def test_a_purchase_that_fails_is_an_error_without_the_secret(bad: Answer, kind: type[Exception]) -> None:
+def test_a_purchase_that_fails_is_an_error_without_the_secret(bad: Response, kind: type[Exception]) -> None:
     steps = purchase(App("id", "the-secret"), now)
     next(steps)
     with pytest.raises(kind) as caught:

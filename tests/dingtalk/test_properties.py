@@ -13,13 +13,13 @@ hypothesis = pytest.importorskip("hypothesis")
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
-from airflow_provider_dingconf.dingtalk.calls import Answer, any_call, lock_call  # noqa: E402
+from airflow_provider_dingconf.dingtalk.calls import Response, any_call, lock_call  # noqa: E402
+from airflow_provider_dingconf.dingtalk.error_codes import ERRORS  # noqa: E402
 from airflow_provider_dingconf.dingtalk.errors import (  # noqa: E402
-    ERRORS,
     DingTalkError,
     InvalidConferenceIdError,
 )
-from airflow_provider_dingconf.dingtalk.responses import Good, parse_retry_after, read_answer  # noqa: E402
+from airflow_provider_dingconf.dingtalk.responses import CallResult, parse_retry_after, read_response  # noqa: E402
 from airflow_provider_dingconf.dingtalk.tokens import App, token_from  # noqa: E402
 
 # A slow machine is no failure, and nothing of a run is kept.
@@ -59,12 +59,12 @@ HEADERS = st.fixed_dictionaries(
 def test_any_answer_is_a_good_one_or_a_dingtalk_error(
     call: object, status: int, headers: dict[str, str], body: bytes, packed: bool
 ) -> None:
-    answer = Answer(status, headers, gzip.compress(body, 1) if packed else body)
+    answer = Response(status, headers, gzip.compress(body, 1) if packed else body)
     try:
-        good = read_answer(call, answer, 1e9, ["s3cret"])  # type: ignore[arg-type]
-        assert isinstance(good, Good)
+        good = read_response(call, answer, 1e9, ["s3cret"])  # type: ignore[arg-type]
+        assert isinstance(good, CallResult)
         assert 200 <= status < 300 or status < 200
-        if call.buys_token:  # type: ignore[attr-defined]
+        if call.with_credentials:  # type: ignore[attr-defined]
             token_from(good.content, 1e9)
     except DingTalkError as error:
         assert str(error).isprintable()

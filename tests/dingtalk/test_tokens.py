@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_dingconf.dingtalk.errors import AnswerError
+from airflow_provider_dingconf.dingtalk.errors import ResponseError
 from airflow_provider_dingconf.dingtalk.tokens import App, Token, token_from
 
 APPS = {
@@ -38,7 +38,7 @@ def test_each_kind_of_app_buys_its_token_with_its_own_call(kind: str) -> None:
     app, path, body = APPS[kind]
     call = app.token_call()
     assert app.kind == kind
-    assert (call.method, call.path, call.body, call.buys_token) == ("POST", path, body, True)
+    assert (call.method, call.path, call.body, call.with_credentials) == ("POST", path, body, True)
     assert "x-acs-dingtalk-access-token" not in call.request().headers
 
 
@@ -87,6 +87,6 @@ def test_either_form_of_the_answer_gives_a_token(names: tuple[str, str]) -> None
     ],
 )
 def test_an_answer_without_a_usable_token_is_an_error(content: dict[str, Any]) -> None:
-    with pytest.raises(AnswerError) as caught:
+    with pytest.raises(ResponseError) as caught:
         token_from(content, 0.0)
     assert caught.value.code == "unreadableAnswer"

@@ -73,6 +73,7 @@ def split(said: bytes, size: int = 1) -> tuple[bytes, ...]:
 
 GOOD = b'{"success":true}'
 HTML = b"<!DOCTYPE html>\n<html><head><title>Oops</title></head><body>Oops</body></html>"
+BAN_PAGE = b'<!DOCTYPE html>\n<html><script src="/_____tmd_____/punish?x5secdata=1"></script></html>'
 GARBAGE = random.Random(1).randbytes(500)  # noqa: S311 - the same each time
 _HEAD = http(200, GOOD)[: -len(GOOD)]
 _LINES = http(200, GOOD).partition(b"Content-Length")[0]
@@ -176,7 +177,7 @@ GATEWAY = {
 BANS = {
     "ban in JSON": says(http(200, b'{"status":1111,"wait":5,"source":"x5","punish":"deny","uuid":"u"}')),
     "ban in JSON, 403": says(http(403, b'{"status":1111,"wait":5,"source":"x5","punish":"deny"}')),
-    "ban in HTML": says(http(200, HTML, Content_Type="text/html")),
+    "ban in HTML": says(http(200, BAN_PAGE, Content_Type="text/html")),
     "ban in HTML, 403": says(http(403, HTML, Content_Type="text/html")),
 }
 

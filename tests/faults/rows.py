@@ -7,11 +7,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from email.utils import formatdate
 
+from airflow_provider_dingconf.dingtalk.error_codes import ERRORS
 from airflow_provider_dingconf.dingtalk.errors import (
-    ERRORS,
     AccessTokenError,
     AddressBannedError,
-    AnswerError,
     CallTimeoutError,
     CertificateError,
     ConferenceClosedError,
@@ -22,6 +21,7 @@ from airflow_provider_dingconf.dingtalk.errors import (
     ParameterError,
     PermissionDeniedError,
     RefusedError,
+    ResponseError,
     ServerError,
     ThrottledError,
     TransientError,
@@ -56,7 +56,7 @@ RETRY_AFTER: dict[str, tuple[str, float | None]] = {
 }
 """Values by name, and the seconds they ask for; None: nothing."""
 
-UNUSUAL = (ConnectionLostError, AnswerError)
+UNUSUAL = (ConnectionLostError, ResponseError)
 """What is no HTTP is refused, but the libraries draw the line to an unreadable answer in different places."""
 
 
@@ -101,7 +101,7 @@ def _rows() -> Iterator[tuple[str, Row]]:
         read, seconds = (20.0, 1.0) if name in fault_proxy.DRIPPED else (0.3, 20.0)
         yield name, Row(CallTimeoutError, fault, read_timeout=read, max_seconds=seconds)
     for name, fault in fault_proxy.BIG.items():
-        yield name, Row(AnswerError, fault)
+        yield name, Row(ResponseError, fault)
     for name, fault in {
         **fault_proxy.IN_THE_HEADERS,
         **fault_proxy.BIG_HEADERS,
@@ -109,7 +109,7 @@ def _rows() -> Iterator[tuple[str, Row]]:
     }.items():
         yield name, Row(UNUSUAL, fault)
     for name, fault in {**fault_proxy.WRONG_BODIES, **fault_proxy.NOT_CONFIRMED}.items():
-        yield name, Row(AnswerError, fault)
+        yield name, Row(ResponseError, fault)
     for name, fault in fault_proxy.GATEWAY.items():
         yield name, Row(ServerError, fault)
     for name, fault in fault_proxy.BANS.items():
@@ -136,7 +136,8 @@ def _rows() -> Iterator[tuple[str, Row]]:
         "token expired",
         Row(AccessTokenError, refusal(400, "InvalidAuthentication"), fresh_token=True, **refused),
     )
-    yield "404 in HTML", Row(RefusedError, says(http(404, HTML)), **refused)
+    yield "404 in HTML", Row(RefusedError, says(http(404, HTML)), repeated=False)
+    yield "page of another server", Row(ResponseError, says(http(200, HTML)), repeated=False)
     yield "unknown 4xx", Row(RefusedError, refusal(418, "teapot"), **refused)
     yield "paramsError", Row(ParameterError, refusal(400, "paramsError"), repeated=False)
     yield "confClosed", Row(ConferenceClosedError, refusal(400, "confClosed"), repeated=False)

@@ -106,7 +106,7 @@ def test_the_help_lists_what_can_be_rehearsed() -> None:
     for ids, rehearses in listing():
         assert ids in text
         assert rehearses in text
-    assert "sandbox-90002 to sandbox-90018" in text
+    assert "sandbox-90002 to sandbox-90019" in text
     assert all(re.fullmatch(r"sandbox-[A-Za-z0-9.-]+", conference_id) for conference_id in RESERVED)
 
 

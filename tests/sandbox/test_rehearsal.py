@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import requests
 
-from airflow_provider_dingconf.dingtalk.errors import ERRORS, LOCAL_CODES, CredentialsError
+from airflow_provider_dingconf.dingtalk.error_codes import ERRORS, LOCAL_CODES
+from airflow_provider_dingconf.dingtalk.errors import CredentialsError
 from airflow_provider_dingconf.sandbox import Fault, Sandbox
 from airflow_provider_dingconf.sandbox.reserved import listing
 

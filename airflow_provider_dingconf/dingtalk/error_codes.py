@@ -1,0 +1,166 @@
+"""The table of error codes: of which class a code is, whom it concerns, what it means and what to do.
+
+:data:`ERRORS` has a row for each code, on one line. A code is compared exactly. Some codes belong to a family
+by how they begin (:func:`find_code`); for any other, the HTTP status decides (:func:`error_class`).
+
+Source: `Lock a meeting <https://help.dingtalk.io/open/development/api-lockconference>`__,
+`Global error codes <https://help.dingtalk.io/open/development/server-api-error-codes-1>`__ and `Throttling
+<https://help.dingtalk.io/open/development/how-to-process-api-throttling-on-the-dingtalk-server>`__.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from airflow_provider_dingconf.dingtalk import errors as e
+from airflow_provider_dingconf.dingtalk.errors import DingTalkError, Outcome, Scope
+
+
+class ErrorCode(NamedTuple):
+    """One row of the table: a code, and all this package knows of it."""
+
+    code: str
+    http_status: tuple[int, ...]
+    """The statuses documented for the code; empty if none is, or if it also comes with a status of 200."""
+    error: type[DingTalkError]
+    scope: Scope
+    wait: float | None
+    """Seconds until the call can succeed, if DingTalk names none; None: wait longer from attempt to attempt."""
+    meaning: str
+    remedy: str
+
+    @property
+    def outcome(self) -> Outcome:
+        """What becomes of a task by default."""
+        return self.error.outcome
+
+    @property
+    def sent_by_dingtalk(self) -> bool:
+        """Whether DingTalk sends the code; otherwise this package names a condition with it."""
+        return self.code not in LOCAL_CODES
+
+
+# fmt: off
+_MEETING, _APP, _ORGANISATION, _ADDRESS = Scope
+_FORBIDDEN = "Forbidden.AccessDenied."
+
+# Meanings and remedies that several codes share.
+_FAULT = "The fault is on DingTalk's side."
+_PARAMETER = "A parameter is wrong."
+_SECRET = "Client ID and Client Secret do not belong together."  # noqa: S105  # nosec B105 - a sentence
+_PER_SECOND = "DingTalk allows fewer calls per second."
+_PER_MINUTE = "DingTalk allows fewer calls per minute."
+_BUSY = "DingTalk is busy, or called too often."
+_LATER = e.TransientError.remedy
+_CHECK_ID = "Check conference_id: it takes the meeting's conferenceId; a room code goes into room_code, a schedule's id into schedule_conference_id."
+_CHECK_MEETING = "Check what names the meeting: conference_id, room_code or schedule_conference_id."
+_CHECK_SECRET = "Compare the connection's Client ID (login) and Client Secret (password) with the app's own."  # noqa: S105  # nosec B105
+_CHECK_TOKEN = "Check that the connection's app and host belong together; a static access token has to be replaced by a new one in Access token."  # noqa: S105  # nosec B105
+_CHECK_PATH = "Check the path, which begins with its version, such as /v1.0, and the connection's host."
+_GRANT = "An administrator grants the app VideoConference.Conference.Write (VideoConference.Conference.Read for reading calls)."
+_SLOW_DOWN = "Wait, then make fewer calls at a time: calls_per_second in the connection, Airflow's pools and max_active_tis_per_dag limit them."
+_PLAN = "Calls succeed again when the month ends or the organisation's plan grows; DingTalk's developer console shows what used them."
+_PROXY = "Check that the connection's host is DingTalk's, and what proxies stand between."
+
+_SENT = (
+    # The lock call's five.
+    ErrorCode("paramsError", (400,), e.ParameterError, _MEETING, None, _PARAMETER, _CHECK_ID),
+    ErrorCode("confClosed", (400,), e.ConferenceClosedError, _MEETING, None, "The meeting has ended.", "There is nothing left to lock or unlock."),
+    ErrorCode("noPermission", (400, 403), e.PermissionDeniedError, _MEETING, None, "The app may not act on this meeting.", "Check that the meeting belongs to the organisation of the connection, and the app's permissions."),
+    ErrorCode("commandError", (400,), e.ParameterError, _MEETING, None, "DingTalk does not accept the command for this meeting.", "Check that the meeting is running and of a kind that can be locked."),
+    ErrorCode("systemError", (500,), e.ServerError, _MEETING, None, _FAULT, _LATER),
+    # The calls that read meetings.
+    ErrorCode("roomNotFound", (404,), e.ConferenceNotFoundError, _MEETING, None, "DingTalk knows no such meeting.", _CHECK_ID),
+    ErrorCode("invalidRoomCode", (400,), e.ParameterError, _MEETING, None, "DingTalk does not accept the room code.", "Check room_code: a person sees it in the meeting's window; a conferenceId goes into conference_id."),
+    ErrorCode("invalidScheduleConferenceId", (400,), e.ParameterError, _MEETING, None, "DingTalk does not accept the schedule's id.", "Check schedule_conference_id: it takes a scheduled meeting's scheduleConferenceId; a conferenceId goes into conference_id."),
+    *(ErrorCode(code, (400,), e.ParameterError, _MEETING, None, _PARAMETER, _CHECK_MEETING) for code in ("missingRoomId", "missingRoomCode", "paramError", "unknownUserError")),
+    ErrorCode("resourceClose", (400,), e.ConferenceClosedError, _MEETING, None, "The meeting has ended.", "There is nothing left to do."),
+    # Access tokens.
+    ErrorCode("InvalidAuthentication", (400, 401), e.AccessTokenError, _APP, None, "The access token is expired, revoked or not known.", _CHECK_TOKEN),
+    ErrorCode("AuthenticationFailed.MissingParameter", (400,), e.AccessTokenError, _APP, None, "No access token reached DingTalk.", "Check whether a proxy removes the header x-acs-dingtalk-access-token, and the connection's Access token."),
+    ErrorCode("40014", (), e.AccessTokenError, _APP, None, "The access token is not valid, in the older form.", _CHECK_TOKEN),
+    ErrorCode("invalidClientIdOrSecret", (400,), e.CredentialsError, _APP, None, _SECRET, _CHECK_SECRET),
+    ErrorCode("invalidSuiteKey", (400,), e.CredentialsError, _APP, None, "The Client ID (SuiteKey) is not that of a third-party app.", "Check the Client ID (login) of the connection; for an internal app remove the suite ticket."),
+    ErrorCode("invalidSuiteTicket", (400,), e.CredentialsError, _APP, None, "The suite ticket is not, or no longer, valid.", "Put DingTalk's newest one into Suite ticket, or leave it empty for the unified token call."),
+    ErrorCode("invalidAuthInfo", (400,), e.CredentialsError, _APP, None, "The organisation has not authorised the third-party app.", "Check Organisation (corpId), and that the organisation has the app installed."),
+    ErrorCode("invalid.client", (400,), e.CredentialsError, _APP, None, _SECRET, _CHECK_SECRET),
+    ErrorCode("authFailed", (401,), e.CredentialsError, _APP, None, _SECRET, _CHECK_SECRET),
+    ErrorCode("unsupported.grant.type", (400,), e.CredentialsError, _APP, None, "DingTalk does not give this app a token by client credentials.", "Leave Organisation (corpId) empty for an internal app; a third-party app needs a Suite ticket."),
+    ErrorCode("unauthorized.client", (401,), e.CredentialsError, _APP, None, "The app may not act for this organisation.", "Check Organisation (corpId), and that the organisation has authorised the app."),
+    # Permission, and the month's quota.
+    ErrorCode(_FORBIDDEN + "AccessTokenPermissionDenied", (403,), e.PermissionDeniedError, _APP, None, "The app lacks the permission point of this call.", _GRANT),
+    ErrorCode("60011", (), e.PermissionDeniedError, _APP, None, "The app lacks the permission point of this call, in the older form.", _GRANT),
+    ErrorCode(_FORBIDDEN + "IpNotInWhiteList", (403,), e.PermissionDeniedError, _APP, None, "The address of this host is not on the app's list.", "An administrator adds the public address of this host to the app's server egress addresses."),
+    ErrorCode("orgAccessForbidden", (400, 403), e.PermissionDeniedError, _ORGANISATION, None, "The app may not act for this organisation.", "An administrator of the organisation has to allow it."),
+    ErrorCode(_FORBIDDEN + "ApiCountLimitForOrg", (403,), e.QuotaExhaustedError, _ORGANISATION, None, e.QuotaExhaustedError.meaning, _PLAN),
+    ErrorCode("90020", (), e.QuotaExhaustedError, _ORGANISATION, None, e.QuotaExhaustedError.meaning, _PLAN),
+    # Calls that DingTalk does not have.
+    ErrorCode("InvalidAction.NotFound", (404,), e.RefusedError, _APP, None, "DingTalk has no call of this path and method.", _CHECK_PATH),
+    ErrorCode("404", (), e.RefusedError, _APP, None, "DingTalk has no call of this path, in the older form.", _CHECK_PATH),
+    # Rate limits.
+    *(ErrorCode(_FORBIDDEN + suffix, (403,), e.ThrottledError, _MEETING, 1.0, _PER_SECOND, _SLOW_DOWN) for suffix in ("QpsLimitForApi", "QpsLimitForAppkeyAndApi", "QpsLimitForSuitekeyAndOrgAndApi")),
+    *(ErrorCode(_FORBIDDEN + suffix, (403,), e.ThrottledError, _MEETING, 60.0, _PER_MINUTE, _SLOW_DOWN) for suffix in ("QpmLimitForAppkeyAndApi", "QpmLimitForSuitekeyAndOrgAndApi")),
+    ErrorCode("qps.exceed.limit", (400,), e.ThrottledError, _MEETING, 1.0, _PER_SECOND, _SLOW_DOWN),
+    ErrorCode("oaplus.query.limit", (400,), e.ThrottledError, _MEETING, None, _BUSY, _SLOW_DOWN),
+    ErrorCode("system.busy", (429, 500, 503), e.ThrottledError, _MEETING, None, _BUSY, _SLOW_DOWN),
+    ErrorCode("systemBusy", (429,), e.ThrottledError, _MEETING, None, _BUSY, _SLOW_DOWN),
+    *(ErrorCode(str(number), (), e.ThrottledError, _MEETING, None, "A rate limit of DingTalk's, in its older form.", _SLOW_DOWN) for number in range(90002, 90020)),
+    # DingTalk's side.
+    *(ErrorCode(code, (500, 503), e.ServerError, _MEETING, None, _FAULT, _LATER) for code in ("serviceBusy", "internalError")),
+    *(ErrorCode(code, (500,), e.ServerError, _MEETING, None, _FAULT, _LATER) for code in ("server.error", "unknownError")),
+    ErrorCode("-1", (), e.ServerError, _MEETING, None, "DingTalk is busy, in the older form.", _LATER),
+)
+_OWN = (
+    ErrorCode("confNotRunning", (), e.ConferenceNotRunningError, _MEETING, None, "A room code or a schedule can stand for several meetings; the one that is running is taken.", "Wait for it with ConferenceSensor, or name one meeting by its conference_id."),
+    ErrorCode("addressBanned", (), e.AddressBannedError, _ADDRESS, 300.0, "DingTalk refuses every call from this public address for some minutes.", "Call nothing until it is over; all apps behind the address share its limit of 10,000 calls in 20 s."),
+    ErrorCode("unreadableAnswer", (), e.ResponseError, _MEETING, None, "The response is not the JSON that DingTalk documents.", _PROXY),
+    ErrorCode("notConfirmed", (200,), e.ResponseError, _MEETING, None, "DingTalk did not confirm that it did what was asked.", _LATER),
+    ErrorCode("connectionLost", (), e.ConnectionLostError, _MEETING, None, "DingTalk could not be reached, or hung up.", "Check the host of the connection, name resolution, proxies and firewalls."),
+    ErrorCode("timeout", (), e.CallTimeoutError, _MEETING, None, "DingTalk did not respond in time.", "Check the network; timeout in the connection's extra gives a call more time."),
+    ErrorCode("badCertificate", (), e.CertificateError, _APP, None, "The server could not prove that it is the host of the connection.", "Check the host; if a proxy re-signs traffic, name its certificate authority in verify."),
+    ErrorCode("redirect", (301, 302, 303, 307, 308), e.RedirectError, _APP, None, "The host responds with a redirect, which is never followed.", "Put DingTalk's own host into the connection."),
+)
+# fmt: on
+
+ERRORS: dict[str, ErrorCode] = {row.code: row for row in (*_SENT, *_OWN)}
+"""The table of error codes, by code."""
+
+LOCAL_CODES = frozenset(row.code for row in _OWN)
+"""Codes of this package's own, for conditions that DingTalk has no code for."""
+
+_FAMILIES = {
+    _FORBIDDEN + "Qps": ERRORS[_FORBIDDEN + "QpsLimitForApi"],
+    _FORBIDDEN + "Qpm": ERRORS[_FORBIDDEN + "QpmLimitForAppkeyAndApi"],
+    _FORBIDDEN + "ApiCountLimit": ERRORS[_FORBIDDEN + "ApiCountLimitForOrg"],
+}
+
+
+def find_code(code: str | None) -> ErrorCode | None:
+    """Return the row of a code, or of the family it belongs to by how it begins; None for any other code."""
+    if code is None or code in ERRORS:
+        return ERRORS.get(code or "")
+    return next((row for prefix, row in _FAMILIES.items() if code.startswith(prefix)), None)
+
+
+def error_class(code: str | None, http_status: int) -> type[DingTalkError]:
+    """Return the exception class for a refusal: by its code, else by its HTTP status.
+
+    A code that is not known, with a status of 200, is a refusal in DingTalk's older form.
+    """
+    if row := find_code(code):
+        return row.error
+    by_status = {401: e.AccessTokenError, 403: e.PermissionDeniedError, 429: e.ThrottledError}
+    return by_status.get(http_status, e.ServerError if http_status >= 500 else e.RefusedError)
+
+
+def error_classes(kind: type[DingTalkError] = DingTalkError) -> dict[str, type[DingTalkError]]:
+    """Return an error class and all its subclasses, by name."""
+    found = {kind.__name__: kind}
+    for each in kind.__subclasses__():
+        found |= error_classes(each)
+    return found
+
+
+def error_names() -> list[str]:
+    """Return the names of all error classes, which ``on_error`` takes beside codes."""
+    return list(error_classes())
