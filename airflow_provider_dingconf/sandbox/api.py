@@ -46,21 +46,14 @@ def _require(condition: object, code: str, status: int = 400, message: str | Non
 
 @dataclass(frozen=True)
 class Route:
-    """One call of DingTalk's API.
+    """One call of DingTalk's API."""
 
-    :param name: its name in faults and records.
-    :param path: with parameters in braces.
-    :param respond: returns the body of a success, or a whole response.
-    :param scope: the permission point it needs, ``Read`` or ``Write``; None: no access token either.
-    :param counts: whether limits apply to it.
-    """
-
-    name: str
+    name: str  # in faults and records
     method: str
     path: str
-    respond: Callable[[State, Call], Any]
-    scope: str | None = None
-    counts: bool = True
+    respond: Callable[[State, Call], Any]  # returns the body of a success, or a whole response
+    scope: str | None = None  # the permission point it needs, Read or Write; None: no access token either
+    counts: bool = True  # whether limits apply to it
 
 
 def admit(state: State, route: Route, call: Call) -> None:
@@ -72,10 +65,11 @@ def admit(state: State, route: Route, call: Call) -> None:
         return
     _require(state.within_quota(), "Forbidden.AccessDenied.ApiCountLimitForOrg", 403)
     seconds = state.seconds_to_wait(_client_id(state, route, call), f"{route.method} {route.path}")
-    # DingTalk names whole seconds: the limit is over when the one it names has come.
-    end = datetime.fromtimestamp(math.ceil(time.time() + seconds), _CHINA)
-    message = f"接口调用超过频率限制，限制将在 {end:%Y-%m-%d %H:%M:%S} 结束"
-    _require(not seconds, "Forbidden.AccessDenied.QpsLimitForAppkeyAndApi", 403, message)
+    if seconds:
+        # DingTalk names whole seconds: the limit is over when the one it names has come.
+        end = datetime.fromtimestamp(math.ceil(time.time() + seconds), _CHINA)
+        message = f"接口调用超过频率限制，限制将在 {end:%Y-%m-%d %H:%M:%S} 结束"
+        raise RefusalError(error("Forbidden.AccessDenied.QpsLimitForAppkeyAndApi", 403, message))
 
 
 def _client_id(state: State, route: Route, call: Call) -> str:

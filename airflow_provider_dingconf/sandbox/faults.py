@@ -55,7 +55,7 @@ class Response:
 
 
 def error(code: str, status: int | None = None, message: str | None = None, **details: Any) -> Response:
-    """Return an error response in DingTalk's form: by default with the first status documented for the code."""
+    """Return an error response in DingTalk's form, by default with the first documented status."""
     documented = ERRORS[code].http_status if code in ERRORS else ()
     body = {"code": code, "requestid": REQUEST_ID, "message": message or code, **details}
     return Response(status or next(iter(documented), 400), body)

@@ -22,17 +22,11 @@ Status = Literal["not_started", "started", "ended"]
 
 @dataclass(frozen=True)
 class Reserved:
-    """A meeting whose id decides the result of each call for it.
-
-    :param rehearses: what happens, for the user.
-    :param fault: what goes wrong with a call that would succeed otherwise. If it has ``times``, the call
-        after them succeeds, and the count begins anew.
-    :param status: of the meeting, for a call that does succeed.
-    """
+    """A meeting whose id decides the result of each call for it."""
 
     conference_id: str
-    rehearses: str
-    fault: Fault | None = None
+    rehearses: str  # what happens, for the user
+    fault: Fault | None = None  # after its ``times`` one call succeeds, and the count begins anew
     status: Status = "started"
 
 

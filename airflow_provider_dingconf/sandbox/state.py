@@ -30,15 +30,12 @@ FOREVER: Final = float("inf")
 
 @dataclass(frozen=True)
 class App:
-    """An app that can obtain access tokens: an internal one, or a third-party one.
-
-    :param permitted: whether it has the permission points of the conference calls.
-    """
+    """An app that can obtain access tokens: an internal one, or a third-party one."""
 
     client_id: str
     client_secret: str
     third_party: bool = False
-    permitted: bool = True
+    permitted: bool = True  # whether it has the permission points of the conference calls
 
 
 CORP_ID: Final = "dingsandboxcorp"
@@ -64,24 +61,18 @@ def _room_code() -> str:
 
 @dataclass
 class Conference:
-    """A meeting. It is the sandbox's own object: it changes with the calls. Times are in milliseconds.
-
-    :param participants: who is or was in the meeting.
-    :param joined: when they joined, the first time.
-    :param left: when they left, unless they are still in the meeting.
-    :param refused: who could not join, once for each attempt.
-    """
+    """A meeting. It is the sandbox's own object: it changes with the calls. Times are in milliseconds."""
 
     conference_id: str
     title: str
     room_code: str = field(default_factory=_room_code)
     status: Status = "not_started"
     locked: bool = False
-    participants: list[str] = field(default_factory=list)
-    joined: dict[str, int] = field(default_factory=dict)
-    left: dict[str, int] = field(default_factory=dict)
+    participants: list[str] = field(default_factory=list)  # who is or was in the meeting
+    joined: dict[str, int] = field(default_factory=dict)  # when they joined, the first time
+    left: dict[str, int] = field(default_factory=dict)  # when they left, unless they are still in it
     invited: list[str] = field(default_factory=list)
-    refused: list[str] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)  # who could not join, once for each attempt
     start_time: int | None = None
     end_time: int | None = None
     creator_id: str = "sandbox"
@@ -102,25 +93,18 @@ class Conference:
 
 @dataclass
 class Call:
-    """One call the sandbox received, unchanged, and its response.
+    """One call the sandbox received, unchanged, and the status and error code of its response."""
 
-    :param name: one of ``faults.CALLS``.
-    :param path: not decoded, with the query.
-    :param parameters: those of the path and of the query, decoded.
-    :param time: when it came: monotonic, in seconds.
-    :param status: the HTTP status of the response; None: none yet, or never. Likewise its error code.
-    """
-
-    name: str
+    name: str  # one of ``faults.CALLS``
     method: str
-    path: str
+    path: str  # not decoded, with the query
     headers: list[tuple[str, str]]
     body: bytes
     conference_id: str | None = None
-    parameters: dict[str, str] = field(default_factory=dict)
+    parameters: dict[str, str] = field(default_factory=dict)  # of the path and of the query, decoded
     request_id: str = field(default_factory=lambda: str(uuid.uuid4()).upper())
-    time: float = field(default_factory=time.monotonic)
-    status: int | None = None
+    time: float = field(default_factory=time.monotonic)  # when it came, in seconds
+    status: int | None = None  # None: no response yet, or never
     code: str | None = None
 
     def header(self, name: str) -> str | None:

@@ -40,19 +40,14 @@ _GOODBYE: Final = 0.2
 
 @dataclass
 class Event:
-    """One event for one app.
-
-    :param born_at: in milliseconds since the epoch.
-    :param deliveries: how often it was sent.
-    :param acknowledgements: what each of them said, such as ``SUCCESS`` or ``LATER``.
-    """
+    """One event for one app; the acknowledgements are what each said, such as ``SUCCESS`` or ``LATER``."""
 
     event_type: str
     data: dict[str, Any]
     app: App
     event_id: str
     corp_id: str
-    born_at: int = field(default_factory=now)
+    born_at: int = field(default_factory=now)  # milliseconds since the epoch
     deliveries: int = 0
     acknowledged: bool = False
     acknowledgements: list[str] = field(default_factory=list)
@@ -137,7 +132,7 @@ class Streams(State):
         return len([connection for connection in self._connections if not connection.closing])
 
     def disconnect_streams(self, *, politely: bool = True) -> None:
-        """Close the connections to event streams: announced, as DingTalk does, or as a broken network does."""
+        """Close the connections to event streams: announced as by DingTalk, or as by a broken network."""
         self._soon(self._disconnect, politely)
 
     def _changed(self, scene: str, conference: Conference, user: str | None = None) -> None:
