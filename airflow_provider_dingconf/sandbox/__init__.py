@@ -1,8 +1,7 @@
 """A DingTalk on this machine: for trying DAGs, for the demo, for the tests.
 
-It answers the documented calls over real HTTP on the loopback address, goes wrong on demand, and
-remembers every call it got. It is no copy of DingTalk: where DingTalk's documentation is silent, it is
-strict rather than kind. It imports neither Airflow nor this package's hook::
+It answers the documented calls over real HTTP on the loopback address, goes wrong on demand, and records
+every call. If DingTalk's documentation is silent, it is strict. It imports neither Airflow nor the hook::
 
     with Sandbox() as sandbox:
         meeting = sandbox.create_conference("All hands")

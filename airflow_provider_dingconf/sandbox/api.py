@@ -1,272 +1,249 @@
-"""DingTalk's side of the calls: who may call, what a call does, what it answers.
+"""DingTalk's side of the calls: who may call, what a call does, and its response.
 
-Each call is a row of :data:`ROUTES` and a function from the state and the call to the answer. A function
-raises :class:`RefusalError` for an error. Where the documentation of a call does not say which error an input
-gets, the nearest documented one is sent.
+Each call is a row of :data:`ROUTES` with a function from the state and the call to the body of a success; it
+raises :class:`RefusalError` for an error. If DingTalk's documentation does not name the error of an input,
+the nearest documented one is sent.
 """
 
 from __future__ import annotations
 
 import math
 import re
+import time
 from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
-from airflow_provider_dingconf.sandbox.faults import Answer, error
+from airflow_provider_dingconf.sandbox import other_calls
+from airflow_provider_dingconf.sandbox.faults import UNKNOWN_PATH, Response, error, permission_denied
+from airflow_provider_dingconf.sandbox.meetings import describe, member
 from airflow_provider_dingconf.sandbox.state import APPS, CORP_ID, App, Call, Conference, State
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 CREDENTIAL_HEADER: Final = "x-acs-dingtalk-access-token"
-_STATUS_NUMBERS: Final = {"not_started": 0, "ended": 1, "started": 2}
-_PAGE: Final = 20
-_INSTANT: Final = "0"
-_SCHEDULED: Final = "3"
-
 CONNECT_PATH: Final = "/connect"
-SWITCHING: Final = 101
-"""The HTTP status of a call that goes on as a WebSocket."""
+SWITCHING: Final = 101  # the HTTP status of a call that goes on as a WebSocket
+_CHINA: Final = timezone(timedelta(hours=8))
+_PAGE, _PAGE_OF_MEMBERS = 20, 128
+_LONGEST_TITLE, _SHOWN_TITLE = 256, 50
 
 
 class RefusalError(Exception):
-    """Raised when a call gets an error answer, which is its argument."""
+    """Raised for a call that gets an error response."""
 
-    def __init__(self, code: str, status: int | None = None, message: str | None = None) -> None:
-        super().__init__(code)
-        self.answer = error(code, status, message)
+    def __init__(self, response: Response) -> None:
+        super().__init__(response)
+        self.response = response
+
+
+def _require(condition: object, code: str, status: int = 400, message: str | None = None) -> None:
+    if not condition:
+        raise RefusalError(error(code, status, message))
 
 
 @dataclass(frozen=True)
 class Route:
-    """One call of DingTalk's API.
+    """One call of DingTalk's API."""
 
-    :param name: what faults and records call it.
-    :param path: the path, with parameters in braces.
-    :param open: whether it goes without an access token.
-    """
-
-    name: str
+    name: str  # in faults and records
     method: str
     path: str
-    answer: Callable[[State, Call], Answer]
-    open: bool = False
+    respond: Callable[[State, Call], Any]  # returns the body of a success, or a whole response
+    scope: str | None = None  # the permission point it needs, Read or Write; None: no access token either
+    counts: bool = True  # whether limits apply to it
 
 
 def admit(state: State, route: Route, call: Call) -> None:
-    """Check the access token of a call.
+    """Check the limits and the access token of a call.
 
-    :raises RefusalError: when it is missing, unknown, expired or revoked, or the app lacks the permission.
+    :raises RefusalError: a limit is exceeded, the access token is not valid, or the app lacks a permission.
     """
-    if route.open:
+    if not route.counts:
         return
+    _require(state.within_quota(), "Forbidden.AccessDenied.ApiCountLimitForOrg", 403)
+    seconds = state.seconds_to_wait(_client_id(state, route, call), f"{route.method} {route.path}")
+    if seconds:
+        # DingTalk names whole seconds: the limit is over when the one it names has come.
+        end = datetime.fromtimestamp(math.ceil(time.time() + seconds), _CHINA)
+        message = f"接口调用超过频率限制，限制将在 {end:%Y-%m-%d %H:%M:%S} 结束"
+        raise RefusalError(error("Forbidden.AccessDenied.QpsLimitForAppkeyAndApi", 403, message))
+
+
+def _client_id(state: State, route: Route, call: Call) -> str:
+    """Return the Client ID of the app that calls, whose access token must be valid if the call needs one."""
+    if route.scope is None:
+        body = _object(call, "invalidParameter")
+        return str([body[key] for key in ("appKey", "suiteKey", "client_id", "clientId") if key in body])
     token = call.header(CREDENTIAL_HEADER)
-    if not token:
-        raise RefusalError("InvalidAuthentication", 401, f"{CREDENTIAL_HEADER} is missing.")
-    app = state.token_app(token)
+    message = f"{CREDENTIAL_HEADER} is mandatory for this action."
+    _require(token, "AuthenticationFailed.MissingParameter", 400, message)
+    app = state.token_app(token or "")
     if app is None:
-        raise RefusalError("InvalidAuthentication", 400)
+        raise RefusalError(error("InvalidAuthentication", 400))
     if not app.permitted:
-        raise RefusalError("Forbidden.AccessDenied.AccessTokenPermissionDenied")
+        raise RefusalError(permission_denied(route.scope))
+    return app.client_id
 
 
 # Access tokens
 
 
-def _internal_token(state: State, call: Call) -> Answer:
-    sent = _fields(call, "appKey", "appSecret")
-    app = _app(sent["appKey"], sent["appSecret"])
-    if app is None or app.third_party:
-        raise RefusalError("invalidClientIdOrSecret")
+def _internal_token(state: State, call: Call) -> Any:
+    key, secret = _texts(call, "appKey", "appSecret")
+    app = _app(key, secret, "invalidClientIdOrSecret")
+    _require(not app.third_party, "invalidClientIdOrSecret")
     return _token(state, app, "accessToken", "expireIn")
 
 
-def _corp_token(state: State, call: Call) -> Answer:
-    sent = _fields(call, "suiteKey", "suiteSecret", "authCorpId", "suiteTicket")
-    app = _app(sent["suiteKey"], sent["suiteSecret"])
-    if app is None or not app.third_party:
-        raise RefusalError("invalidSuiteKey")
-    if sent["suiteTicket"] != state.suite_ticket:
-        raise RefusalError("invalidSuiteTicket")
-    if sent["authCorpId"] != CORP_ID:
-        raise RefusalError("invalidAuthInfo")
+def _corp_token(state: State, call: Call) -> Any:
+    key, secret, corp_id, ticket = _texts(call, "suiteKey", "suiteSecret", "authCorpId", "suiteTicket")
+    app = _app(key, secret, "invalidSuiteKey")
+    _require(app.third_party, "invalidSuiteKey")
+    _require(ticket == state.valid_suite_ticket, "invalidSuiteTicket")
+    _require(corp_id == CORP_ID, "invalidAuthInfo")
     return _token(state, app, "accessToken", "expireIn")
 
 
-def _unified_token(state: State, call: Call) -> Answer:
-    sent = _fields(call, "client_id", "client_secret", "grant_type")
-    if sent["grant_type"] != "client_credentials":
-        raise RefusalError("unsupported.grant.type")
-    app = _app(sent["client_id"], sent["client_secret"])
-    if app is None:
-        raise RefusalError("invalid.client")
-    if call.parameters["corpId"] != CORP_ID:
-        raise RefusalError("unauthorized.client")
+def _unified_token(state: State, call: Call) -> Any:
+    client_id, secret, grant_type = _texts(call, "client_id", "client_secret", "grant_type")
+    right_corp = call.parameters["corpId"] == CORP_ID
+    _require(grant_type == "client_credentials", "unsupported.grant.type")
+    _require(right_corp or client_id in APPS, "unknownError", 500)
+    app = _app(client_id, secret, "invalid.client")
+    _require(right_corp, "unauthorized.client", 401)
     return _token(state, app, "access_token", "expires_in")
 
 
-def _fields(call: Call, *names: str) -> dict[str, str]:
-    body = _object(call, "invalidParameter")
-    for name in names:
-        if not body.get(name) or not isinstance(body[name], str):
-            raise RefusalError(f"Missing{name}", 400, f"{name} is mandatory for this action.")
-    return body
-
-
-def _app(client_id: str, client_secret: str) -> App | None:
+def _app(client_id: str, client_secret: str, code: str, status: int = 400) -> App:
     app = APPS.get(client_id)
-    return app if app and app.client_secret == client_secret else None
+    if app is None or app.client_secret != client_secret:
+        raise RefusalError(error(code, status))
+    return app
 
 
-def _token(state: State, app: App, token_key: str, lifetime_key: str) -> Answer:
-    return Answer(body={token_key: state.issue_token(app), lifetime_key: math.ceil(state.token_lifetime)})
+def _token(state: State, app: App, token_key: str, lifetime_key: str) -> Any:
+    return {token_key: state.issue_token(app), lifetime_key: math.ceil(state.token_lifetime)}
 
 
-# Conferences
+# Meetings
 
 
-def _lock(state: State, call: Call) -> Answer:
+def _create(state: State, call: Call) -> Any:
+    sent = _object(call, "paramsError")
+    title, creator, invited = sent.get("confTitle"), sent.get("userId"), sent.get("inviteUserIds") or []
+    _require(isinstance(title, str) and 0 < len(title.strip()) <= _LONGEST_TITLE, "paramsTitleError")
+    _require(creator and _are_texts([creator]) and _are_texts(invited), "paramsError")
+    made = state.create_conference(str(title)[:_SHOWN_TITLE], creator_id=str(creator), invited=invited)
+    return describe(state.conference(made), "create")
+
+
+def _close(state: State, call: Call) -> Any:
+    conference = _conference(state, call, "paramsError")
+    _require(conference.status != "ended", "resourceClose")
+    _require(call.parameters.get("unionId"), "paramsError")
+    _require(call.parameters["unionId"] == conference.creator_id, "noPermission")
+    state.close(conference.conference_id)
+    return {"code": 200, "cause": ""}
+
+
+def _lock(state: State, call: Call) -> Any:
     action = _object(call, "paramsError").get("action")
-    if action not in ("lock", "unlock"):
-        raise RefusalError("paramsError")
-    conference = _conference(state, call, "paramsError", 400)
-    if conference.status == "ended":
-        raise RefusalError("confClosed")
-    if conference.status == "not_started":
-        raise RefusalError("commandError")
+    _require(action in ("lock", "unlock"), "paramsError")
+    conference = _conference(state, call, "paramsError")
+    _require(conference.status != "ended", "confClosed")
+    _require(conference.status == "started", "commandError")
     conference.locked = action == "lock"
-    return Answer(body={"success": True})
+    return {"success": True}
 
 
-def _info(state: State, call: Call) -> Answer:
-    conference = _conference(state, call, "roomNotFound", 404)
-    info = details(conference) | {
-        "activeNum": len(conference.participants) if conference.status == "started" else 0,
-        "attendNum": len(conference.participants),
-        "invitedNum": 0,
-        "cloudRecordStatus": 0,
-    }
-    return Answer(body={"confInfo": info})
+def _info(state: State, call: Call) -> Any:
+    return {"confInfo": describe(_conference(state, call, "roomNotFound", 404), "info")}
 
 
-def _query(state: State, call: Call) -> Answer:
+def _query(state: State, call: Call) -> Any:
     wanted = _object(call, "paramsError").get("conferenceIdList")
-    if not wanted or not isinstance(wanted, list) or not all(isinstance(one, str) for one in wanted):
-        raise RefusalError("paramsError")
-    infos = [
-        {
-            "conferenceId": conference.conference_id,
-            "title": conference.title,
-            "status": _STATUS_NUMBERS[conference.status],
-            "startTime": conference.start_time,
-            "mediaStatus": 0,
-            "userList": [
-                {"userId": user, "nick": user, "attendStatus": 1} for user in conference.participants
-            ],
-        }
-        for conference in map(state.find, wanted)
-        if conference and conference.status == "started"
-    ]
-    return Answer(body={"infos": infos})
+    _require(wanted and _are_texts(wanted), "paramsError")
+    found = map(state.find, wanted or [])
+    return {"infos": [describe(one, "query") for one in found if one and one.status == "started"]}
 
 
-def _list(state: State, call: Call) -> Answer:
-    running = [one for one in state.conferences.values() if one.status == "started"]
-    return _paged(call, "onGoingConfList", running, _summary)
+def _members(state: State, call: Call) -> Any:
+    conference = _conference(state, call, "roomNotFound", 404)
+    members = [member(conference, user) for user in conference.participants]
+    return _page(call, "memberModels", members, _PAGE_OF_MEMBERS)
 
 
-def _room_code(state: State, call: Call) -> Answer:
+def _list(state: State, call: Call) -> Any:
+    running = [describe(one, "list") for one in state.conferences.values() if one.status == "started"]
+    return _page(call, "onGoingConfList", running, has_more=True)
+
+
+def _room_code(state: State, call: Call) -> Any:
     code = call.parameters["roomCode"]
-    if not code.isdecimal():
-        raise RefusalError("invalidRoomCode")
-    found = [one for one in state.conferences.values() if one.room_code == code]
-    return _paged(call, "conferenceList", found, details)
+    _require(code.isdecimal(), "invalidRoomCode")
+    found = [describe(one, "roomCode") for one in state.conferences.values() if one.room_code == code]
+    return _page(call, "conferenceList", found, has_more=True)
 
 
-def _schedule(state: State, call: Call) -> Answer:
+def _schedule(state: State, call: Call) -> Any:
     wanted = call.parameters["scheduleConferenceId"]
-    held = [
-        one
-        for one in state.conferences.values()
-        if one.schedule_conference_id == wanted and one.status != "not_started"
-    ]
-    last = sorted(held, key=lambda one: one.start_time or 0)[-1:]
-    return _paged(call, "conferenceList", last, _of_schedule)
+    found = (one for one in state.conferences.values() if one.schedule_conference_id == wanted)
+    held = [describe(one, "schedule") for one in found if one.start_time]
+    return _page(call, "conferenceList", sorted(held, key=lambda one: one["startTime"]))
 
 
-def _paged(
-    call: Call, key: str, conferences: list[Conference], show: Callable[[Conference], dict[str, Any]]
-) -> Answer:
-    first = _number(call.parameters.get("nextToken") or "0")
-    last = first + (_number(call.parameters.get("maxResults") or str(_PAGE)) or _PAGE)
-    more = last < len(conferences)
-    body = {key: list(map(show, conferences[first:last])), "hasMore": more, "totalCount": len(conferences)}
-    return Answer(body=body | ({"nextToken": str(last)} if more else {}))
+def _page(call: Call, key: str, items: list[Any], most: int = _PAGE, has_more: bool = False) -> Any:
+    first = _number(call, "nextToken", 0)
+    last = first + (_number(call, "maxResults", most) or most)
+    more = last < len(items)
+    body = {key: items[first:last], "totalCount": len(items)}
+    if has_more:
+        return body | {"hasMore": more} | ({"nextToken": str(last)} if more else {})
+    # Here DingTalk sends no hasMore: an empty nextToken ends the list.
+    return body | {"nextToken": str(last) if more else ""}
 
 
-# Event streams
+# Event streams, and unknown paths
 
 
-def _stream(state: State, call: Call) -> Answer:
-    sent = _fields(call, "clientId", "clientSecret")
-    app = _app(sent["clientId"], sent["clientSecret"])
-    if app is None:
-        raise RefusalError("authFailed")
-    if not sent.get("subscriptions") or not isinstance(sent["subscriptions"], list):
-        raise RefusalError("Missingsubscriptions", 400, "subscriptions is mandatory for this action.")
-    return Answer(body={"endpoint": state.stream_endpoint, "ticket": state.issue_stream_ticket(app)})
+def _stream(state: State, call: Call) -> Any:
+    client_id, secret = _texts(call, "clientId", "clientSecret")
+    app = _app(client_id, secret, "authFailed", 401)
+    wanted = call.json().get("subscriptions")
+    message = "subscriptions is mandatory for this action."
+    _require(wanted and isinstance(wanted, list), "Missingsubscriptions", 400, message)
+    return {"endpoint": state.stream_endpoint, "ticket": state.issue_stream_ticket(app)}
 
 
-def _connect(state: State, call: Call) -> Answer:
-    """Let an app connect to its event stream; the answer's body is its id, for the server."""
+def _connect(state: State, call: Call) -> Any:
+    """Let an app connect to its event stream; the response's body is its Client ID, for the server."""
     app = state.take_stream_ticket(call.parameters.get("ticket", ""))
-    if app is None:
-        raise RefusalError("authFailed", 401, "The ticket is not valid.")
-    return Answer(SWITCHING, app.client_id)
+    _require(app, "authFailed", 401, "The ticket is not valid.")
+    return Response(SWITCHING, app and app.client_id)
 
 
-def _unknown(_state: State, _call: Call) -> Answer:
-    message = "Specified api is not found, please check your url and method."
-    raise RefusalError("InvalidAction.NotFound", 404, message)
+def _sample(body: dict[str, Any], _state: State, _call: Call) -> Any:
+    return body or ""  # a call without a documented body gets an empty one
 
 
-def _conference(state: State, call: Call, code: str, status: int) -> Conference:
-    conference = state.find(call.conference_id or "")
-    if conference is None:
-        raise RefusalError(code, status)
-    return conference
+def _unknown(_state: State, call: Call) -> Any:
+    if not re.match(r"/v\d+\.\d+/", call.path):
+        return UNKNOWN_PATH
+    return error(
+        "InvalidAction.NotFound", 404, "Specified api is not found, please check your url and method."
+    )
 
 
-def _summary(conference: Conference) -> dict[str, Any]:
-    return {
-        "conferenceId": conference.conference_id,
-        "title": conference.title,
-        "roomCode": conference.room_code,
-        "status": _STATUS_NUMBERS[conference.status],
-        "startTime": conference.start_time,
-        "creatorId": conference.creator_id,
-        "creatorNick": conference.creator_id.capitalize(),
-        "bizType": _SCHEDULED if conference.schedule_conference_id else _INSTANT,
-    }
+# What a call sent
 
 
-def details(conference: Conference) -> dict[str, Any]:
-    """Return what DingTalk tells of one meeting."""
-    told = _summary(conference) | {
-        "externalLinkUrl": f"https://meeting.dingtalk.invalid/j/{conference.room_code}"
-    }
-    if conference.schedule_conference_id:
-        told["scheduleConferenceId"] = conference.schedule_conference_id
-    if conference.start_time and conference.end_time:
-        duration = conference.end_time - conference.start_time
-        told |= {"endTime": conference.end_time, "confDuration": duration}
-    return told
-
-
-def _of_schedule(conference: Conference) -> dict[str, Any]:
-    told = details(conference)
-    names = ("conferenceId", "title", "roomCode", "status", "startTime", "endTime")
-    return {name: told[name] for name in names if name in told}
+def _conference(state: State, call: Call, code: str, status: int = 400) -> Conference:
+    if conference := state.find(call.conference_id or ""):
+        return conference
+    raise RefusalError(error(code, status))
 
 
 def _object(call: Call, code: str) -> dict[str, Any]:
@@ -276,37 +253,69 @@ def _object(call: Call, code: str) -> dict[str, Any]:
     except ValueError:
         body = None
     if not isinstance(body, dict) or "json" not in (call.header("Content-Type") or ""):
-        raise RefusalError(code, 400)
+        raise RefusalError(error(code, 400))
     return body
 
 
-def _number(text: str) -> int:
-    if not re.fullmatch(r"[0-9]{1,9}", text):
-        raise RefusalError("paramError", 400)
+def _texts(call: Call, *names: str) -> list[str]:
+    """Return these fields of the body of a call, which must be texts."""
+    body = _object(call, "invalidParameter")
+    for name in names:
+        valid = body.get(name) and isinstance(body[name], str)
+        _require(valid, f"Missing{name}", 400, f"{name} is mandatory for this action.")
+    return [body[name] for name in names]
+
+
+def _are_texts(values: Any) -> bool:
+    return isinstance(values, list) and all(isinstance(value, str) for value in values)
+
+
+def _number(call: Call, name: str, default: int) -> int:
+    text = call.parameters.get(name) or str(default)
+    _require(re.fullmatch(r"[0-9]{1,9}", text), "paramError")
     return int(text)
 
 
-_CONFERENCES: Final = "/v1.0/conference/videoConferences"
+_ROOT: Final = "/v1.0/conference"
+_MEETINGS: Final = _ROOT + "/videoConferences"
+_MEETING: Final = _MEETINGS + "/{conferenceId}"
+_SCHEDULE: Final = _MEETINGS + "/scheduleConferences/{scheduleConferenceId}"
 
-ROUTES: Final = (
-    Route("token", "POST", "/v1.0/oauth2/accessToken", _internal_token, open=True),
-    Route("token", "POST", "/v1.0/oauth2/corpAccessToken", _corp_token, open=True),
-    Route("token", "POST", "/v1.0/oauth2/{corpId}/token", _unified_token, open=True),
-    Route("lock", "POST", _CONFERENCES + "/{conferenceId}/lock", _lock),
-    Route("info", "GET", _CONFERENCES + "/{conferenceId}", _info),
-    Route("query", "POST", _CONFERENCES + "/query", _query),
-    Route("schedule", "GET", _CONFERENCES + "/scheduleConferences/{scheduleConferenceId}", _schedule),
-    Route("list", "GET", "/v1.0/conference/orgConferences", _list),
-    Route("roomCode", "GET", "/v1.0/conference/roomCodes/{roomCode}/infos", _room_code),
-    Route("stream", "POST", "/v1.0/gateway/connections/open", _stream, open=True),
-    Route("connect", "GET", CONNECT_PATH, _connect, open=True),
-    # Last: whatever no other row takes.
-    Route("unknown", "*", "/{path:.*}", _unknown, open=True),
-)
+
+def _routes() -> Iterator[Route]:
+    yield Route("lock", "POST", _MEETING + "/lock", _lock, "Write")
+    yield Route("token", "POST", "/v1.0/oauth2/accessToken", _internal_token)
+    yield Route("token", "POST", "/v1.0/oauth2/corpAccessToken", _corp_token)
+    yield Route("token", "POST", "/v1.0/oauth2/{corpId}/token", _unified_token)
+    yield Route("create", "POST", _MEETINGS, _create, "Write")
+    yield Route("query", "POST", _MEETINGS + "/query", _query, "Read")
+    yield Route("schedule", "GET", _SCHEDULE, _schedule, "Read")
+    yield Route("info", "GET", _MEETING, _info, "Read")
+    yield Route("close", "DELETE", _MEETING, _close, "Write")
+    yield Route("members", "GET", _MEETING + "/members", _members, "Read")
+    yield Route("list", "GET", _ROOT + "/orgConferences", _list, "Read")
+    yield Route("roomCode", "GET", _ROOT + "/roomCodes/{roomCode}/infos", _room_code, "Read")
+    for method, path, sample in other_calls.rows():
+        scope = "Read" if method == "GET" else "Write"
+        yield Route("other", method, path, partial(_sample, sample), scope)
+    yield Route("stream", "POST", "/v1.0/gateway/connections/open", _stream)
+    yield Route("connect", "GET", CONNECT_PATH, _connect, counts=False)
+    # Last: whatever no other row matches.
+    yield Route("unknown", "*", "/{path:.*}", _unknown, counts=False)
+
+
+ROUTES: Final = tuple(_routes())
 """The calls the sandbox knows, in the order in which they are tried."""
 
 
 def call_name(route: Route, body: bytes) -> str:
-    """Return the name of a call: that of its route, but ``unlock`` where the lock call unlocks."""
+    """Return the name of a call: that of its route, or ``unlock`` if the lock call unlocks."""
     unlocks = route.name == "lock" and re.search(rb'"action"\s*:\s*"unlock"', body)
     return "unlock" if unlocks else route.name
+
+
+def rehearsed_id(call: Call) -> str:
+    """Return the reserved id, if any, that decides the result of a call; a new meeting's is its creator's."""
+    if call.name != "create":
+        return call.conference_id or ""
+    return str(_object(call, "paramsError").get("userId"))

@@ -1,4 +1,4 @@
-"""The Airflow connections that lead to the sandbox, as fields, as JSON and as a URI."""
+"""The Airflow connections that lead to the sandbox, as fields and as a URI."""
 
 from __future__ import annotations
 
@@ -12,21 +12,16 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 Kind = Literal["internal", "third_party", "unified", "static_token", "unpermitted"]
-"""Which app a connection is for, and how that comes by its access token."""
+"""The app of a connection, and how it obtains its access token."""
 
-KINDS: Final[Mapping[Kind, tuple[App | None, tuple[str, ...]]]] = {
+KINDS: Final[Mapping[Kind, tuple[App, tuple[str, ...]]]] = {
     "internal": (INTERNAL_APP, ()),
     "third_party": (THIRD_PARTY_APP, ("corp_id", "suite_ticket")),
     "unified": (INTERNAL_APP, ("corp_id",)),
-    "static_token": (None, ("access_token",)),
+    "static_token": (App("", ""), ("access_token",)),
     "unpermitted": (UNPERMITTED_APP, ()),
 }
-"""The app of a kind of connection, and what its ``extra`` holds."""
-
-
-def as_json(fields: Mapping[str, Any]) -> str:
-    """Return a connection as JSON, without empty fields."""
-    return json.dumps({name: value for name, value in fields.items() if value})
+"""The app of each kind of connection, and what its ``extra`` holds."""
 
 
 def as_uri(fields: Mapping[str, Any]) -> str:

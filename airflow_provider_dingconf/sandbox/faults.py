@@ -1,48 +1,35 @@
-"""What the sandbox answers when it goes wrong, and when it does so: plain values, no I/O."""
+"""The error responses of the sandbox, and when it sends them: plain values, no I/O."""
 
 from __future__ import annotations
 
 import json
 import re
-import sys
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any, Final
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Final
 
-from airflow_provider_dingconf.dingtalk.error_codes import ERRORS
+from pydantic import AfterValidator, ConfigDict, Field
+from pydantic.dataclasses import dataclass as checked
+
+from airflow_provider_dingconf.dingtalk.error_codes import ERRORS, LOCAL_CODES
 
 REQUEST_ID: Final = "{requestid}"
-"""Stands for the request id in the body of an answer."""
-
-CALLS: Final = (
-    "token",
-    *("lock", "unlock", "info", "query", "list", "roomCode", "schedule"),
-    *("stream", "connect"),
-    "unknown",
-)
-"""The names of calls; ``lock`` and ``unlock`` are one call of DingTalk's with two actions.
-
-``stream`` asks where an event stream is, and ``connect`` connects to it.
-"""
-
-ANY: Final = "any"
+"""Stands for the request id in the body of a response."""
 
 OLD_FORM: Final = "-errcode"
-"""Ends the name of an answer that has an error's older form."""
+"""Ends the name of a response that has an error's older form."""
 
 _JSON: Final = "application/json; charset=utf-8"
 _HTML: Final = "text/html; charset=utf-8"
-_HEADER_NAME: Final = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")  # RFC 9110, 5.1
-_OWN_HEADERS: Final = ("content-length", "transfer-encoding")  # the sandbox says how long the body is
 
 
 @dataclass(frozen=True)
-class Answer:
+class Response:
     """What goes back over the wire.
 
-    :param body: a JSON value; text and bytes are sent as they are. ``{requestid}`` in it becomes the
-        request id of the call.
-    :param complete: whether all of it goes out; otherwise the connection closes after half the body.
+    :param body: a JSON value; text and bytes are sent unchanged. ``{requestid}`` in it becomes the request
+        id of the call.
+    :param complete: if False, the connection closes after half the body.
     """
 
     status: int = 200
@@ -58,7 +45,7 @@ class Answer:
         return None if code is None else str(code)
 
     def payload(self, request_id: str) -> tuple[bytes, dict[str, str]]:
-        """Return the body's bytes and all headers for the call with this request id."""
+        """Return the body's bytes and all headers, for the call with this request id."""
         if isinstance(self.body, bytes):
             return self.body, {"Content-Type": _HTML, **self.headers}
         raw = isinstance(self.body, str)
@@ -67,174 +54,166 @@ class Answer:
         return text.replace(REQUEST_ID, request_id).encode(errors="replace"), headers
 
 
-def error(code: str, status: int | None = None, message: str | None = None) -> Answer:
-    """Return an error answer in DingTalk's shape.
-
-    :param status: the first status documented for the code when None; 400 where none is documented.
-    :param message: the code itself when None, as DingTalk does for the lock call.
-    """
+def error(code: str, status: int | None = None, message: str | None = None, **details: Any) -> Response:
+    """Return an error response in DingTalk's form, by default with the first documented status."""
     documented = ERRORS[code].http_status if code in ERRORS else ()
-    return Answer(
-        status or next(iter(documented), 400),
-        {"code": code, "requestid": REQUEST_ID, "message": message or code},
-    )
+    body = {"code": code, "requestid": REQUEST_ID, "message": message or code, **details}
+    return Response(status or next(iter(documented), 400), body)
 
 
-def _page(title: str) -> str:
-    return f"<!DOCTYPE html>\n<html><head><title>{title}</title></head><body><h1>{title}</h1></body></html>\n"
+def permission_denied(scope: str = "Write") -> Response:
+    """Return the error of an app that lacks a permission point."""
+    required = {"requiredScopes": [f"VideoConference.Conference.{scope}"]}
+    return error("Forbidden.AccessDenied.AccessTokenPermissionDenied", 403, accessdenieddetail=required)
 
 
-def _answers() -> dict[str, Answer]:
-    answers = {code: error(code) for code, row in ERRORS.items() if row.sent_by_dingtalk}
-    for code in filter(str.isdecimal, ERRORS):
-        body = {"errcode": int(code), "errmsg": code, "request_id": REQUEST_ID}
-        answers[code + OLD_FORM] = Answer(400, body)
-    banned = {"status": 1111, "wait": 5, "source": "x5", "punish": "deny", "uuid": REQUEST_ID}
-    return answers | {
-        # The status of the ban is not documented. Two different ones keep a caller from relying on it.
-        "addressBanned": Answer(200, banned),
-        "addressBanned-html": Answer(403, _page("Access denied")),
-        "notConfirmed": Answer(200, {"success": False}),
-        "unreadableAnswer": Answer(200, "OK", {"Content-Type": "text/plain"}),
-        "redirect": Answer(302, _page("302 Found"), {"Location": "https://dingtalk.invalid/elsewhere"}),
-        "gateway": Answer(502, _page("502 Bad Gateway")),
-    }
+def old_form(code: int, status: int = 200, **details: Any) -> Response:
+    """Return an error in the form of DingTalk's older calls."""
+    return Response(status, {"errcode": code, "errmsg": str(code), "request_id": REQUEST_ID, **details})
 
 
-ANSWERS: Final[Mapping[str, Answer]] = _answers()
-"""Wrong answers by name: the error codes DingTalk sends, and what it sends without a code."""
+UNKNOWN_PATH: Final = old_form(404, errmsg="请求的URI地址不存在")
 
 
-@dataclass(frozen=True)
+def _page(status: int, title: str, more: str = "", **headers: str) -> Response:
+    head = f"<!DOCTYPE html>\n<html><head><title>{title}</title></head>"
+    return Response(status, f"{head}<body><h1>{title}</h1>{more}</body></html>\n", headers)
+
+
+_PUNISH: Final = '<script src="/_____tmd_____/punish?x5secdata=sandbox&uuid={requestid}"></script>'
+_PLAIN_HTTP: Final = "<p>The plain HTTP request was sent to HTTPS port</p><hr>Powered by tengine"
+_BANNED: Final = {"status": 1111, "wait": 5, "source": "x5", "punish": "deny", "uuid": REQUEST_ID}
+
+OTHERS: Final[Mapping[str, tuple[str, Response]]] = {
+    # The status of the ban is not documented. Two different ones keep a caller from relying on it.
+    "addressBanned": (
+        "The ban of this address, as JSON. A fault can refuse all calls.",
+        Response(200, _BANNED),
+    ),
+    "addressBanned-html": ("The ban, as the firewall's HTML page.", _page(403, "Access denied", _PUNISH)),
+    "htmlPage": ("HTTP 400 with a web server's HTML page.", _page(400, "400 Bad Request", _PLAIN_HTTP)),
+    "htmlPage-200": ("HTTP 200 with a website's HTML page.", _page(200, "DingTalk Open Platform")),
+    "htmlPage-403": ("HTTP 403 with an HTML page that gives no reason.", _page(403, "403 Forbidden")),
+    "notConfirmed": ('HTTP 200 with "success": false.', Response(200, {"success": False})),
+    "unreadableAnswer": ("HTTP 200 without JSON.", Response(200, "OK", {"Content-Type": "text/plain"})),
+    "redirect": (
+        "A redirect to another host.",
+        _page(302, "302 Found", Location="https://dingtalk.invalid/x"),
+    ),
+    "gateway": ("HTTP 502 with the HTML page of a gateway.", _page(502, "502 Bad Gateway")),
+    "404-errcode": ("HTTP 200 with errcode 404: an unknown path.", UNKNOWN_PATH),
+    "40014-errcode": ("HTTP 200 with errcode 40014: the access token is not valid.", old_form(40014)),
+    "60011-errcode": ("HTTP 200 with sub_code 60011: no permission.", old_form(88, sub_code="60011")),
+    "90020-errcode": ("HTTP 200 with errcode 90020: the month's quota is used up.", old_form(90020)),
+    "paramsTitleError": ("HTTP 400: The title is missing or too long.", error("paramsTitleError", 400)),
+    "waterLimitError": ("HTTP 404: DingTalk creates no more meetings.", error("waterLimitError", 404)),
+    "permissionError": ("HTTP 404: This user may not create meetings.", error("permissionError", 404)),
+    "unknownError": (
+        "HTTP 500: Also for a token call with a wrong Client ID and corpId.",
+        error("unknownError", 500),
+    ),
+}
+"""What the table of error codes does not describe, by name: what it is, and the response."""
+
+RESPONSES: Final[Mapping[str, Response]] = {
+    **{code: error(code) for code in ERRORS if code not in LOCAL_CODES},
+    **{code + OLD_FORM: old_form(int(code), 400) for code in ERRORS if code.isdecimal()},
+    "Forbidden.AccessDenied.AccessTokenPermissionDenied": permission_denied(),
+    **{name: response for name, (_, response) in OTHERS.items()},
+}
+"""Error responses by name: the error codes DingTalk sends, and what it sends without a code."""
+
+
+def _pattern(text: str) -> str:
+    try:
+        re.compile(text)
+    except (re.error, OverflowError, RecursionError) as wrong:
+        raise ValueError(f"it is no regular expression: {wrong}") from None
+    return text
+
+
+def _one_of(known: Iterable[str]) -> AfterValidator:
+    def check(name: str) -> str:
+        if name not in known:
+            raise ValueError(f"the sandbox has no {name!r}; it has {', '.join(known)}")
+        return name
+
+    return AfterValidator(check)
+
+
+CALLS: Final = (
+    *("any", "token", "create", "lock", "unlock", "close", "info", "query", "members", "list", "roomCode"),
+    *("schedule", "other", "stream", "connect", "unknown"),
+)
+
+_Pattern = Annotated[str, AfterValidator(_pattern)]
+_Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+# RFC 9110, 5.1. The sandbox itself sends the length of the body.
+_Header = Annotated[
+    str, Field(pattern=r"(?i)^(?!(content-length|transfer-encoding)$)[!#$%&'*+\-.^_`|~0-9a-z]+$")
+]
+_Line = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]*$")]
+_Config = ConfigDict(strict=True, extra="forbid", regex_engine="python-re")
+
+
+@checked(frozen=True, kw_only=True, config=_Config)
 class Fault:
-    """Something that goes wrong with some calls. The first that matches a call applies to it.
+    """Something that goes wrong with some calls. The first one in force that matches a call applies to it.
 
-    With neither ``code``, ``status`` nor ``body`` the call is answered as usual, after ``delay``.
+    With neither ``code``, ``status`` nor ``body`` the call gets its usual response, after ``delay``.
 
-    :param call: one of :data:`CALLS`, or ``any``.
-    :param path: a regular expression to be found in the raw path; None: any path.
-    :param sent: a regular expression to be found in the body that was sent; None: any body.
+    :param call: the name of a call, or ``any``. ``lock`` and ``unlock`` are one call of DingTalk's with two
+        actions, ``other`` is any other documented conference call, ``stream`` obtains the address of an event
+        stream, and ``connect`` connects to it.
+    :param path: a regular expression to search for in the raw path; None: any path.
+    :param sent: a regular expression to search for in the body of the request; None: any body.
     :param times: how many calls it hits; None: all until :meth:`Sandbox.heal`.
     :param duration: seconds for which it is in force; None: until :meth:`Sandbox.heal`.
-    :param code: an answer by name, one of :data:`ANSWERS`.
-    :param status: the HTTP status, in place of the code's; 200 where there is only a body.
-    :param body: the body, in place of the code's (see :class:`Answer`).
-    :param headers: further headers, such as ``Retry-After``; none that says how long the body is.
-    :param delay: seconds to wait before answering.
-    :param drop: close the connection without an answer; where there is one, after half its body.
-    :param after: let the call take effect first: what goes wrong is only the answer.
+    :param code: the name of a response, one of :data:`RESPONSES`.
+    :param status: the HTTP status, instead of the code's; 200 if there is only a body.
+    :param body: the body, instead of the code's (see :class:`Response`).
+    :param headers: further headers, such as ``Retry-After``; not those for the body's length.
+    :param delay: seconds to wait before the response.
+    :param drop: close the connection without a response, or after half of the one given here.
+    :param after: let the call take effect first: only its response goes wrong.
+    :raises ValueError: a value is not valid.
     """
 
-    call: str = ANY
-    path: str | None = None
-    sent: str | None = None
-    times: int | None = None
-    duration: float | None = None
-    code: str | None = None
-    status: int | None = None
+    call: Annotated[str, _one_of(CALLS)] = "any"
+    path: _Pattern | None = None
+    sent: _Pattern | None = None
+    times: Annotated[int, Field(ge=1)] | None = None
+    duration: _Seconds | None = None
+    code: Annotated[str, _one_of(RESPONSES)] | None = None
+    status: Annotated[int, Field(ge=200, le=599)] | None = None
     body: Any = None
-    headers: Mapping[str, str] = field(default_factory=dict)
-    delay: float = 0.0
+    headers: Mapping[_Header, _Line] = field(default_factory=dict)
+    delay: _Seconds = 0.0
     drop: bool = False
     after: bool = False
 
-    def __post_init__(self) -> None:
-        """Refuse a fault that cannot be what was meant."""
-        for known, complaint in _checks(self):
-            if not known:
-                raise ValueError(complaint)
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Fault:
-        """Make a fault from the fields of a JSON object.
-
-        :raises ValueError: for unknown fields, or values that make no sense.
-        """
-        unknown = values.keys() - {known.name for known in fields(cls)}
-        if unknown:
-            raise ValueError(f"A fault has no {', '.join(sorted(unknown))}.")
-        return cls(**values)
-
     def hits(self, call: str, path: str, sent: bytes = b"") -> bool:
-        """Whether the fault is for this call."""
+        """Return whether the fault is for this call."""
         return (
-            self.call in (ANY, call)
+            self.call in ("any", call)
             and (self.path is None or re.search(self.path, path) is not None)
             and (self.sent is None or re.search(self.sent, sent.decode(errors="replace")) is not None)
         )
 
     @property
-    def answers(self) -> bool:
-        """Whether it puts something in place of the usual answer."""
-        return self.drop or self._has_answer
+    def replaces(self) -> bool:
+        """Whether the caller gets something other than the usual response."""
+        return self.drop or self.response is not None
 
     @property
-    def answer(self) -> Answer | None:
-        """What is sent in place of the usual answer; None: the connection is closed without one."""
-        if not self._has_answer:
+    def response(self) -> Response | None:
+        """What is sent instead of the usual response; None: nothing."""
+        if (self.code, self.status, self.body) == (None, None, None):
             return None
-        usual = ANSWERS[self.code] if self.code else Answer(body={})
-        return Answer(
-            status=self.status or usual.status,
-            body=usual.body if self.body is None else self.body,
-            headers={**usual.headers, **self.headers},
+        usual = RESPONSES[self.code] if self.code else Response(body={})
+        return Response(
+            self.status or usual.status,
+            usual.body if self.body is None else self.body,
+            {**usual.headers, **self.headers},
             complete=not self.drop,
         )
-
-    @property
-    def _has_answer(self) -> bool:
-        return (self.code, self.status, self.body) != (None, None, None)
-
-
-def _checks(fault: Fault) -> list[tuple[bool, str]]:
-    return [
-        (fault.call in (ANY, *CALLS), f"call is one of {', '.join((ANY, *CALLS))}, not {fault.call!r}."),
-        (_is_pattern(fault.path), f"path is a regular expression, not {fault.path!r}."),
-        (_is_pattern(fault.sent), f"sent is a regular expression, not {fault.sent!r}."),
-        (_is_number(fault.times, 1, whole=True), f"times is a number from 1, not {fault.times!r}."),
-        (_is_number(fault.duration, 0), f"duration is a number of seconds, not {fault.duration!r}."),
-        (
-            fault.code is None or fault.code in [*ANSWERS],
-            f"{fault.code!r} is no code the sandbox can answer.",
-        ),
-        (
-            fault.status is None or _is_number(fault.status, 200, 599, whole=True),
-            f"status is an HTTP status from 200 to 599, not {fault.status!r}.",
-        ),
-        (
-            _is_headers(fault.headers),
-            "headers are names and values of one line each, "
-            f"other than {' and '.join(_OWN_HEADERS)}, not {fault.headers!r}.",
-        ),
-        (
-            fault.delay is not None and _is_number(fault.delay, 0),
-            f"delay is a number of seconds, not {fault.delay!r}.",
-        ),
-        (fault.drop in (True, False), f"drop is true or false, not {fault.drop!r}."),
-        (fault.after in (True, False), f"after is true or false, not {fault.after!r}."),
-    ]
-
-
-def _is_number(value: object, least: float, most: float = sys.float_info.max, *, whole: bool = False) -> bool:
-    kinds = int if whole else (int, float)
-    if value is None:
-        return True
-    return isinstance(value, kinds) and not isinstance(value, bool) and least <= value <= most
-
-
-def _is_pattern(value: object) -> bool:
-    try:
-        return value is None or bool(re.compile(value))  # type: ignore[call-overload]
-    except (re.error, TypeError, OverflowError, RecursionError):
-        return False
-
-
-def _is_headers(value: object) -> bool:
-    return isinstance(value, Mapping) and all(
-        isinstance(name, str)
-        and _HEADER_NAME.fullmatch(name)
-        and name.lower() not in _OWN_HEADERS
-        and isinstance(text, str)
-        and text.isprintable()
-        for name, text in value.items()
-    )

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import requests
 
-from airflow_provider_dingconf.sandbox import Sandbox, state
+from airflow_provider_dingconf.sandbox import Sandbox
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -44,10 +43,26 @@ class Caller(requests.Session):
         return self.call(method, "/sandbox" + path, json, **options)
 
 
+class Clock:
+    """The sandbox's clock: a test moves it on."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
 @pytest.fixture
-def sandbox() -> Iterator[Sandbox]:
+def clock() -> Clock:
+    """Return the clock by which access tokens, tickets, faults and the rate limit of the sandbox expire."""
+    return Clock()
+
+
+@pytest.fixture
+def sandbox(clock: Clock) -> Iterator[Sandbox]:
     """Return a running sandbox."""
-    with Sandbox() as running:
+    with Sandbox(clock=clock) as running:
         yield running
 
 
@@ -56,26 +71,6 @@ def caller(sandbox: Sandbox) -> Iterator[Caller]:
     """Return someone who has an access token of the sandbox."""
     with Caller(sandbox) as made:
         yield made
-
-
-class Clock:
-    """A clock that goes on when it is told to."""
-
-    time = staticmethod(time.time)
-
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """Return the clock by which tokens and faults of the sandbox run out."""
-    made = Clock()
-    monkeypatch.setattr(state, "time", made)
-    return made
 
 
 def code(answer: requests.Response) -> tuple[int, str]:

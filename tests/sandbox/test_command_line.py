@@ -91,7 +91,7 @@ def test_it_prints_a_line_for_each_call_unless_quiet(capfd: pytest.CaptureFixtur
     assert len(lines) == (0 if quiet else 2)
     if not quiet:
         assert "lock: POST /v1.0/conference/videoConferences/sandbox-open/lock -> 400 Inv" in lines[0]
-        assert "unknown: GET /%C3%A9 -> no answer" in lines[1]
+        assert "unknown: GET /%C3%A9 -> no response" in lines[1]
 
 
 def test_a_taken_port_is_one_clear_line(sandbox: Sandbox, capsys: pytest.CaptureFixture[str]) -> None:
@@ -112,7 +112,15 @@ def test_the_help_lists_what_can_be_rehearsed() -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--port", "70000"], ["--port", "x"], ["--token-lifetime", "0"], ["--slow", "nan"], ["--slow", "inf"]],
+    [
+        ["--port", "70000"],
+        ["--port", "x"],
+        ["--token-lifetime", "0"],
+        ["--slow", "nan"],
+        ["--slow", "inf"],
+        ["--quota", "0"],
+        ["--calls-per-second", "x"],
+    ],
     ids=" ".join,
 )
 def test_an_argument_that_makes_no_sense_is_refused(

@@ -30,10 +30,12 @@ def test_a_meeting_lives_its_life_over_http(sandbox: Sandbox, caller: Caller) ->
         "joined": False,
         "reason": "locked",
     }
+    assert list(caller.control("POST", path + "/leave", {"user": "ann"}).json()["left"]) == ["ann"]
     assert caller.control("POST", path + "/end", {}).json()["status"] == "ended"
     shown = caller.control("GET", path).json()
     assert (shown["title"], shown["locked"], shown["participants"]) == ("All hands", True, ["ann"])
     assert shown["refused"] == ["ann", "ben"]
+    assert (shown["password"], shown["host_password"]) == ("***", "***")
     assert caller.control("GET", "/conferences").json() == {"conferences": [shown]}
 
 
@@ -72,7 +74,7 @@ def test_secrets_and_tokens_are_masked_on_the_screen_and_whole_for_tests(
         "appSecret": "***",
         "list": [{"suiteTicket": "***"}],
     }
-    assert second["body"] == "16 bytes that are not JSON, or of too many levels"
+    assert second["body"] == "16 bytes that are not JSON, or have too many levels"
     assert second["headers"][-1][0] != "***"
     assert sandbox.calls[0].json() == body
     assert sandbox.calls[0].header("x-acs-dingtalk-access-token") == token
@@ -81,34 +83,34 @@ def test_secrets_and_tokens_are_masked_on_the_screen_and_whole_for_tests(
 @pytest.mark.parametrize(
     ("method", "path", "body", "refusal"),
     [
-        ("POST", "/conferences", {"title": 5}, (400, "title is a str")),
-        ("POST", "/conferences", {"colour": "red"}, (400, "Unknown field 'colour'; known: title")),
-        ("POST", "/conferences", {"status": "paused"}, (400, "status is one of")),
+        ("POST", "/conferences", {"title": 5}, (400, "title: Input should be a valid string")),
+        ("POST", "/conferences", {"colour": "red"}, (400, "colour: Unexpected keyword")),
+        ("POST", "/conferences", {"status": "paused"}, (400, "status: Input should be 'not_started'")),
         ("POST", "/conferences", {"conference_id": "sandbox-open"}, (400, "already")),
         ("POST", "/conferences", ["x"], (400, "not a JSON object")),
         ("POST", "/conferences/nosuch/start", {}, (404, "no meeting 'nosuch'")),
         ("POST", "/conferences/sandbox-ended/start", {}, (400, "has ended")),
-        ("POST", "/conferences/sandbox-open/start", {"x": 1}, (400, "known: nothing")),
-        ("POST", "/conferences/sandbox-open/join", {}, (400, "user is missing")),
+        ("POST", "/conferences/sandbox-open/start", {"x": 1}, (400, "x: Unexpected keyword")),
+        ("POST", "/conferences/sandbox-open/join", {}, (400, "user: Missing required")),
         ("POST", "/faults", {"code": "confClose"}, (400, "confClose")),
         (
             "POST",
             "/faults",
             {"headers": {"Content-Length": "5"}},
-            (400, "other than content-length and tran"),
+            (400, "headers.Content-Length"),
         ),
         (
             "POST",
             "/faults",
             {"headers": {"transfer-Encoding": "chunked"}},
-            (400, "other than content-length"),
+            (400, "headers.transfer-Encoding"),
         ),
-        ("POST", "/faults", {"headers": {"a b": "c"}}, (400, "headers are names")),
-        ("POST", "/faults", {"headers": {"a": "b\nc"}}, (400, "headers are names")),
+        ("POST", "/faults", {"headers": {"a b": "c"}}, (400, "headers.a b")),
+        ("POST", "/faults", {"headers": {"a": "b\nc"}}, (400, "headers.a")),
         ("POST", "/faults", {"path": "a{99999999999999999999}"}, (400, "regular expression")),
         ("POST", "/faults", {"sent": "(" * 5_000 + ")" * 5_000}, (400, "regular expression")),
-        ("POST", "/faults", {"delay": 10**400}, (400, "delay is a number")),
-        ("POST", "/faults", {"duration": 10**400}, (400, "duration is a number")),
+        ("POST", "/faults", {"delay": 10**400}, (400, "delay: Input should")),
+        ("POST", "/faults", {"duration": 10**400}, (400, "duration: Input should")),
         ("POST", "/fault", {}, (404, "POST /sandbox/faults")),
         ("PATCH", "/calls", None, (404, "GET /sandbox/calls")),
         ("GET", "", None, (404, "GET /sandbox/calls")),
@@ -123,41 +125,40 @@ def test_a_wrong_control_call_is_told_what_is_wrong(
     assert piece in answer.json()["error"]
 
 
-def test_a_control_call_that_is_no_json_is_told_so(caller: Caller) -> None:
+def test_a_control_call_without_json_is_refused(caller: Caller) -> None:
     answer = caller.control("POST", "/conferences", data=b"\xff{")
-    assert (answer.status_code, answer.json()) == (400, {"error": "The body is not a JSON object."})
+    assert answer.status_code == 400
+    assert "line 1" in answer.json()["error"]
 
 
-@pytest.mark.parametrize("levels", [101, 900, 100_000])
-@pytest.mark.parametrize(
-    ("path", "field"),
-    [("/conferences", "title"), ("/faults", "body"), ("/events", "data")],
-)
-def test_a_body_of_too_many_levels_is_told_so(caller: Caller, path: str, field: str, levels: int) -> None:
+@pytest.mark.parametrize("levels", [900, 100_000])
+@pytest.mark.parametrize(("path", "field"), [("/faults", "body"), ("/events", "data")])
+def test_a_body_with_too_many_levels_is_refused(caller: Caller, path: str, field: str, levels: int) -> None:
     body = f'{{"{field}": {"[" * (levels - 1)}{"]" * (levels - 1)}}}'
     answer = caller.control("POST", path, data=body)
-    assert (answer.status_code, answer.json()) == (400, {"error": "The JSON has more than 100 levels."})
+    assert answer.status_code == 400
+    assert "recursion limit" in answer.json()["error"]
 
 
-def test_a_body_of_many_levels_is_taken(caller: Caller) -> None:
+def test_a_body_with_many_levels_is_accepted_and_shown(caller: Caller) -> None:
     body = f'{{"call": "lock", "body": {"[" * 99}{"]" * 99}}}'
     assert caller.control("POST", "/faults", data=body).status_code == 200
-    assert caller.lock("sandbox-open").text == "[" * 99 + "]" * 99
+    assert caller.lock("sandbox-open", data="[" * 190 + "]" * 190).text == "[" * 99 + "]" * 99
+    assert caller.control("GET", "/calls").status_code == 200
 
 
-def test_a_body_that_is_too_long_is_told_so(caller: Caller) -> None:
+def test_a_body_that_is_too_long_is_refused(caller: Caller) -> None:
     answer = caller.control("POST", "/conferences", {"title": "x" * 2**20})
     assert answer.status_code == 413
     assert "1048576" in answer.json()["error"]
 
 
-@pytest.mark.parametrize("levels", [101, 900, 50_000])
-def test_a_call_of_too_many_levels_is_wrong_and_shown_by_its_length(caller: Caller, levels: int) -> None:
-    body = '{"action":' * (levels - 1) + "{}" + "}" * (levels - 1)
+def test_a_call_with_too_many_levels_is_wrong_and_shown_by_its_length(caller: Caller) -> None:
+    body = '{"action":' * 899 + "{}" + "}" * 899
     answer = caller.call("POST", f"{CONFERENCES}/sandbox-open/lock", data=body, headers=JSON)
     assert code(answer) == (400, "paramsError")
     (shown,) = caller.control("GET", "/calls").json()["calls"]
-    assert shown["body"] == f"{len(body)} bytes that are not JSON, or of too many levels"
+    assert shown["body"] == f"{len(body)} bytes that are not JSON, or have too many levels"
 
 
 @pytest.mark.parametrize(

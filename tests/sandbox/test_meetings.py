@@ -165,3 +165,123 @@ def test_the_running_meetings_come_page_by_page(sandbox: Sandbox, caller: Caller
 @pytest.mark.parametrize("query", ["maxResults=many", "maxResults=-1", "nextToken=elsewhere"])
 def test_a_page_that_cannot_be_is_a_wrong_parameter(caller: Caller, query: str) -> None:
     assert code(caller.call("GET", f"{LIST}?{query}")) == (400, "paramError")
+
+
+CREATED = {"userId": "chris", "confTitle": "Exam", "inviteUserIds": ["ann", "ben"]}
+
+
+def test_a_created_meeting_runs_and_its_host_closes_it(sandbox: Sandbox, caller: Caller) -> None:
+    made = caller.call("POST", CONFERENCES, CREATED).json()
+    meeting = sandbox.conference(made["conferenceId"])
+    assert (meeting.title, meeting.status, meeting.creator_id) == ("Exam", "started", "chris")
+    assert (made["roomCode"], made["hostPassword"]) == (meeting.room_code, meeting.host_password)
+    path = f"{CONFERENCES}/{meeting.conference_id}"
+    assert caller.call("GET", path).json()["confInfo"]["invitedNum"] == 2
+    assert code(caller.call("DELETE", path)) == (400, "paramsError")
+    assert code(caller.call("DELETE", f"{path}?unionId=ann")) == (400, "noPermission")
+    assert caller.call("DELETE", f"{path}?unionId=chris").json() == {"code": 200, "cause": ""}
+    assert meeting.status == "ended"
+    assert code(caller.call("DELETE", f"{path}?unionId=chris")) == (400, "resourceClose")
+    assert code(caller.call("DELETE", f"{CONFERENCES}/nosuch?unionId=chris")) == (400, "paramsError")
+
+
+def test_a_title_is_shortened_to_50_characters(sandbox: Sandbox, caller: Caller) -> None:
+    made = caller.call("POST", CONFERENCES, CREATED | {"confTitle": "会" * 256}).json()
+    assert sandbox.conference(made["conferenceId"]).title == "会" * 50
+
+
+@pytest.mark.parametrize(
+    ("changes", "refusal"),
+    [
+        ({"confTitle": None}, (400, "paramsTitleError")),
+        ({"confTitle": " "}, (400, "paramsTitleError")),
+        ({"confTitle": "x" * 257}, (400, "paramsTitleError")),
+        ({"userId": None}, (400, "paramsError")),
+        ({"inviteUserIds": "ann"}, (400, "paramsError")),
+        ({"userId": "sandbox-unknownUserError"}, (400, "unknownUserError")),
+        ({"userId": "sandbox-waterLimitError"}, (404, "waterLimitError")),
+        ({"userId": "sandbox-permissionError"}, (404, "permissionError")),
+        ({"userId": "sandbox-systemError"}, (500, "systemError")),
+    ],
+    ids=str,
+)
+def test_a_meeting_that_cannot_be_created(
+    sandbox: Sandbox, caller: Caller, changes: dict[str, object], refusal: tuple[int, str]
+) -> None:
+    assert code(caller.call("POST", CONFERENCES, CREATED | changes)) == refusal
+    assert not sandbox.conferences
+
+
+def test_a_reserved_meeting_that_is_closed_is_there_again(caller: Caller) -> None:
+    assert caller.call("DELETE", f"{CONFERENCES}/sandbox-open?unionId=sandbox").status_code == 200
+    assert caller.lock("sandbox-open").json() == {"success": True}
+
+
+def test_who_was_there_comes_page_by_page_without_has_more(sandbox: Sandbox, caller: Caller) -> None:
+    meeting = sandbox.create_conference(creator_id="chris")
+    for user in ("chris", "ann", "ben"):
+        sandbox.join(meeting, user)
+    sandbox.leave(meeting, "ann")
+    sandbox.leave(meeting, "nobody")
+    path = f"{CONFERENCES}/{meeting}/members"
+    first = caller.call("GET", f"{path}?maxResults=2&nextToken=0").json()
+    second = caller.call("GET", path, params={"maxResults": 2, "nextToken": first["nextToken"]}).json()
+    assert (first["totalCount"], second["nextToken"]) == (3, "")
+    assert "hasMore" not in first | second
+    chris, ann, ben = first["memberModels"] + second["memberModels"]
+    assert [one["unionId"] for one in (chris, ann, ben)] == ["chris", "ann", "ben"]
+    assert (chris["host"], ann["host"]) == (True, False)
+    assert (ann["attendStatus"], ben["attendStatus"]) == (6, 3)
+    assert ann["leaveTime"] - ann["joinTime"] == ann["duration"]
+    assert "leaveTime" not in ben
+    sandbox.end(meeting)
+    assert all("leaveTime" in one for one in caller.call("GET", path).json()["memberModels"])
+    assert code(caller.call("GET", f"{CONFERENCES}/nosuch/members")) == (404, "roomNotFound")
+
+
+def test_who_left_a_locked_meeting_cannot_come_back(sandbox: Sandbox, caller: Caller) -> None:
+    meeting = sandbox.create_conference()
+    sandbox.join(meeting, "ann")
+    caller.lock(meeting)
+    sandbox.leave(meeting, "ann")
+    assert not sandbox.join(meeting, "ann")
+    caller.lock(meeting, "unlock")
+    assert sandbox.join(meeting, "ann")
+    assert sandbox.conference(meeting).participants == ["ann"]
+
+
+def test_all_meetings_of_a_schedule_come_page_by_page(sandbox: Sandbox, caller: Caller) -> None:
+    held = [sandbox.create_conference(schedule_conference_id="s", status="ended") for _ in range(25)]
+    sandbox.create_conference(schedule_conference_id="s", status="not_started")
+    path = f"{CONFERENCES}/scheduleConferences/s"
+    first = caller.call("GET", path).json()
+    second = caller.call("GET", f"{path}?nextToken={first['nextToken']}").json()
+    assert [one["conferenceId"] for one in first["conferenceList"] + second["conferenceList"]] == held
+    assert (first["totalCount"], first["nextToken"], second["nextToken"]) == (25, "20", "")
+    assert "hasMore" not in first | second
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("POST", "~/users/invite", {"success": True}),
+        ("POST", "~/allMembers/mute", {"success": True}),
+        ("POST", "~/members/kick", {"success": True}),
+        ("POST", "~/cloudRecords/start", {"code": "200"}),
+        ("POST", "~/cloudRecords/stop", {"code": "200"}),
+        ("PUT", "~", {"code": "200", "case": ""}),
+        ("GET", "~/details", {"list": [], "nextToken": ""}),
+        ("GET", "~/flashMinutes/summaries", {"flashMinutesSummary": {"status": 1, "summary": []}}),
+    ],
+)
+def test_any_other_conference_call_can_be_rehearsed(
+    caller: Caller, method: str, path: str, body: dict[str, object]
+) -> None:
+    meeting = f"{CONFERENCES}/sandbox-open"
+    answer = caller.call(method, path.replace("~", meeting), {})
+    assert (answer.status_code, answer.json()) == (200, body)
+    assert caller.sandbox.calls[-1].name == "other"
+    refused = caller.call(method, path.replace("~", f"{CONFERENCES}/sandbox-noPermission"), {})
+    assert code(refused) == (400, "noPermission")
+    del caller.headers["x-acs-dingtalk-access-token"]
+    assert code(caller.call(method, path.replace("~", meeting), {}))[0] == 400

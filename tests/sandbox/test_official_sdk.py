@@ -7,11 +7,14 @@ that are tested here.
 from __future__ import annotations
 
 import asyncio
+import inspect
+import re
 from typing import Any
 
 import pytest
+import requests
 
-from airflow_provider_dingconf.dingtalk.error_codes import ERRORS
+from airflow_provider_dingconf.dingtalk.error_codes import ERRORS, LOCAL_CODES
 from airflow_provider_dingconf.dingtalk.errors import CredentialsError
 from airflow_provider_dingconf.sandbox import Fault, Sandbox
 
@@ -25,7 +28,7 @@ from alibabacloud_tea_openapi.models import Config
 from alibabacloud_tea_util.models import RuntimeOptions
 from Tea.exceptions import TeaException
 
-SENT = [row for row in ERRORS.values() if row.sent_by_dingtalk]
+SENT = [row for row in ERRORS.values() if row.code not in LOCAL_CODES]
 LOCK_ERRORS = [row for row in SENT if not issubclass(row.error, CredentialsError)]
 TOKEN_ERRORS = [row for row in SENT if issubclass(row.error, CredentialsError)]
 RUNTIME = RuntimeOptions(connect_timeout=60_000, read_timeout=60_000)
@@ -157,3 +160,124 @@ def test_the_sdk_reads_a_meeting_and_the_running_ones(sandbox: Sandbox) -> None:
     ).body
     assert (page.total_count, page.has_more, page.next_token) == (1, False, None)
     assert page.on_going_conf_list[0].room_code == info.room_code
+
+
+def camel(name: str) -> str:
+    return "".join(word.capitalize() for word in name.split("_"))
+
+
+def sdk_calls() -> list[tuple[str, str, str]]:
+    """Return the name, the method and the path of every conference call of the SDK."""
+    source = inspect.getsource(ConferenceClient)
+    pattern = r"def (\w+)_with_options\(\n.*?pathname=f?'([^']+)'.*?method='(\w+)'"
+    found = re.findall(pattern, source, re.DOTALL)
+    return [(name, method, re.sub(r"\{\w+\}", "{}", path)) for name, path, method in found]
+
+
+def keys(model: type[Any]) -> dict[str, type[Any] | None]:
+    """Return the keys that a model of the SDK reads, with the models of those that hold objects."""
+    wire = re.findall(r"result\['(\w+)'\]", inspect.getsource(model.to_map))
+    parameters = inspect.signature(model.__init__).parameters
+    annotated = {name.replace("_", "").lower(): str(one.annotation) for name, one in parameters.items()}
+    found = {}
+    for key in wire:
+        named = re.search(r"\b(\w+ResponseBody\w+)\b", annotated[key.lower()])
+        found[key] = getattr(conference_models, named[1]) if named else None
+    return found
+
+
+MAY_BE_MISSING = {"endTime", "leaveTime", "nextToken"}
+"""Of a meeting that runs, a member who is still there, the last page of a list."""
+
+
+def check(model: type[Any], body: Any) -> None:
+    """Check that an object has the keys that the SDK knows, and no others."""
+    for one in body if isinstance(body, list) else [body]:
+        known = keys(model)
+        assert one.keys() <= known.keys()
+        assert known.keys() - one.keys() <= MAY_BE_MISSING
+        for key, inner in known.items():
+            if inner and one.get(key):
+                check(inner, one[key])
+
+
+BODIES: dict[str, Any] = {
+    "create_video_conference": {"userId": "chris", "confTitle": "x"},
+    "query_conference_info_batch": {"conferenceIdList": ["m"]},
+    "lock_conference": {"action": "lock"},
+}
+
+
+@pytest.mark.parametrize(("name", "method", "path"), sdk_calls(), ids=lambda value: value)
+def test_each_response_has_exactly_the_fields_that_the_sdk_knows(
+    sandbox: Sandbox, name: str, method: str, path: str
+) -> None:
+    running = {"room_code": "1", "schedule_conference_id": "s", "creator_id": "chris"}
+    for identity in ("m", "other"):
+        sandbox.create_conference(conference_id=identity, **running)
+        sandbox.join(identity, "ann")
+    if name in {
+        "query_conference_info",
+        "query_conference_info_by_room_code",
+        "query_schedule_conference_info",
+    }:
+        sandbox.end("m")
+    value = {
+        "roomCodes/{}": "roomCodes/1",
+        "Conferences/scheduleConferences/{}": "Conferences/scheduleConferences/s",
+    }
+    for template, filled in value.items():
+        path = path.replace(template, filled)
+    answer = requests.request(
+        method,
+        sandbox.url + path.replace("{}", "m"),
+        params={"unionId": "chris", "maxResults": 1} if method != "POST" else None,
+        json=BODIES.get(name, {}),
+        headers={"x-acs-dingtalk-access-token": sandbox.issue_token()},
+        timeout=60,
+    )
+    assert answer.status_code == 200
+    assert sandbox.calls[-1].name != "unknown"
+    check(getattr(conference_models, camel(name) + "ResponseBody"), answer.json())
+
+
+def test_there_are_52_conference_calls() -> None:
+    assert len(sdk_calls()) == 52
+
+
+def test_the_sdk_creates_a_meeting_lists_its_members_and_closes_it(sandbox: Sandbox) -> None:
+    client = ConferenceClient(config(sandbox))
+    token = sandbox.issue_token()
+    made = client.create_video_conference_with_options(
+        conference_models.CreateVideoConferenceRequest(user_id="chris", conf_title="Exam"),
+        conference_models.CreateVideoConferenceHeaders(x_acs_dingtalk_access_token=token),
+        RUNTIME,
+    ).body
+    meeting = sandbox.conference(made.conference_id)
+    assert (made.room_code, made.host_password) == (meeting.room_code, meeting.host_password)
+    for user in ("chris", "ann"):
+        sandbox.join(made.conference_id, user)
+    sandbox.leave(made.conference_id, "ann")
+
+    page = client.query_conference_members_with_options(
+        made.conference_id,
+        conference_models.QueryConferenceMembersRequest(max_results=1),
+        conference_models.QueryConferenceMembersHeaders(x_acs_dingtalk_access_token=token),
+        RUNTIME,
+    ).body
+    assert (page.total_count, page.next_token) == (2, "1")
+    (host,) = page.member_models
+    assert (host.union_id, host.host, host.attend_status) == ("chris", True, 3)
+
+    def close() -> Any:
+        return client.close_video_conference_with_options(
+            made.conference_id,
+            conference_models.CloseVideoConferenceRequest(union_id="chris"),
+            conference_models.CloseVideoConferenceHeaders(x_acs_dingtalk_access_token=token),
+            RUNTIME,
+        )
+
+    assert close().body.code == 200
+    assert meeting.status == "ended"
+    with pytest.raises(TeaException, match="resourceClose"):
+        close()

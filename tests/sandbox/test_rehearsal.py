@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import requests
 
-from airflow_provider_dingconf.dingtalk.error_codes import ERRORS
+from airflow_provider_dingconf.dingtalk.error_codes import ERRORS, LOCAL_CODES
 from airflow_provider_dingconf.dingtalk.errors import CredentialsError
 from airflow_provider_dingconf.sandbox import Fault, Sandbox
 from airflow_provider_dingconf.sandbox.reserved import listing
@@ -16,7 +16,9 @@ from airflow_provider_dingconf.sandbox.reserved import listing
 from .conftest import CONFERENCES, Caller, Clock, code
 
 LOCK_ERRORS = [
-    row for row in ERRORS.values() if row.sent_by_dingtalk and not issubclass(row.error, CredentialsError)
+    row
+    for row in ERRORS.values()
+    if row.code not in LOCAL_CODES and not issubclass(row.error, CredentialsError)
 ]
 
 
@@ -24,7 +26,8 @@ LOCK_ERRORS = [
 def test_every_error_of_a_lock_call_has_a_meeting(caller: Caller, row: Any) -> None:
     answer = caller.lock(f"sandbox-{row.code}")
     assert code(answer) == ((row.http_status or (400,))[0], row.code)
-    assert set(answer.json()) == {"code", "requestid", "message"}
+    denied = {"accessdenieddetail"} if "PermissionDenied" in row.code else set()
+    assert set(answer.json()) == {"code", "requestid", "message"} | denied
 
 
 def test_rate_limits_come_in_their_older_form_too(caller: Caller) -> None:
@@ -38,7 +41,15 @@ def test_rate_limits_come_in_their_older_form_too(caller: Caller) -> None:
     ("conference_id", "status", "content_type", "piece"),
     [
         ("sandbox-addressBanned", 200, "application/json", '"punish": "deny"'),
-        ("sandbox-addressBanned-html", 403, "text/html", "Access denied"),
+        ("sandbox-addressBanned-html", 403, "text/html", "_____tmd_____/punish?x5secdata="),
+        ("sandbox-htmlPage", 400, "text/html", "The plain HTTP request was sent to HTTPS port"),
+        ("sandbox-htmlPage-200", 200, "text/html", "<html>"),
+        ("sandbox-htmlPage-403", 403, "text/html", "403 Forbidden"),
+        ("sandbox-404-errcode", 200, "application/json", '"errcode": 404'),
+        ("sandbox-40014-errcode", 200, "application/json", '"errcode": 40014'),
+        ("sandbox-60011-errcode", 200, "application/json", '"sub_code": "60011"'),
+        ("sandbox-90020-errcode", 200, "application/json", '"errcode": 90020'),
+        ("sandbox-unknownError", 500, "application/json", '"code": "unknownError"'),
         ("sandbox-notConfirmed", 200, "application/json", '{"success": false}'),
         ("sandbox-unreadableAnswer", 200, "text/plain", "OK"),
         ("sandbox-gateway", 502, "text/html", "Bad Gateway"),
@@ -52,6 +63,12 @@ def test_answers_without_an_error_code_can_be_rehearsed(
     assert answer.status_code == status
     assert answer.headers["Content-Type"].startswith(content_type)
     assert piece in answer.text
+
+
+def test_only_the_page_of_a_ban_has_the_firewalls_marks(caller: Caller) -> None:
+    marks = ("punish", "x5secdata", "_____tmd_____", "deny", "baxia")
+    for name in ("htmlPage", "htmlPage-200", "htmlPage-403", "gateway", "redirect"):
+        assert not [mark for mark in marks if mark in caller.lock(f"sandbox-{name}").text]
 
 
 def test_a_redirect_leads_to_another_host(caller: Caller) -> None:
@@ -217,8 +234,11 @@ def test_an_answer_can_break_off_in_the_middle(sandbox: Sandbox, caller: Caller)
     ],
     ids=str,
 )
-def test_a_fault_that_makes_no_sense_is_refused_by_name(caller: Caller, fields: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=next(iter(fields)) if "code" not in fields else "no code"):
-        Fault.from_json(fields)
-    assert caller.control("POST", "/faults", fields).status_code == 400
+def test_an_invalid_fault_is_refused_by_name(caller: Caller, fields: dict[str, Any]) -> None:
+    name = next(iter(fields))
+    with pytest.raises(ValueError, match=name):
+        Fault(**fields)
+    answer = caller.control("POST", "/faults", fields)
+    assert answer.status_code == 400
+    assert name in answer.json()["error"]
     assert caller.lock("sandbox-open").status_code == 200

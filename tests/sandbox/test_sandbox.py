@@ -65,15 +65,20 @@ def test_every_error_has_a_request_id_of_its_own(sandbox: Sandbox, caller: Calle
     assert len(set(sent)) == 3
 
 
-@pytest.mark.parametrize(
-    ("method", "path"), [("GET", "/"), ("GET", "/v1.0/oauth2/accessToken"), ("PUT", "/v2.0/x")]
-)
+@pytest.mark.parametrize(("method", "path"), [("GET", "/v1.0/oauth2/accessToken"), ("PUT", "/v2.0/x")])
 def test_an_unknown_path_or_method_is_an_error_in_dingtalks_shape(
     caller: Caller, method: str, path: str
 ) -> None:
     answer = caller.call(method, path)
     assert code(answer) == (404, "InvalidAction.NotFound")
     assert set(answer.json()) == {"code", "requestid", "message"}
+
+
+@pytest.mark.parametrize("path", ["/", "/topapi/user/get", "/v1"])
+def test_an_old_path_is_an_error_in_the_older_form(caller: Caller, path: str) -> None:
+    answer = caller.call("POST", path, {})
+    assert (answer.status_code, answer.json()["errcode"]) == (200, 404)
+    assert caller.sandbox.calls[-1].code == "404"
 
 
 def test_many_threads_can_use_one_sandbox(sandbox: Sandbox) -> None:
@@ -106,6 +111,15 @@ def test_a_sandbox_can_go_away_and_come_back_on_its_port(sandbox: Sandbox) -> No
     with again, Caller(again) as caller:
         assert again.port == port != sandbox.port
         assert again.conference("sandbox-open").locked
+
+
+def test_a_sandbox_forgets_its_ban_when_it_ends() -> None:
+    again = Sandbox()
+    with again, Caller(again) as caller:
+        again.fail(Fault(code="addressBanned", duration=300))
+        assert caller.lock("sandbox-open").json()["punish"] == "deny"
+    with again, Caller(again) as caller:
+        assert caller.lock("sandbox-open").json() == {"success": True}
 
 
 def test_a_taken_port_is_an_error_at_once(sandbox: Sandbox) -> None:

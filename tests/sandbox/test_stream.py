@@ -13,7 +13,7 @@ import aiohttp
 import pytest
 
 from airflow_provider_dingconf.sandbox import Fault, Sandbox
-from sandbox.conftest import Caller, code
+from sandbox.conftest import Caller, Clock, code
 
 OPEN = "/v1.0/gateway/connections/open"
 ALL_EVENTS = [{"type": "EVENT", "topic": "*"}]
@@ -23,8 +23,8 @@ SOON = 0.2
 
 
 @pytest.fixture
-def sandbox() -> Iterator[Sandbox]:
-    with Sandbox(redelivery=SOON) as running:
+def sandbox(clock: Clock) -> Iterator[Sandbox]:
+    with Sandbox(redelivery=SOON, clock=clock) as running:
         yield running
 
 
@@ -124,9 +124,9 @@ def test_a_ticket_lets_in_once(caller: Caller) -> None:
     assert [connect(url), connect(url)] == [101, 401]
 
 
-def test_a_ticket_expires(caller: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("airflow_provider_dingconf.sandbox.state.STREAM_TICKET_LIFETIME", 0.0)
+def test_a_ticket_expires(clock: Clock, caller: Caller) -> None:
     answer = ask(caller).json()
+    clock.now += 90.0
     assert connect(f"{answer['endpoint']}?ticket={answer['ticket']}") == 401
 
 
@@ -170,8 +170,10 @@ def test_who_joins_a_meeting_is_told_and_who_is_refused_is_not(sandbox: Sandbox,
             sandbox.join(meeting, "first")
             await asyncio.to_thread(caller.lock, meeting)
             sandbox.join(meeting, "latecomer")
+            sandbox.leave(meeting, "first")
             sandbox.end(meeting)
-            joined, ended = [await client.event(), await client.event()]
+            joined, left, ended = [await client.event(), await client.event(), await client.event()]
+            assert json.loads(left["data"])["changeScene"] == "user_leave"
             assert joined["headers"]["eventType"] == "meeting_member_status_change"
             data = json.loads(joined["data"])
             assert data["changeScene"] == "user_join"

@@ -74,6 +74,7 @@ def test_each_kind_of_app_gets_a_token_that_works(
         (UNIFIED, CLIENT | {"client_secret": "wrong"}, (400, "invalid.client")),
         (UNIFIED, CLIENT | {"grant_type": "password"}, (400, "unsupported.grant.type")),
         ("/v1.0/oauth2/dingother/token", CLIENT, (401, "unauthorized.client")),
+        ("/v1.0/oauth2/dingother/token", CLIENT | {"client_id": "forged"}, (500, "unknownError")),
     ],
 )
 def test_wrong_credentials_get_the_documented_error(
@@ -113,11 +114,11 @@ def test_expired_and_revoked_tokens_are_refused_and_a_fresh_one_works(
         assert caller.lock("sandbox-open").status_code == 200
 
 
-def test_a_missing_token_is_unauthorised_and_an_unknown_one_invalid(caller: Caller) -> None:
+def test_a_missing_token_is_a_missing_parameter_and_an_unknown_one_invalid(caller: Caller) -> None:
     caller.authorise("unknown")
     assert code(caller.lock("sandbox-open")) == (400, "InvalidAuthentication")
     del caller.headers["x-acs-dingtalk-access-token"]
-    assert code(caller.lock("sandbox-open")) == (401, "InvalidAuthentication")
+    assert code(caller.lock("sandbox-open")) == (400, "AuthenticationFailed.MissingParameter")
 
 
 def test_an_app_without_the_permission_point_is_forbidden_every_conference_call(
@@ -128,7 +129,11 @@ def test_an_app_without_the_permission_point_is_forbidden_every_conference_call(
     caller.authorise(answer.json()["accessToken"])
     denied = (403, "Forbidden.AccessDenied.AccessTokenPermissionDenied")
     assert code(caller.lock("sandbox-open")) == denied
-    assert code(caller.call("GET", "/v1.0/conference/orgConferences")) == denied
+    read = caller.call("GET", "/v1.0/conference/orgConferences")
+    assert code(read) == denied
+    assert read.json()["accessdenieddetail"] == {"requiredScopes": ["VideoConference.Conference.Read"]}
+    written = caller.lock("sandbox-open").json()
+    assert written["accessdenieddetail"] == {"requiredScopes": ["VideoConference.Conference.Write"]}
 
 
 def test_a_token_tells_nothing_of_the_credentials() -> None:
