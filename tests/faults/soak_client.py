@@ -56,7 +56,7 @@ class Soak:
         hook = self.hook()
         try:
             for action in self.work[meeting]:
-                self.count(hook.act(action, meeting))
+                self.count(getattr(hook, f"{action}_conference")(meeting))
         except DingTalkError as error:
             self.failed.append(f"{meeting}: {error}")
         finally:
