@@ -66,7 +66,7 @@ class Row:
 
     :param error: the class of the error, or those it may be.
     :param fault: what goes wrong; None for what only an address can say.
-    :param on_token: the class, where the call is the one that buys a token.
+    :param on_token: the class, where the call is the one that fetches a token.
     :param repeated: whether the call is tried again.
     :param retry_after: seconds, or None.
     :param connect_timeout: of the connection, in seconds.

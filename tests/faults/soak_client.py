@@ -66,7 +66,7 @@ class Soak:
         try:
             async with self.hook() as hook:
                 for action in self.work[meeting]:
-                    self.count(await hook.aact(action, meeting))
+                    self.count(await getattr(hook, f"a{action}_conference")(meeting))
         except DingTalkError as error:
             self.failed.append(f"{meeting}: {error}")
 

@@ -19,8 +19,8 @@ import pytest
 
 from airflow_provider_dingconf.dingtalk.errors import (
     CallTimeoutError,
-    ConnectionLostError,
     DingTalkError,
+    InvalidInputError,
     Outcome,
     RedirectError,
 )
@@ -147,13 +147,13 @@ def test_a_date_in_retry_after_is_waited_for(
         assert seconds - 0.1 <= took <= case.row.max_seconds + MARGIN
 
 
-def test_a_socks_proxy_of_the_environment_is_a_lost_connection(
+def test_a_socks_proxy_of_the_environment_is_refused_by_the_name_of_its_variable(
     face: Face, connect: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     connect("https://dingtalk.invalid", kind="static_token")
     monkeypatch.setenv("HTTPS_PROXY", "socks5://127.0.0.1:1")
-    with pytest.raises(ConnectionLostError):
-        face.do("lock_conference", "meeting", hook=face.hook(max_attempts=1))
+    with pytest.raises(InvalidInputError, match="HTTPS_PROXY.*SOCKS"):
+        face.do("lock_conference", "meeting")
 
 
 # What an answer may cost

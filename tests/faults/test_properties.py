@@ -65,7 +65,7 @@ MANY = settings(BOUNDED, max_examples=400)
 SECONDS = 30.0
 """More than any call here may take, with ``max_seconds=2``, on a busy machine."""
 
-SECRETS = ("s3cret-of-the-app", "ticket-of-the-suite", "token-bought-elsewhere", "word-of-the-proxy")
+SECRETS = ("s3cret-of-the-app", "ticket-of-the-suite", "token-fetched-elsewhere", "word-of-the-proxy")
 SECRET, TICKET, TOKEN, PROXY_WORD = SECRETS
 
 

@@ -57,7 +57,7 @@ def test_no_call_was_made_too_many(plan: Plan, soak: Soaked) -> None:
     passing, refused, on_tokens = hit[False], hit[True], hit["token call"]
     assert route.count("lock", "unlock") == CALLS + WARM_UP + passing + refused
     assert route.count("other") == 0
-    # A refused token costs the purchase of another one, which calls that come together share.
+    # A refused token costs the fetch of another one, which calls that come together share.
     assert route.count("token") <= 1 + refused + on_tokens
     assert said["attempts"] == CALLS + passing + on_tokens
     lost = sum(fault.takes_effect for kind, fault in route.hit if kind != "token")

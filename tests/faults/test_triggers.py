@@ -36,6 +36,8 @@ def errors_of(case: Case) -> tuple[type[DingTalkError], ...]:
 
 def passes(case: Case) -> bool:
     """Return whether the trigger goes on after the fault."""
+    if case.row is ROWS["404 in HTML"]:
+        return False  # a page is not of one meeting: the host or a proxy is wrong
     of_one_meeting = {ParameterError, ConferenceClosedError, RefusedError}
     if case.row in (ROWS["noPermission"], ROWS["paramsError"]) or of_one_meeting.issuperset(errors_of(case)):
         return True  # of the batch: the meeting is then asked for singly

@@ -82,11 +82,11 @@ def bare_call(url: str, token: str) -> Callable[[], Any]:
     import requests
 
     from airflow_provider_dingconf.dingtalk.calls import lock_call
-    from airflow_provider_dingconf.dingtalk.conferences import Reference
+    from airflow_provider_dingconf.dingtalk.conferences import check_reference
 
     session, headers = (
         requests.Session(),
-        dict(lock_call(Reference("conference_id", MEETING), "lock").request(token).headers),
+        dict(lock_call(check_reference(MEETING), "lock").request(token).headers),
     )
     target = f"{url}/v1.0/conference/videoConferences/{MEETING}/lock"
     return lambda: session.post(target, json={"action": "lock"}, headers=headers)
@@ -150,12 +150,12 @@ def main() -> None:
         log_as_a_task_does(Path(home, "task.log"))
         row("API calls / locks, one hook", calls_for_locks(url), LOCKS, "calls", 1.01)
         hook = DingTalkConferenceHook()
-        bought = hook.call("POST", "/v1.0/oauth2/accessToken", json=credentials())["accessToken"]
+        fetched = hook.call("POST", "/v1.0/oauth2/accessToken", json=credentials())["accessToken"]
         calls = in_turn(
             {
-                "bare": timed(bare_call(url, bought)),
+                "bare": timed(bare_call(url, fetched)),
                 "hook": timed(lambda: hook.lock_conference(MEETING)),
-                "sdk": timed(sdk_call(url, bought)),
+                "sdk": timed(sdk_call(url, fetched)),
             },
             CALL_ROUNDS,
         )
@@ -169,7 +169,7 @@ def main() -> None:
 
 
 def credentials() -> dict[str, str]:
-    """Return the body of the call that buys a token for the other sides."""
+    """Return the body of the call that fetches a token for the other sides."""
     connection = json.loads(os.environ["AIRFLOW_CONN_DINGTALK_DEFAULT"])
     return {"appKey": connection["login"], "appSecret": connection["password"]}
 

@@ -43,8 +43,8 @@ def rows() -> Iterator[Row]:
         _connected(home, url) as connection,
     ):
         yield f"token calls / needed, {PROCESSES} task processes", *token_calls(url), "calls", 1.0
-        read, bought = read_and_bought(connection)
-        yield "token: read from the shared file / a token call", read, bought, "ms", 0.25
+        read, fetched = read_and_fetched(connection)
+        yield "token: read from the shared file / a token call", read, fetched, "ms", 0.25
         for what, fault in FAULTS.items():
             yield f"lock: {what} / no fault", *with_and_without(url, fault), "ms", None
         yield f"soak: calls / fewest possible, {SOAK_CALLS} asked for", *soak_calls(home), "calls", None
@@ -80,7 +80,7 @@ def lock(_: object = None) -> None:
 
 
 def token_calls(url: str) -> tuple[float, float]:
-    """Return how many tokens processes bought that had none at first, and how many they needed: one."""
+    """Return how many tokens processes fetched that had none at first, and how many they needed: one."""
     import airflow_provider_dingconf.hooks  # noqa: F401 - once, and not in each process
 
     with multiprocessing.get_context("fork").Pool(AT_ONCE, maxtasksperchild=1) as pool:
@@ -91,7 +91,7 @@ def token_calls(url: str) -> tuple[float, float]:
     return made.count("token"), 1
 
 
-def read_and_bought(connection: Mapping[str, str]) -> tuple[float, float]:
+def read_and_fetched(connection: Mapping[str, str]) -> tuple[float, float]:
     """Return how long a process takes to read the shared token, and a token call over a warm connection."""
     from airflow_provider_dingconf.client import token_cache
     from airflow_provider_dingconf.hooks import DingTalkConferenceHook

@@ -15,13 +15,12 @@ import psutil
 import pytest
 from cryptography.fernet import Fernet
 
-from airflow_provider_dingconf.sandbox import Fault, Sandbox
+from airflow_provider_dingconf.sandbox import Sandbox
 from system.deployments.deployment import DAGS, Deployment, deployed
 
 EXAMPLES = Path(__file__).parents[3] / "example_dags"
 WRONG_SECRET = 'wrong+secret/of "an app"=&<%'.replace(" ", "_")
 PROXY_PASSWORD = "password-of-the-proxy"
-THROTTLED = "Forbidden.AccessDenied.QpmLimitForAppkeyAndApi"
 
 
 def connections(sandbox: Sandbox) -> dict[str, dict[str, Any]]:
@@ -84,8 +83,6 @@ def deployment(tmp_path_factory: pytest.TempPathFactory, dingtalk: Sandbox) -> I
 def left(deployment: Deployment, dingtalk: Sandbox) -> dict[str, bytes]:
     """Run all examples, and a lock over each connection; return all that is left, by where it is."""
     meetings = [dingtalk.create_conference(f"Exam {number}") for number in range(5)]
-    # One task of each waits in the triggerer, so that there is a row of it to look at.
-    dingtalk.fail(Fault(call="lock", path=meetings[0], code=THROTTLED, headers={"Retry-After": "8"}, times=2))
     with ProcessList() as processes:
         runs = [
             deployment.run("every_connection", conference_id=meetings[0]),
@@ -98,9 +95,10 @@ def left(deployment: Deployment, dingtalk: Sandbox) -> dict[str, bytes]:
             deployment.run("example_lock_when_started"),
             deployment.run("example_wait_and_lock", room_code=dingtalk.conference(meetings[4]).room_code),
         ]
+        # That of example_lock_when_started, which stays.
         runs[0].wait_for(
-            lambda: deployment.postgres.rows("SELECT 1 FROM trigger WHERE classpath LIKE %s", "%temporal%"),
-            "task in the triggerer",
+            lambda: deployment.postgres.rows("SELECT 1 FROM trigger WHERE classpath LIKE %s", "%dingconf%"),
+            "row of a trigger",
         )
         waiting = deployment.postgres.rows("SELECT kwargs FROM trigger")
         ends = {run.dag_id: run.end() for run in runs}
@@ -131,7 +129,7 @@ def _decrypted(deployment: Deployment, value: str) -> str:
 def secrets_of(dingtalk: Sandbox) -> dict[str, str]:
     """Return what nobody may see, by what it is: every token that was used is among it."""
     tokens = {call.header("x-acs-dingtalk-access-token") for call in dingtalk.calls} - {None}
-    assert len(tokens) >= 3, "of an internal app, a third-party app, and one bought elsewhere"
+    assert len(tokens) >= 3, "of an internal app, a third-party app, and one fetched elsewhere"
     return {
         "client secret": dingtalk.client_secret,
         "suite secret": dingtalk.suite_secret,

@@ -15,5 +15,4 @@ with DAG("every_connection", schedule=None, params={"conference_id": Param(type=
             conference_id="{{ params.conference_id }}",
             dingtalk_conn_id=kind,
             max_attempts=2,
-            deferrable=True,
         )
