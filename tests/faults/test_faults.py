@@ -152,7 +152,7 @@ def test_a_socks_proxy_of_the_environment_is_refused_by_the_name_of_its_variable
 ) -> None:
     connect("https://dingtalk.invalid", kind="static_token")
     monkeypatch.setenv("HTTPS_PROXY", "socks5://127.0.0.1:1")
-    with pytest.raises(InvalidInputError, match="HTTPS_PROXY.*SOCKS"):
+    with pytest.raises(InvalidInputError, match=r"HTTPS_PROXY.*SOCKS"):
         face.do("lock_conference", "meeting")
 
 
