@@ -51,15 +51,18 @@ class RollBack:
 
         :param quickly: whether Airflow is about to kill the process.
         """
+        from airflow_provider_dingconf.client.sync import interruptions_held
+
         meetings, self.meetings = self.meetings, []
         if not meetings:
             return
-        if self._is_superseded():
-            log.warning("Airflow has begun another try of this task: nothing is rolled back")
-            return
-        log.warning("Rolling back: unlocking %d meetings that are or may be locked", len(meetings))
-        results = hook._roll_back(meetings, quickly=quickly)
-        log_still_locked(one.conference_id for one in results if not is_unlocked(one))
+        with interruptions_held():
+            if self._is_superseded():
+                log.warning("Airflow has begun another try of this task: nothing is rolled back")
+                return
+            log.warning("Rolling back: unlocking %d meetings that are or may be locked", len(meetings))
+            results = hook._roll_back(meetings, quickly=quickly)
+            log_still_locked(one.conference_id for one in results if not is_unlocked(one))
 
     def if_airflow_fails(self, task: Any) -> None:
         """Roll back as well if the task does not succeed although its ``execute`` has.

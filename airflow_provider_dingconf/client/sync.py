@@ -173,7 +173,7 @@ def run(work: Work[T], undo: Callable[[T], Awaitable[object]] | None = None) -> 
         if job.error is None:
             return job.result
     except BaseException:
-        with _signals_held():
+        with interruptions_held():
             background.loop.call_soon_threadsafe(job.interrupt)
             job.cleaned_up.acquire(timeout=CLEAN_UP_SECONDS + 0.5)
         raise
@@ -185,12 +185,12 @@ def run(work: Work[T], undo: Callable[[T], Awaitable[object]] | None = None) -> 
 
 def run_uninterrupted(work: Work[T]) -> T:
     """Run a coroutine as :func:`run` does, and hold interruptions back until it has ended."""
-    with _signals_held():
+    with interruptions_held():
         return run(work)
 
 
 @contextmanager
-def _signals_held() -> Iterator[None]:
+def interruptions_held() -> Iterator[None]:
     """Hold back what interrupts the main thread; what came meanwhile is handled when the block ends."""
     if threading.current_thread() is not threading.main_thread():
         yield
