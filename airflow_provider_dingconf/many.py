@@ -63,7 +63,7 @@ def _may_be_locked(result: Mapping[str, Any]) -> bool:
     if result.get("success", True) or result.get("action") != "lock":
         return True
     error = result.get("error") or {}
-    return bool(error.get("uncertain", error.get("in_doubt")))
+    return bool(error.get("uncertain"))
 
 
 def tries_are_left(context: Context) -> bool:
@@ -114,11 +114,13 @@ class ManyMeetings:
 
     def _results(self, given: Any) -> tuple[list[ConferenceResult], DingTalkError | None]:
         """Return the result of each meeting, and the error that gives the task its state, if any."""
+        from airflow_provider_dingconf.client.bulk import ConferenceResult
+
         task, cause = self._task, None
         ids: list[Any] = []
         new: list[ConferenceResult] = []
         for saved in self._state.load():
-            self._before[saved["conference_id"]] = result = _result(saved)
+            self._before[saved["conference_id"]] = result = ConferenceResult.from_dict(saved)
             self._note(result)
         try:
             with task.interruptible():
@@ -130,7 +132,7 @@ class ManyMeetings:
             raise
         except DingTalkError as error:  # no list of the running meetings, or no access token
             cause = error
-            new = [_result({"conference_id": one}, task.action, error) for one in dict.fromkeys(ids)]
+            new = [ConferenceResult(one, task.action, 0, error=error) for one in dict.fromkeys(ids)]
         except BaseException:
             if task.action == "unlock":
                 log_still_locked(one for one in ids if one not in self._completed)
@@ -151,11 +153,13 @@ class ManyMeetings:
 
     def _would_act(self, given: Any) -> list[dict[str, Any]]:
         """Log which meetings the task would lock or unlock, and return an XCom by which none is locked."""
+        from airflow_provider_dingconf.client.bulk import ConferenceResult
+
         action = self._task.action
         with self._task.interruptible():
             meetings = self._wanted(given)
         self._task.log.info("dry_run: would %s %d meetings", action, len(meetings))
-        return [{**_result({"conference_id": one}, action).as_dict(), "success": False} for one in meetings]
+        return [{**ConferenceResult(one, action, 0).as_dict(), "success": False} for one in meetings]
 
     def _wanted(self, given: Any) -> list[Any]:
         """Return the meetings' ids: those given, or those of the running meetings that are wanted."""
@@ -197,13 +201,8 @@ class ManyMeetings:
             self._state.add(result.as_dict())
 
     def _note(self, result: ConferenceResult) -> None:
-        if self._roll_back is not None and (result.error is None or is_uncertain(result.error)):
+        if self._roll_back is not None and (result.error is None or result.error.uncertain):
             self._roll_back.meetings.append(result.conference_id)
-
-
-def is_uncertain(error: DingTalkError) -> bool:
-    """Return whether the call may have taken effect: it was sent, and its response was lost."""
-    return bool(getattr(error, "uncertain", getattr(error, "in_doubt", False)))
 
 
 def error_of_all(
@@ -269,19 +268,3 @@ def table(results: list[ConferenceResult], on_error: Mapping[str, Outcome]) -> s
         rows.append(f"  and {len(failed) - MOST_ROWS} more; the XCom holds them all")
     head = f"{results[0].action}: {len(results) - len(failed)} of {len(results)} meetings done"
     return "\n".join([head + (", but not:" if rows else ""), *rows])
-
-
-def _result(
-    saved: Mapping[str, Any], action: str = "", error: DingTalkError | None = None
-) -> ConferenceResult:
-    """Return a result from its dict, or one of a meeting for which no call was made."""
-    from airflow_provider_dingconf.client.bulk import ConferenceResult
-
-    kept = saved.get("error")
-    return ConferenceResult(
-        saved["conference_id"],
-        saved.get("action", action),
-        saved.get("attempts", 0),
-        saved.get("request_id"),
-        DingTalkError.from_dict(kept) if kept else error,
-    )

@@ -32,7 +32,6 @@ from airflow_provider_dingconf.dingtalk.limits import (
 from airflow_provider_dingconf.many import (
     ManyMeetings,
     is_collection,
-    is_uncertain,
     meetings_in,
     tries_are_left,
 )
@@ -240,7 +239,7 @@ class ConferenceOperator(DingTalkTask):
             raise
         except DingTalkError as failed:
             error, result = failed, self._result(meeting, failed)
-            if roll_back and meeting and is_uncertain(error):
+            if roll_back and meeting and error.uncertain:
                 roll_back.meetings.append(meeting)
         except BaseException:
             if self.action == "unlock" and meeting:
@@ -261,20 +260,17 @@ class ConferenceOperator(DingTalkTask):
         except BaseException:
             if meeting and self.action == "unlock" and not isinstance(error, ConferenceClosedError):
                 log_still_locked([meeting])
-            if meeting and self.action == "lock" and is_uncertain(error) and not self.unlock_on_failure:
+            if meeting and self.action == "lock" and error.uncertain and not self.unlock_on_failure:
                 self.push_anyway(context, result)  # for the unlock
             raise
 
     def _result(self, meeting: str | None, error: DingTalkError | None = None) -> dict[str, Any]:
         """Return the XCom of a task that has locked or unlocked nothing."""
-        failed = {"error": error.as_dict()} if error else {}
-        return {
-            "conference_id": meeting,
-            "action": self.action,
-            "success": error is None,
-            "attempts": error.attempts if error else 0,
-            "request_id": error.request_id if error else None,
-        } | failed
+        from airflow_provider_dingconf.client.bulk import ConferenceResult
+
+        attempts, request_id = (error.attempts, error.request_id) if error else (0, None)
+        result = ConferenceResult(cast("str", meeting), self.action, attempts, request_id, error)
+        return result.as_dict(with_error=error is not None)
 
     def shown_meeting(self) -> str:
         """Return a name of the meeting, or meetings, of the task."""

@@ -78,8 +78,12 @@ class Attempts:
     :param made: how many there were.
     :param refused: the token that DingTalk refused: a fresh one is fetched once.
     :param uncertain: whether the call may have taken effect although there was no response.
+    :param limiter: for one of many calls, which has waited for its turn already.
+    :param quiet: whether only attempts that fail are logged.
     """
 
+    limiter: RateLimiter | None = None
+    quiet: bool = False
     made: int = 0
     refused: Token | None = None
     uncertain: bool = False
@@ -162,59 +166,39 @@ class DingTalkClient:
 
     # One call
 
-    async def call(
-        self, call: Call, attempts: Attempts | None = None, limiter: RateLimiter | None = None
-    ) -> CallResult:
+    async def call(self, call: Call, attempts: Attempts | None = None) -> CallResult:
         """Make a call, and retry it as its errors ask.
 
         :param call: what to ask for.
         :param attempts: counts the attempts.
-        :param limiter: for one of many calls, which has waited for its turn already; such a call is logged
-            only if it fails.
         :raises DingTalkError: the last attempt failed; the subclass says why.
         """
         attempts = attempts or Attempts()
         until = time.monotonic() + self.max_seconds
-        work = partial(self._exchange, call, attempts, until)
-        return await self._retried(call, attempts, limiter, logging.DEBUG if limiter else logging.INFO, work)
+        return await self._retried(call, attempts, partial(self._exchange, call, attempts, until))
 
-    async def _retried(
-        self,
-        call: Call,
-        attempts: Attempts,
-        limiter: RateLimiter | None,
-        level: int,
-        work: Callable[[], Awaitable[T]],
-    ) -> T:
-        """Do the work of a call with its retries; ``level`` is that of an attempt that succeeds."""
-
+    async def _retried(self, call: Call, attempts: Attempts, work: Callable[[], Awaitable[T]]) -> T:
         def before_wait(state: RetryCallState) -> None:
             error = state.outcome and state.outcome.exception()
-            if limiter and isinstance(error, ThrottledError):
-                limiter.hold(state.upcoming_sleep)
+            if attempts.limiter and isinstance(error, ThrottledError):
+                attempts.limiter.hold(state.upcoming_sleep)
 
         retrying = AsyncRetrying(
             **retry_policy(call, self.max_attempts, self.max_seconds), before_sleep=before_wait
         )
         async with self:
             try:
-                return await retrying(self._attempt, call, attempts, limiter, level, work)
+                return await retrying(self._attempt, call, attempts, work)
             except DingTalkError as error:
                 error.uncertain = attempts.uncertain
                 raise error.with_traceback(None) from None  # a log that prints locals would print secrets
 
-    async def _attempt(
-        self,
-        call: Call,
-        attempts: Attempts,
-        limiter: RateLimiter | None,
-        level: int,
-        work: Callable[[], Awaitable[T]],
-    ) -> T:
+    async def _attempt(self, call: Call, attempts: Attempts, work: Callable[[], Awaitable[T]]) -> T:
         """Make one attempt and log one line on it: the call, its result, the request id, how long it took."""
         attempts.made += 1
-        if limiter and attempts.made > 1:
-            limiter.count()
+        if attempts.limiter and attempts.made > 1:
+            attempts.limiter.count()
+        level = logging.DEBUG if attempts.quiet else logging.INFO
         began, outcome = time.perf_counter(), "interrupted"
         try:
             result = await work()
@@ -328,9 +312,7 @@ class DingTalkClient:
             async with self._tokens.fetching(_left(until) / 2):
                 return await self._fetch_token(until)
 
-        return await self._retried(
-            cast("App", self.settings.app).token_call(), Attempts(), None, logging.DEBUG, work
-        )
+        return await self._retried(cast("App", self.settings.app).token_call(), Attempts(quiet=True), work)
 
     # Meetings
 
@@ -339,7 +321,6 @@ class DingTalkClient:
         action: str,
         meeting: Reference,
         attempts: Attempts | None = None,
-        limiter: RateLimiter | None = None,
     ) -> ConferenceResult:
         """Lock or unlock a meeting; a lock that is cancelled before its response came is rolled back.
 
@@ -347,7 +328,7 @@ class DingTalkClient:
         """
         attempts = attempts or Attempts()
         try:
-            result = await self.call(lock_call(meeting, action), attempts, limiter)
+            result = await self.call(lock_call(meeting, action), attempts)
         except asyncio.CancelledError:
             if action == "lock" and attempts.uncertain:
                 await shielded(self.roll_back([meeting], quickly=True))
@@ -379,10 +360,10 @@ class DingTalkClient:
             return error.concerns_all and not (error.repeat and is_short)
 
         async def one(meeting: Reference) -> ConferenceResult:
-            attempts = Attempts()
+            attempts = Attempts(limiter, quiet=True)
             await limiter.wait()
             try:
-                return await self.lock(action, meeting, attempts, limiter)
+                return await self.lock(action, meeting, attempts)
             except DingTalkError as error:
                 if isinstance(error, ThrottledError) and not ends_all(error):
                     limiter.hold(error.retry_after or 0.0)

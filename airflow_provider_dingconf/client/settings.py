@@ -205,11 +205,6 @@ class Settings(BaseModel):
         return proxies.proxy_for(url, self.proxies)
 
     @property
-    def on_this_machine(self) -> bool:
-        """Whether the host is a loopback address, to which no proxy of the environment leads."""
-        return is_loopback(urlsplit(self.base_url).hostname)
-
-    @property
     def events_app(self) -> App:
         """The credentials that DingTalk gives events for.
 
