@@ -15,7 +15,7 @@ WHAT_ENVIRONMENTS_DEPEND_ON := pyproject.toml .ci/environments .ci/env
 # Airflow is thousands of modules: compiled once, and not by every process.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo ui test test-faults test-matrix test-system lint bench wheel clean
+.PHONY: help demo ui test test-faults test-matrix test-system lint bench docs dist clean
 .SECONDARY:
 
 help:
@@ -54,12 +54,16 @@ lint: .venv/.ready  ## check style, types and security
 bench: .venv/.ready  ## measure what the provider costs
 	@for each in tests/tools/bench*.py; do .venv/bin/python $$each || exit; done
 
-wheel: .venv/bin/uv  ## build the wheel, into dist/
+docs: .venv/.ready-docs  ## build the documentation, into build/docs
+	.venv/bin/python -m sphinx --builder html --fail-on-warning --keep-going --quiet --jobs auto docs build/docs
+
+dist: .venv/bin/uv  ## build the source distribution and the wheel, into dist/, and check them
 	@rm -rf dist
-	@.venv/bin/uv build --quiet --wheel
+	@.venv/bin/uv build --quiet
+	@.venv/bin/uv tool run --quiet twine check --strict dist/*
 
 clean:  ## remove the environments and all that tools leave behind
-	rm -rf .venv .matrix dist .coverage .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf .venv .matrix build dist .coverage .pytest_cache .ruff_cache .mypy_cache .hypothesis
 
 .venv/bin/uv:
 	@echo "Setting up .venv; this takes some minutes."
@@ -68,6 +72,10 @@ clean:  ## remove the environments and all that tools leave behind
 
 .venv/.ready: $(WHAT_ENVIRONMENTS_DEPEND_ON) | .venv/bin/uv
 	@.ci/env .venv $(AIRFLOW) --group dev --editable .
+	@touch $@
+
+.venv/.ready-docs: .venv/.ready
+	@.ci/env .venv $(AIRFLOW) --group docs --editable .
 	@touch $@
 
 .matrix/%/.ready: $(WHAT_ENVIRONMENTS_DEPEND_ON) | .venv/bin/uv

@@ -1,3 +1,3 @@
 """Lock and unlock DingTalk video meetings from Apache Airflow."""
 
-__version__ = "0.1.0"
+__version__ = "1.0.0"

@@ -445,6 +445,11 @@ class DingTalkConferenceHook(BaseHook):
         Source: `Query the meetings of a room code
         <https://help.dingtalk.io/open/development/api-queryconferenceinfobyroomcode>`__ and `of a schedule
         <https://help.dingtalk.io/open/development/query-appointment-meeting-history-meeting-information>`__.
+        Give exactly one of the parameters.
+
+        :param room_code: the room code (会议号), with or without spaces and dashes.
+        :param schedule_conference_id: the scheduleConferenceId of a schedule.
+        :raises DingTalkError: a call failed; the subclass says why.
         """
         reference = check_named(room_code, schedule_conference_id)
         return await (await self._aconnect()).find_conferences(reference)

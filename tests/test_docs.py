@@ -1,83 +1,224 @@
-"""The documentation agrees with the code: the errors with their table, the connection with its form."""
+"""The documentation is true: its code runs, its links lead somewhere, and it agrees with the package."""
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import re
+import runpy
+import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import airflow
 import pytest
 
-from airflow_provider_dingconf.dingtalk.error_codes import ERRORS, ErrorCode
+from airflow_provider_dingconf import __version__
+from airflow_provider_dingconf.dingtalk.error_codes import ERRORS
 from airflow_provider_dingconf.dingtalk.errors import DingTalkError
-from airflow_provider_dingconf.get_provider_info import CONNECTION_TYPE
+from airflow_provider_dingconf.get_provider_info import CONNECTION_TYPE, get_provider_info
 
-DOCS = Path(__file__).parent.parent / "docs"
-README = DOCS.parent / "README.md"
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
+    from airflow_provider_dingconf.sandbox import Sandbox
 
-def in_the_call(row: ErrorCode) -> str:
-    """What the hook itself does about an error, in the page's words."""
-    if row.code == "InvalidAuthentication":
-        return "a fresh token, once"
-    if not row.error.repeat:
-        return "nothing"
-    return f"again, after {row.wait:g} s or what DingTalk asks" if row.wait else "again, with growing waits"
-
-
-def line(row: ErrorCode) -> str:
-    status = ", ".join(map(str, row.http_status)) or "—"
-    outcome = row.outcome.name
-    return f"| `{row.code}` | {status} | {in_the_call(row)} | {outcome} | {row.meaning} {row.remedy} |"
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+README = ROOT / "README.md"
+PAGES = sorted([README, ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md", *DOCS.rglob("*.md")])
+AIRFLOW = tuple(map(int, airflow.__version__.split(".")[:2]))
 
 
-def rows_of(page: str, heading: str) -> list[str]:
-    section = re.split(r"^## ", (DOCS / page).read_text(), flags=re.MULTILINE)
-    table = next(part for part in section if part.startswith(heading))
-    return [row for row in table.splitlines() if row.startswith("| `")]
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
 
 
-def test_the_page_of_errors_lists_every_code_dingtalk_sends() -> None:
-    expected = [
-        line(row) for row in ERRORS.values() if row.sent_by_dingtalk and not row.code.startswith("90")
-    ]
-    assert [
-        row for row in rows_of("errors.md", "Codes of DingTalk") if not row.startswith("| `90")
-    ] == expected
+every_page = pytest.mark.parametrize("page", PAGES, ids=name_of)
 
 
-def test_the_page_of_errors_lists_the_codes_of_this_package() -> None:
-    assert rows_of("errors.md", "Conditions without a code of DingTalk's") == [
-        line(row) for row in ERRORS.values() if not row.sent_by_dingtalk
-    ]
+# The code on the pages
+
+
+class Block(NamedTuple):
+    """A block of Python on a page."""
+
+    page: Path
+    line: int
+    code: str
+
+    @property
+    def needs(self) -> tuple[int, int]:
+        """The first Airflow that can run it."""
+        if "retry_policies" in self.code:
+            return 3, 3
+        return (3, 0) if "from airflow.sdk" in self.code else (2, 11)
+
+    @property
+    def is_dag_file(self) -> bool:
+        return "with DAG(" in self.code
+
+    def __str__(self) -> str:
+        return f"{name_of(self.page)}:{self.line}"
+
+
+def blocks() -> Iterator[Block]:
+    for page in PAGES:
+        text = page.read_text()
+        for found in re.finditer(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+            yield Block(page, text[: found.start()].count("\n") + 1, found[1])
+
+
+BLOCKS = list(blocks())
+DAG_FILES = [one for one in BLOCKS if one.is_dag_file]
+SCRIPTS = [one for one in BLOCKS if not one.is_dag_file]
+
+
+@pytest.fixture
+def meetings(sandbox: Sandbox, conn: Any) -> Sandbox:
+    """Return a sandbox with the meetings that the pages speak of."""
+    sandbox.create_conference(
+        "Release 1.0", conference_id="644272f14ba3310xxxxxxxxx", room_code="1234567890", creator_id="sandbox"
+    )
+    sandbox.create_conference("Exam 1", conference_id="644272f14ba3310yyyyyyyyy")
+    return sandbox
+
+
+def read_dags(block: Block) -> dict[str, Any]:
+    """Return the DAGs of a block, as Airflow reads them from its own folder of DAGs."""
+    from airflow import settings
+
+    if block.needs > AIRFLOW:
+        pytest.skip(f"for Airflow {block.needs[0]}.{block.needs[1]} or later")
+    try:
+        from airflow.dag_processing.dagbag import DagBag
+    except ImportError:  # Airflow before 3.2
+        from airflow.models.dagbag import DagBag
+
+    folder = Path(settings.DAGS_FOLDER)
+    shutil.rmtree(folder, ignore_errors=True)  # other tests leave their DAGs there
+    folder.mkdir(parents=True)
+    (folder / f"docs_{block.page.stem.replace('-', '_')}_{block.line}.py").write_text(block.code)
+    bag = DagBag(str(folder))
+    assert bag.import_errors == {}
+    assert bag.captured_warnings == {}
+    return dict(bag.dags)
+
+
+@pytest.mark.parametrize("block", DAG_FILES, ids=str)
+def test_every_dag_on_a_page_parses(block: Block, airflow_db: None) -> None:
+    (dag,) = read_dags(block).values()
+    assert dag.tasks
+
+
+def test_no_two_dags_on_the_pages_have_the_same_id() -> None:
+    pages = {re.search(r'with DAG\(\s*"(\w+)"', one.code)[1]: one for one in DAG_FILES}  # type: ignore[index]
+    same = {"release": 2}  # the README's, and the tutorial's
+    assert len(pages) == len(DAG_FILES) - len(same)
+
+
+@pytest.mark.parametrize(
+    "dag_id", ["release", "locked_section", "separate_tasks", "lock_a_list", "mapped_locks"]
+)
+def test_a_dag_on_a_page_locks_its_meeting_and_unlocks_it(
+    dag_id: str, airflow_db: None, meetings: Sandbox
+) -> None:
+    block = next(one for one in DAG_FILES if f'"{dag_id}"' in one.code)
+    done = read_dags(block)[dag_id].test()
+    assert str(done.state) == "success"
+    assert meetings.calls_of("lock")
+    assert len(meetings.calls_of("lock")) == len(meetings.calls_of("unlock"))
+
+
+@pytest.mark.parametrize("block", SCRIPTS, ids=str)
+def test_every_script_on_a_page_runs(
+    block: Block, meetings: Sandbox, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names: dict[str, Any] = {"__name__": "__main__"}
+    exec(compile(block.code, str(block), "exec"), names)  # noqa: S102
+    for name, value in names.items():
+        if name.startswith("test_"):
+            value(monkeypatch)
+    if "print(" in block.code:
+        assert capsys.readouterr().out
+
+
+# The pages themselves
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.read_text().splitlines()) <= 110
+
+
+@every_page
+def test_the_links_of_a_page_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)[^)]*\)", page.read_text()):
+        assert (page.parent / target).exists(), target
+
+
+@every_page
+def test_a_page_is_written_in_plain_words(page: Path) -> None:
+    words = r"\b(of its own|all the same|in vain|unsound|is told|are told|what came of|at last)\b"
+    assert re.findall(words, page.read_text(), re.IGNORECASE) == []
+
+
+@every_page
+def test_no_blank_line_parts_a_table_from_its_header(page: Path) -> None:
+    lines = ["", *page.read_text().splitlines(), ""]
+    for before, row, after in zip(lines, lines[1:], lines[2:], strict=False):
+        if row.lstrip().startswith("|") and not before.lstrip().startswith("|"):
+            assert re.fullmatch(r" *\|( *:?-+:? *\|)+", after), row
+
+
+def test_every_page_is_in_the_table_of_contents() -> None:
+    index = (DOCS / "index.md").read_text().splitlines()
+    listed = {line for line in index if line and " " not in line}
+    assert {str(page.relative_to(DOCS).with_suffix("")) for page in DOCS.rglob("*.md")} - listed == {"index"}
+
+
+def test_the_changelog_keeps_its_form() -> None:
+    headings = re.findall(r"^## (.*)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert headings[0] == "[Unreleased]"
+    assert re.fullmatch(rf"\[{re.escape(__version__)}\] - \d{{4}}-\d\d-\d\d", headings[1])
+    parts = set(re.findall(r"^### (.*)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE))
+    assert parts <= {"Upgrade notes", "Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
+
+
+# The pages and the package
+
+
+def test_the_readme_lists_the_tested_versions() -> None:
+    rows = [line.split()[:2] for line in (ROOT / ".ci" / "environments").read_text().splitlines()]
+    tested = [row for row in rows if row and row[0][0].isdigit()]
+    text = README.read_text()
+    assert f"| Apache Airflow | {', '.join(version for _, version in tested)} |" in text
+    assert f"| Python | {', '.join(sorted({python for python, _ in tested}))} |" in text
+
+
+def test_the_site_has_a_row_for_every_error_code() -> None:
+    tables = runpy.run_path(str(DOCS / "conf.py"))["myst_substitutions"]
+    for row in ERRORS.values():
+        table = tables["codes_of_dingtalk" if row.sent_by_dingtalk else "codes_of_this_package"]
+        assert f"| `{row.code}` |" in table
+        assert f"| {row.outcome.name} | {row.meaning} {row.remedy} |" in table
 
 
 @pytest.mark.parametrize("kind", [DingTalkError, *dict.fromkeys(row.error for row in ERRORS.values())])
 def test_the_page_of_errors_names_every_exception(kind: type[DingTalkError]) -> None:
-    assert kind.__name__ in (DOCS / "errors.md").read_text()
+    assert re.search(rf":members:.*\b{kind.__name__}\b", (DOCS / "reference" / "errors.md").read_text())
 
 
 def test_the_page_of_the_connection_lists_every_field_of_the_form() -> None:
-    page = (DOCS / "connection.md").read_text()
+    page = (DOCS / "reference" / "connection.md").read_text()
     for name, field in CONNECTION_TYPE["conn-fields"].items():
         assert f"| {field['label']} | extra `{name}` |" in page
     for name, label in CONNECTION_TYPE["ui-field-behaviour"]["relabeling"].items():
         assert f"| {label} | `{name}` |" in page
 
 
-def test_the_readme_is_short_and_its_links_lead_somewhere() -> None:
-    text = README.read_text()
-    assert len(text.splitlines()) < 150
-    for page in [README, *DOCS.glob("*.md")]:
-        for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
-            assert (page.parent / target).exists(), f"{page.name} links to {target}"
-
-
-@pytest.mark.parametrize("page", [README, *sorted(DOCS.glob("*.md"))], ids=lambda page: page.name)
-def test_no_blank_line_parts_a_table_from_its_header(page: Path) -> None:
-    lines = ["", *page.read_text().splitlines(), ""]
-    for before, row, after in zip(lines, lines[1:], lines[2:], strict=False):
-        if row.startswith("|") and not before.startswith("|"):
-            assert re.fullmatch(r"\|( *:?-+:? *\|)+", after), row
+def test_the_guides_that_the_provider_info_names_exist() -> None:
+    guides = [guide for one in get_provider_info()["integrations"] for guide in one["how-to-guide"]]
+    assert {f"/docs/{page.relative_to(DOCS)}" for page in (DOCS / "how-to").glob("*.md")} == set(guides)
 
 
 def test_the_page_of_promises_names_tests_that_exist() -> None:
@@ -86,3 +227,76 @@ def test_the_page_of_promises_names_tests_that_exist() -> None:
     assert named
     for file, function in named:
         assert f"def {function}(" in (tests / file).read_text(), f"{file} has no {function}"
+
+
+# The docstrings of public names
+
+
+PUBLIC = [
+    name
+    for page in ("operators", "sensor", "triggers", "notifier", "hook", "errors")
+    for name in re.findall(
+        r"^\.\. auto(?:class|function):: airflow_provider_dingconf\.([\w.]+)",
+        (DOCS / "reference" / f"{page}.md").read_text(),
+        re.MULTILINE,
+    )
+]
+# Their fields are documented one by one.
+WITHOUT_PARAMETERS = {"LockedSection", "LockResult", "ConferenceStatus", "Outcome", "Scope", "ErrorCode"}
+
+
+def find(name: str) -> Any:
+    module, _, found = name.rpartition(".")
+    try:
+        return getattr(importlib.import_module(f"airflow_provider_dingconf.{module}"), found)
+    except ImportError as error:
+        pytest.skip(str(error))
+
+
+def parameters(found: Any) -> set[str]:
+    """Return the parameters of a function, or of a class and those of its bases that are this package's."""
+    parts = [found]
+    if inspect.isclass(found):
+        own = [one for one in found.__mro__ if one.__module__.startswith("airflow_provider_dingconf")]
+        parts = [one.__init__ for one in own if "__init__" in vars(one)]
+    signatures = [inspect.signature(part).parameters.values() for part in parts]
+    named = {
+        one.name
+        for each in signatures
+        for one in each
+        if one.kind not in {one.VAR_KEYWORD, one.VAR_POSITIONAL}
+    }
+    return named - {"self"}
+
+
+def documented(found: Any, owner: Any) -> set[str]:
+    """Return the parameters that a docstring explains, or the one to which it refers."""
+    doc, seen = inspect.getdoc(found) or "", set()
+    while True:
+        names = set(re.findall(r"(?:those of|as|see) :(?:meth|class):`~?([\w.]+)`", doc)) - seen
+        if not names:
+            return set(re.findall(r":param (\w+):", doc))
+        seen |= names
+        doc += "".join(inspect.getdoc(getattr(owner, name, None)) or "" for name in names)
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_every_parameter_of_a_public_name_is_documented(name: str) -> None:
+    found = find(name)
+    if found.__name__ in WITHOUT_PARAMETERS:
+        return
+    assert parameters(found) - documented(found, importlib.import_module(found.__module__)) == set()
+
+
+HOOK = (DOCS / "reference" / "hook.md").read_text()
+
+
+@pytest.mark.parametrize("name", re.search(r":members: (.*)", HOOK)[1].split(", "))  # type: ignore[index]
+def test_every_parameter_of_the_hooks_methods_is_documented(name: str) -> None:
+    from airflow_provider_dingconf.hooks import DingTalkConferenceHook
+
+    found = getattr(DingTalkConferenceHook, name)
+    assert inspect.getdoc(found)
+    if callable(found):
+        for method in (found, getattr(DingTalkConferenceHook, f"a{name}", found)):
+            assert parameters(method) - documented(method, DingTalkConferenceHook) == set(), method

@@ -1,0 +1,77 @@
+"""How Sphinx builds the documentation: ``make docs``.
+
+Pages are Markdown (MyST). The API reference comes from the docstrings, and the tables of error codes and of
+the sandbox's meetings from the package: nothing that the code knows is written down twice.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+
+if "AIRFLOW_HOME" not in os.environ:  # importing Airflow creates it
+    os.environ["AIRFLOW_HOME"] = tempfile.mkdtemp(prefix="airflow-home-")
+
+from airflow_provider_dingconf import __version__
+from airflow_provider_dingconf.dingtalk.error_codes import ERRORS, ErrorCode
+from airflow_provider_dingconf.sandbox.reserved import listing
+
+project = "airflow-provider-dingconf"
+author = "airflow-provider-dingconf authors"
+copyright = author
+version = release = __version__
+
+extensions = ["myst_parser", "sphinx.ext.autodoc"]
+html_theme = "furo"
+html_title = f"{project} {release}"
+
+myst_enable_extensions = ["deflist", "substitution"]
+myst_heading_anchors = 3
+
+add_module_names = False
+autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
+autodoc_typehints_format = "short"
+python_maximum_signature_line_length = 80
+
+# References to this package's own public names must resolve; those to Airflow and Python are not checked,
+# since their inventories are on other hosts.
+nitpicky = True
+nitpick_ignore_regex = [
+    (r"py:.*", r"(?!airflow_provider_dingconf\.).*"),
+    (r"py:.*", r"airflow_provider_dingconf\.(client|dingtalk\.(calls|conferences|events))\..*"),
+    (r"py:meth", r".*\.a[a-z]+_conferences?"),
+]
+
+
+def _in_the_call(row: ErrorCode) -> str:
+    if row.code == "InvalidAuthentication":
+        return "repeated once, with a fresh token"
+    if not row.error.repeat:
+        return "not repeated"
+    return f"repeated after {row.wait:g} s, or what DingTalk asks" if row.wait else "repeated"
+
+
+def _codes(*, sent_by_dingtalk: bool) -> str:
+    """Return a table of the error codes that DingTalk sends, or of this package's own."""
+    rows = [
+        f"| `{row.code}` | {', '.join(map(str, row.http_status)) or '—'} | `{row.error.__name__}` "
+        f"| {_in_the_call(row)} | {row.outcome.name} | {row.meaning} {row.remedy} |"
+        for row in ERRORS.values()
+        if row.sent_by_dingtalk == sent_by_dingtalk
+    ]
+    head = "| code | HTTP | exception | the call is | the task | meaning, and what to do |"
+    return "\n".join([head, "|---|---|---|---|---|---|", *rows])
+
+
+def _meetings() -> str:
+    """Return a table of the sandbox's reserved meetings."""
+    rows = [f"| `{ids}` | {rehearses} |" for ids, rehearses in listing()]
+    return "\n".join(["| conference id | the result of a call |", "|---|---|", *rows])
+
+
+myst_substitutions = {
+    "codes_of_dingtalk": _codes(sent_by_dingtalk=True),
+    "codes_of_this_package": _codes(sent_by_dingtalk=False),
+    "sandbox_meetings": _meetings(),
+}
