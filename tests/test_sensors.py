@@ -301,11 +301,11 @@ def with_start(sandbox: Sandbox, seconds_ago: float | None) -> None:
 def test_a_poking_sensor_with_a_delay_wakes_when_it_is_over_and_makes_no_further_call(
     sandbox: Sandbox, conn: Any
 ) -> None:
-    with_start(sandbox, 299.8)
+    with_start(sandbox, 299)
     sensor = ConferenceSensor(task_id="x", conference_id="m", delay=timedelta(minutes=5))
     assert not sensor.poke({})
     seconds = sensor._get_next_poke_interval(0, lambda: 0.0, 1)
-    assert 0 < seconds < 0.3
+    assert 0 < seconds <= 1
     sandbox.clear()
     sandbox.fail(Fault(code="confClosed"))  # it has ended meanwhile
     time.sleep(seconds)
