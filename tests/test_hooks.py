@@ -92,7 +92,10 @@ def test_a_bad_conference_id_is_refused_before_any_call(face: Face, sandbox: San
     assert not sandbox.calls
 
 
-@pytest.mark.parametrize("limits", [{"max_attempts": 0}, {"max_seconds": 0}])
+@pytest.mark.parametrize("limits", [
+    *({"max_attempts": value} for value in (0, -1, 1.5, "3", None, True)),
+    *({"max_seconds": value} for value in (0, -1, "60", None, True, float("nan"), float("inf"), 86_401, 10**400)),
+])  # fmt: skip
 def test_a_limit_that_is_none_is_refused(limits: dict[str, Any]) -> None:
     with pytest.raises(InvalidInputError, match=next(iter(limits))):
         DingTalkConferenceHook(**limits)

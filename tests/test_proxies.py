@@ -179,6 +179,13 @@ def test_credentials_of_a_proxy_are_decoded_and_masked_in_every_form(
     assert "word" not in repr(settings) + repr(proxy)
 
 
+def test_the_password_of_the_environments_proxy_is_masked_like_the_connections(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HTTPS_PROXY", "http://me:pass%2Bword@p:1")
+    assert {"pass+word", "pass%2Bword"} <= set(Settings(conn_id="c", base_url=API).secrets)
+
+
 def test_a_proxy_without_credentials_has_none() -> None:
     proxy = Settings(conn_id="c", base_url=API, proxies={"all": "p:1"}).proxy_for(API)
     assert proxy is not None

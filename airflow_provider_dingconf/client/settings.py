@@ -24,7 +24,7 @@ from pydantic_core import PydanticCustomError
 from airflow_provider_dingconf.client import proxies
 from airflow_provider_dingconf.client.proxies import Proxy, ip_address, is_loopback, read_proxies, read_proxy
 from airflow_provider_dingconf.dingtalk.calls import INTERNATIONAL_HOST
-from airflow_provider_dingconf.dingtalk.errors import InvalidConnectionError
+from airflow_provider_dingconf.dingtalk.errors import InvalidConnectionError, InvalidInputError
 from airflow_provider_dingconf.dingtalk.limits import CALLS_PER_SECOND, LONGEST_SECONDS
 from airflow_provider_dingconf.dingtalk.tokens import App, Token
 from airflow_provider_dingconf.get_provider_info import CONNECTION_TYPE
@@ -192,9 +192,12 @@ class Settings(BaseModel):
 
     @cached_property
     def secrets(self) -> tuple[str, ...]:
-        """What must be shown to no one."""
+        """What must be shown to no one, the password of the environment's proxy included."""
         own = (self.static_token.value,) if self.static_token else ()
-        of_proxies = (secret for url in self.proxies.values() for secret in read_proxy(url).secrets)
+        used = [read_proxy(url) for url in self.proxies.values()]
+        with suppress(InvalidInputError):  # the call names the variable
+            used += filter(None, [self.proxy_for(self.base_url)])
+        of_proxies = (secret for proxy in used for secret in proxy.secrets)
         return (*own, *(self.app.secrets if self.app else ()), *of_proxies)
 
     def proxy_for(self, url: str) -> Proxy | None:

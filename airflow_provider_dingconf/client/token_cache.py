@@ -107,7 +107,9 @@ class TokenCache:
         :param refused: the token that DingTalk refused.
         :param now: seconds since the epoch.
         """
-        if not self._is_usable(refused, now) and self._file.file:
+        if self._is_usable(refused, now):
+            return self._token
+        if self._file.file:
             self._token, self._trusted_until = self._read(), 0.0
             if self._token and self._token.stale(now):
                 self._trust_if_just_written(self._token, self._file.file.age(), now)

@@ -15,7 +15,7 @@ from tenacity import (
 )
 
 from airflow_provider_dingconf.dingtalk.errors import ThrottledError, TransientError
-from airflow_provider_dingconf.dingtalk.limits import MAX_ATTEMPTS, MAX_SECONDS, check_limits
+from airflow_provider_dingconf.dingtalk.limits import MAX_ATTEMPTS, MAX_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,7 +55,6 @@ def retry_policy(call: Call, max_attempts: int = MAX_ATTEMPTS, max_seconds: floa
     :param max_attempts: attempts in all.
     :param max_seconds: seconds in all, waits included.
     """
-    check_limits(max_attempts, max_seconds)
     return _policy(call.repeatable, max_attempts, max_seconds)
 
 

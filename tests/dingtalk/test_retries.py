@@ -16,7 +16,6 @@ from airflow_provider_dingconf.dingtalk.errors import (
     ConferenceClosedError,
     ConnectionLostError,
     DingTalkError,
-    InvalidInputError,
     QuotaExhaustedError,
     RedirectError,
     ResponseError,
@@ -101,12 +100,3 @@ def test_a_wait_that_does_not_fit_is_not_begun() -> None:
 
 def test_a_wait_that_fits_is_sat_out() -> None:
     assert waits_before_the_end(ThrottledError("x", retry_after=4.0), times=1, max_seconds=60) == [4.0]
-
-
-@pytest.mark.parametrize("limits", [
-    *({"max_attempts": value} for value in (0, -1, 1.5, "3", None, True)),
-    *({"max_seconds": value} for value in (0, -1, "60", None, True, float("nan"), float("inf"), 86_401, 10**400)),
-])  # fmt: skip
-def test_a_limit_that_is_none_is_refused_by_name(limits: dict[str, Any]) -> None:
-    with pytest.raises(InvalidInputError, match=f"^{next(iter(limits))}: "):
-        retry_policy(REPEATABLE, **limits)

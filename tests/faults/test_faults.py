@@ -10,7 +10,6 @@ import threading
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from email.utils import formatdate
 from typing import TYPE_CHECKING, Any
@@ -36,6 +35,9 @@ if TYPE_CHECKING:
     from conftest import Face
 
 
+ASYNC_ONLY = True
+
+
 def lock(face: Face, case: Case, max_attempts: int) -> tuple[DingTalkError | None, float, Any]:
     """Lock the meeting of a case, and return the error, the seconds it took, and the result."""
     hook = face.hook(
@@ -51,18 +53,18 @@ def lock(face: Face, case: Case, max_attempts: int) -> tuple[DingTalkError | Non
     return error, seconds, result
 
 
-_warm: set[bool] = set()
+_warm: list[str] = []
 
 
 @pytest.fixture
 def warm(face: Face, layer: FaultProxy, connect: Callable[..., None], behind: Sandbox) -> None:
     """See that a call was made before, so that what lives as long as the process is there."""
-    if face.awaited not in _warm:
+    if not _warm:
         connect(layer.route().url, "warm")
         hook = face.hook(dingtalk_conn_id="warm")
         face.do("lock_conference", behind.create_conference(), hook=hook)
         hook.close()
-        _warm.add(face.awaited)
+        _warm.append("warm")
 
 
 # One attempt
@@ -257,22 +259,14 @@ def test_a_connection_that_broke_is_not_used_again(
     assert behind.conference(meetings[2]).locked
 
 
-# Several attempts: all faults side by side, in threads and in one event loop
+# Several attempts: all faults side by side in one event loop
 
 HEALING = [name for name in LASTING if name not in fault_proxy.DRIPPED | {"refused", "bad certificate"}]
 
 
-def lock_all(
-    face: Face, cases: list[Case], max_attempts: int
-) -> list[tuple[DingTalkError | None, float, Any]]:
+async def lock_all(cases: list[Case], max_attempts: int) -> list[tuple[DingTalkError | None, float, Any]]:
     """Lock the meetings of all cases at the same time."""
-    if face.awaited:
-        return asyncio.run(_alock_all(cases, max_attempts))
-    with ThreadPoolExecutor(max_workers=len(cases)) as threads:
-        return list(threads.map(lambda case: lock(face, case, max_attempts), cases))
 
-
-async def _alock_all(cases: list[Case], max_attempts: int) -> list[tuple[DingTalkError | None, float, Any]]:
     async def lock_one(number: int, case: Case) -> tuple[DingTalkError | None, float, Any]:
         await asyncio.sleep(number * 0.01)  # a hundred beginnings at once are a load of their own
         hook = DingTalkConferenceHook(
@@ -325,12 +319,12 @@ async def _beat(beats: list[float]) -> None:
 
 @pytest.mark.parametrize("call", ["lock", "token"])
 def test_a_fault_that_lasts_is_met_as_often_as_allowed_and_no_more(
-    call: str, face: Face, case_of: Callable[..., Case], behind: Sandbox, warm: None
+    call: str, case_of: Callable[..., Case], behind: Sandbox, warm: None
 ) -> None:
     names = [name for name in LASTING if call == "lock" or name in ON_THE_TOKEN]
     cases = [case_of(name, call, max_seconds=3 * ROWS[name].max_seconds) for name in names]
     with nothing_left_open():
-        ends = lock_all(face, cases, max_attempts=3)
+        ends = asyncio.run(lock_all(cases, max_attempts=3))
     failures = []
     for name, case, (error, seconds, _) in zip(names, cases, ends, strict=True):
         try:
@@ -343,7 +337,7 @@ def test_a_fault_that_lasts_is_met_as_often_as_allowed_and_no_more(
 
 @pytest.mark.parametrize("call", ["lock", "token"])
 def test_a_fault_that_passes_costs_one_call_more(
-    call: str, face: Face, case_of: Callable[..., Case], behind: Sandbox, warm: None
+    call: str, case_of: Callable[..., Case], behind: Sandbox, warm: None
 ) -> None:
     names = [
         name
@@ -358,7 +352,7 @@ def test_a_fault_that_passes_costs_one_call_more(
         for name in names
     ]
     with nothing_left_open():
-        ends = lock_all(face, cases, max_attempts=5)
+        ends = asyncio.run(lock_all(cases, max_attempts=5))
     failures = []
     for name, case, (error, _, result) in zip(names, cases, ends, strict=True):
         fresh = case.row.fresh_token

@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from statistics import median
@@ -18,8 +19,12 @@ from typing import TYPE_CHECKING, Any
 
 from demo import ask, environment, sandbox
 
+import airflow_provider_dingconf
+from airflow_provider_dingconf.dingtalk.calls import TOKEN_HEADER
+
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import FrameType
 
 BASE_OPERATOR = "from airflow.sdk import BaseOperator"
 IMPORTS = {
@@ -28,6 +33,7 @@ IMPORTS = {
 }
 IMPORT_ROUNDS = 9
 CALL_ROUNDS = 1500
+NEW_ROUNDS = 300
 LOCKS = 100
 MEETING = "sandbox-open"
 
@@ -92,6 +98,46 @@ def bare_call(url: str, token: str) -> Callable[[], Any]:
     return lambda: session.post(target, json={"action": "lock"}, headers=headers)
 
 
+def new_hook() -> None:
+    """Lock a meeting in a new hook, as each task does."""
+    from airflow_provider_dingconf.hooks import DingTalkConferenceHook
+
+    hook = DingTalkConferenceHook()
+    hook.lock_conference(MEETING)
+    hook.close()
+
+
+def new_session(url: str, token: str) -> Callable[[], Any]:
+    """Return the same call in a new session of requests."""
+    import requests
+
+    target = f"{url}/v1.0/conference/videoConferences/{MEETING}/lock"
+
+    def lock() -> None:
+        with requests.Session() as session:
+            session.post(target, json={"action": "lock"}, headers={TOKEN_HEADER: token})
+
+    return lock
+
+
+def frames_of(call: Callable[[], Any]) -> int:
+    """Return how often a call enters or resumes a function of the package, in any thread."""
+    package = str(Path(airflow_provider_dingconf.__file__).parent)
+    entered = []
+
+    def count(frame: FrameType, event: str, _argument: object) -> None:
+        if event == "call" and frame.f_code.co_filename.startswith(package):
+            entered.append(frame.f_code)
+
+    call()
+    threading.setprofile_all_threads(count)
+    try:
+        call()
+    finally:
+        threading.setprofile_all_threads(None)
+    return len(entered)
+
+
 def sdk_call(url: str, token: str) -> Callable[[], Any]:
     """Return the same call, made with DingTalk's official SDK."""
     from alibabacloud_dingtalk.conference_1_0 import models
@@ -122,7 +168,7 @@ def calls_for_locks(url: str) -> int:
 def row(what: str, one: float, other: float, unit: str, goal: float | None = None) -> None:
     """Print one row of the table."""
     ratio = one / other
-    aim = f"at most {goal}" if goal else "-"
+    aim = "-" if goal is None else f"at most {goal:.4g}"
     met = "" if goal is None else "met" if round(ratio, 3) <= goal else "MISSED"
     print(f"{what:<52}{one:>9.4g}{other:>9.4g} {unit:<6}{ratio:>7.3f}  {aim:<14}{met}".rstrip(), flush=True)
 
@@ -146,6 +192,7 @@ def main() -> None:
             )
 
         from airflow_provider_dingconf.hooks import DingTalkConferenceHook
+        from airflow_provider_dingconf.operators import LockConferenceOperator
 
         log_as_a_task_does(Path(home, "task.log"))
         row("API calls / locks, one hook", calls_for_locks(url), LOCKS, "calls", 1.01)
@@ -159,8 +206,26 @@ def main() -> None:
             },
             CALL_ROUNDS,
         )
-        row("lock: lock_conference / a bare post of requests", calls["hook"], calls["bare"], "ms", 1.15)
-        row("lock: lock_conference / the official SDK", calls["hook"], calls["sdk"], "ms")
+        row("lock: lock_conference / a bare post of requests", calls["hook"], calls["bare"], "ms", 0.9)
+        row("lock: lock_conference / the official SDK", calls["hook"], calls["sdk"], "ms", 1.0)
+        new = in_turn({"hook": timed(new_hook), "bare": timed(new_session(url, fetched))}, NEW_ROUNDS)
+        row("new hook, lock, close / session of requests", new["hook"], new["bare"], "ms", 2.1)
+        if sys.version_info >= (3, 12):
+            operator = LockConferenceOperator(task_id="lock", conference_id=MEETING)
+            row(
+                "frames of this package: a lock / goal",
+                frames_of(lambda: hook.lock_conference(MEETING)),
+                45,
+                "calls",
+                1.0,
+            )
+            row(
+                "frames: a lock task's execute / goal",
+                frames_of(lambda: operator.execute({})),
+                90,
+                "calls",
+                1.0,
+            )
     print(
         f"\nImports: seconds of the processor; both sides in one fresh process, the quickest of {IMPORT_ROUNDS}.\n"
         f"Locks: with a warm token, median of {CALL_ROUNDS}. lock_conference logs its line into a file, as in a\n"

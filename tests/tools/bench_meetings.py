@@ -14,6 +14,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import median
 from typing import Any, NamedTuple
 from urllib.request import ProxyHandler, Request, build_opener
 
@@ -24,7 +25,7 @@ MEETINGS = 1000
 MANY = 10_000
 ANSWER_SECONDS = 0.05
 CONCURRENCY = 50
-CALLS_PER_SECOND = CONCURRENCY / ANSWER_SECONDS
+CALLS_PER_SECOND = 1e6  # no rate limit
 INTERVAL = 15.0
 """Seconds: long enough for all triggers to have begun before the first round."""
 
@@ -170,10 +171,10 @@ def rows() -> Iterator[Row]:
         tell(url, "POST", "faults", {"call": "lock", "delay": ANSWER_SECONDS})
         least = MEETINGS / CONCURRENCY * ANSWER_SECONDS
         tell(url, "DELETE", "calls")
-        took = min(lock_all(some) for _ in range(3))
+        took = median(lock_all(some) for _ in range(3))
         calls = len(ask(url, "calls"))
         yield Row(
-            f"{MEETINGS} meetings, {CONCURRENCY} at a time / the least possible", took, least, "s", 1.25
+            f"{MEETINGS} meetings, {CONCURRENCY} at a time / the least possible", took, least, "s", 1.20
         )
         yield Row(f"API calls / {MEETINGS} meetings, three times", calls, 3 * MEETINGS, "calls", 1.001)
         by_sdk = lock_by_sdk(url, token, some)
@@ -181,7 +182,7 @@ def rows() -> Iterator[Row]:
         tell(url, "DELETE", "faults")
 
         few, many = peak_memory(100), peak_memory(MANY)
-        yield Row(f"peak memory: {MANY} meetings more than 100 / 50 MiB", many - few, 50, "MiB", 1.0)
+        yield Row(f"peak memory: {MANY} meetings more than 100 / 10 MiB", many - few, 10, "MiB", 1.0)
 
 
 if __name__ == "__main__":
