@@ -199,7 +199,7 @@ class ConferenceEventTrigger(BaseEventTrigger):
             for event in self._wanted(delivery):
                 yield event
                 handed_on = True
-            if handed_on:  # Airflow does not tell when it has stored them
+            if handed_on:  # Airflow does not say when it has stored them
                 asyncio.get_running_loop().call_later(self.times.stored, delivery.acknowledge)
             else:
                 delivery.acknowledge()

@@ -77,8 +77,8 @@ CONNECTION_TYPE: dict[str, Any] = {
         ),
         "calls_per_second": _field(
             "Calls per second",
-            "At most so many where many are made: many meetings, waiting sensors. 18 when empty: a standard "
-            "organisation has 20 for each app and API.",
+            "The rate limit for many meetings and waiting sensors. Empty: 18, since a standard organisation "
+            "has 20 for each app and API.",
         ),
         "proxies": _field("Proxies", 'Proxy URLs by scheme, as JSON: {"https": "http://proxy.example:3128"}'),
         "verify": _field(

@@ -75,7 +75,7 @@ def outcome_of(error: DingTalkError, on_error: Mapping[str, Outcome]) -> Outcome
 
 
 def apply_outcome(error: DingTalkError, on_error: Mapping[str, Outcome]) -> None:
-    """Raise what gives the task the state that belongs to an error; return where that is success.
+    """Raise what gives the task the state that belongs to an error; return if that is success.
 
     :param error: the error.
     :param on_error: the overrides, as :func:`check_on_error` returns them.
@@ -84,7 +84,7 @@ def apply_outcome(error: DingTalkError, on_error: Mapping[str, Outcome]) -> None
     :raises DingTalkError: the outcome is RETRY.
     """
     outcome = error.outcome = outcome_of(error, on_error)  # a retry policy goes by it
-    error.with_traceback(None)  # where in this package the error was made is of no use in a task's log
+    error.with_traceback(None)  # a task's log does not need this package's frames
     if outcome is Outcome.FAIL:
         raise AirflowFailException(str(error)) from error
     if outcome is Outcome.SKIP:

@@ -1,4 +1,4 @@
-"""``DingTalkRetryPolicy``: Airflow retries a task when DingTalk said so, and not at all where that is no use.
+"""``DingTalkRetryPolicy``: Airflow retries a task when DingTalk allows it, and not if that cannot help.
 
 For ``retry_policy`` of Airflow 3.3 and later, on any task that uses the hook. This package's operators have
 it by default.
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
 LONGEST_DELAY = timedelta(days=1)
-"""As of Airflow's own growing delays; its scheduler fails where a delay leads past the year 9999."""
+"""As of Airflow's own growing delays; its scheduler fails if a delay leads past the year 9999."""
 
 
 class DingTalkRetryPolicy(RetryPolicy):

@@ -1,4 +1,4 @@
-"""The meetings that a task has completed, so that its retry does not ask for them again.
+"""The meetings that a task has completed: its retry does not lock or unlock them again.
 
 Airflow empties a task's XComs before a retry. From 3.3 on it has a store for the state of a task; before, or
 if the store fails, a retry asks again for completed meetings, which costs calls and changes nothing.

@@ -47,7 +47,7 @@ log = logging.getLogger(__name__)
 class StreamOptions:
     """How patient a stream is, in seconds; of two values, one is for the first time and one the longest."""
 
-    ping: float = 30.0  # a peer that does not answer a ping in half this time is gone
+    ping: float = 30.0  # a peer that does not respond to a ping in half this time is gone
     silence: float = 1_800.0  # without any message: a new connection then replaces the old one
     join: tuple[float, float] = (5.0, 60.0)  # since somebody joined; then connect, for all to see every event
     wait: tuple[float, float] = (1.0, 60.0)  # after failed attempts to connect

@@ -159,7 +159,7 @@ class Settings(BaseModel):
     :param base_url: scheme, host and port, without a slash at the end.
     :param app: the credentials that fetch a token; None if there is a static token.
     :param static_token: a token from elsewhere, used as it is.
-    :param calls_per_second: at most so many calls a second, where many are made.
+    :param calls_per_second: calls a second, at most, for many meetings, polls and roll-backs.
     :param proxies: proxy URLs by scheme, as requests takes them.
     :param verify: whether certificates are verified, or the file of the authorities to verify them with.
     :param cert: the client's certificate file, or that and its key file.

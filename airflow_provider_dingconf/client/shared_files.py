@@ -64,7 +64,7 @@ def _attempted(
 
 
 class SharedFile:
-    """A file that processes share, in a directory of its own user or, if allowed, of a group.
+    """A file that processes share, in a directory of its user or, if allowed, of a group.
 
     :param path: the file. Its directory is created, for its user alone, when the file is first written.
     :param max_bytes: how much of the file is read.

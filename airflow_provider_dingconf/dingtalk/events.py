@@ -315,7 +315,7 @@ class EventFilter:
         silent = [scene for scene in self.scenes if SCENES[scene] == MEMBER_CHANGE]
         if asked and silent:
             raise InvalidInputError(
-                f"{asked[0]}: an event {silent[0]!r} does not tell the meeting's title or creator"
+                f"{asked[0]}: an event {silent[0]!r} does not hold the meeting's title or creator"
             )
 
     @cached_property
@@ -328,7 +328,7 @@ class EventFilter:
 
 
 def _scenes(scenes: object) -> tuple[str, ...]:
-    """Return scenes in one canonical form, so that equal filters are one trigger to Airflow."""
+    """Return scenes in one canonical form: equal filters are then one trigger to Airflow."""
     given = [scenes] if isinstance(scenes, str) else scenes
     if not isinstance(given, Iterable) or isinstance(given, (bytes, Mapping)):
         raise InvalidInputError(f"scenes: expected a list of strings, got {shown(scenes)}")

@@ -205,7 +205,7 @@ class _Reading:
 
 
 def _decompressed(response: Response) -> bytes | None:
-    """Return the body, decompressed where a proxy compressed it unasked; None if it is too long.
+    """Return the body, decompressed if a proxy compressed it unasked; None if it is too long.
 
     A body that cannot be decompressed is left as it is, and so is no JSON.
     """

@@ -358,7 +358,7 @@ def test_an_event_that_does_not_tell_its_title_is_not_wanted_for_one() -> None:
         ({"scenes": {"user_join": 1}}, "scenes: expected a list of strings"),
         ({"scenes": ["user_join", 5]}, "scenes: 5 is unknown"),
         ({"scenes": [["user_join"]]}, "is unknown"),
-        ({"scenes": ("user_join",), "title_pattern": "a"}, "does not tell the meeting's title"),
+        ({"scenes": ("user_join",), "title_pattern": "a"}, "does not hold the meeting's title"),
         ({"scenes": ("user_join",), "creator_id": "a"}, "creator_id"),
     ],
 )
