@@ -61,6 +61,10 @@ CONNECTION_TYPE: dict[str, Any] = {
             "At most so many where many are made: many meetings, waiting sensors. 18 when empty: a standard "
             "organisation has 20 for each app and API.",
         ),
+        "stream_silence": _field(
+            "Event stream silence",
+            "Seconds without a message after which the event stream is opened anew. 1800 when empty.",
+        ),
         "proxies": _field("Proxies", 'Proxy URLs by scheme, as JSON: {"https": "http://proxy.example:3128"}'),
         "verify": _field(
             "Verify certificates",
