@@ -80,6 +80,10 @@ CONNECTION_TYPE: dict[str, Any] = {
             "The rate limit for many meetings and waiting sensors. Empty: 18, since a standard organisation "
             "has 20 for each app and API.",
         ),
+        "stream_silence": _field(
+            "Event stream silence",
+            "Seconds without a message after which the event stream is opened anew. 1800 when empty.",
+        ),
         "proxies": _field("Proxies", 'Proxy URLs by scheme, as JSON: {"https": "http://proxy.example:3128"}'),
         "verify": _field(
             "Verify certificates",

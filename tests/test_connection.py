@@ -109,12 +109,12 @@ SAME = {
     ),
     "empty extras": (
         "dingtalk://id:the-secret@/?corp_id=&suite_ticket=&access_token=&timeout=&proxies=&verify=&cert="
-        "&calls_per_second=&token_cache=",
+        "&calls_per_second=&stream_silence=&token_cache=",
         {
             "extra": dict.fromkeys(
                 (
                     *("corp_id", "suite_ticket", "access_token", "timeout", "proxies", "verify", "cert"),
-                    *("calls_per_second", "token_cache"),
+                    *("calls_per_second", "stream_silence", "token_cache"),
                 ),
                 "",
             )
@@ -145,6 +145,11 @@ SAME = {
         "dingtalk://id:the-secret@/?calls_per_second=0.5",
         {"extra": {"calls_per_second": 0.5}},
         plain_but(calls_per_second=0.5),
+    ),
+    "stream silence": (
+        "dingtalk://id:the-secret@/?stream_silence=600",
+        {"extra": {"stream_silence": 600}},
+        plain_but(stream_silence=600),
     ),
     "no verification": (
         "dingtalk://id:the-secret@/?verify=False",
@@ -282,6 +287,14 @@ WRONG = {
             "..",
             "https://a..b",
         )
+    },
+    **{
+        f"stream_silence {value!r}": (
+            {"extra": {"stream_silence": value}},
+            "extra 'stream_silence'",
+            "number of seconds above 0 and up to a day",
+        )
+        for value in (0, -1, True, "never", 86_401)
     },
     **{
         f"host {host}": ({"host": host}, "host", "host")

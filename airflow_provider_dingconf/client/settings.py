@@ -25,7 +25,7 @@ from airflow_provider_dingconf.client import proxies
 from airflow_provider_dingconf.client.proxies import Proxy, ip_address, is_loopback, read_proxies, read_proxy
 from airflow_provider_dingconf.dingtalk.calls import INTERNATIONAL_HOST
 from airflow_provider_dingconf.dingtalk.errors import InvalidConnectionError, InvalidInputError
-from airflow_provider_dingconf.dingtalk.limits import CALLS_PER_SECOND, LONGEST_SECONDS
+from airflow_provider_dingconf.dingtalk.limits import CALLS_PER_SECOND, LONGEST_SECONDS, STREAM_SILENCE
 from airflow_provider_dingconf.dingtalk.tokens import App, Token
 from airflow_provider_dingconf.get_provider_info import CONNECTION_TYPE
 
@@ -103,6 +103,13 @@ def _calls_per_second(value: Any) -> float:
     return number
 
 
+def _stream_silence(value: Any) -> float:
+    seconds = _number(value)
+    if not 0 < seconds <= LONGEST_SECONDS:
+        raise ValueError(f"expected a number of seconds above 0 and up to a day ({LONGEST_SECONDS})")
+    return seconds
+
+
 def _switch(value: Any) -> bool | None:
     """Return what a boolean, or a word for one, says; None for anything else."""
     return _SWITCH.get(str(value).strip().lower())
@@ -160,6 +167,7 @@ class Settings(BaseModel):
     :param app: the credentials that fetch a token; None if there is a static token.
     :param static_token: a token from elsewhere, used as it is.
     :param calls_per_second: calls a second, at most, for many meetings, polls and roll-backs.
+    :param stream_silence: seconds without a message after which the event stream is opened anew.
     :param proxies: proxy URLs by scheme, as requests takes them.
     :param verify: whether certificates are verified, or the file of the authorities to verify them with.
     :param cert: the client's certificate file, or that and its key file.
@@ -175,6 +183,7 @@ class Settings(BaseModel):
     static_token: Token | None = None
     timeout: Annotated[Timeout, PlainValidator(_timeout)] = Timeout()
     calls_per_second: Annotated[float, PlainValidator(_calls_per_second)] = CALLS_PER_SECOND
+    stream_silence: Annotated[float, PlainValidator(_stream_silence)] = STREAM_SILENCE
     proxies: Annotated[dict[str, str], PlainValidator(lambda value: read_proxies(_structured(value)))] = (
         Field(default={}, repr=False)
     )

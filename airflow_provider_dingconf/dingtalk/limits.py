@@ -16,6 +16,9 @@ CONCURRENCY = 20
 CALLS_PER_SECOND = 18.0
 """DingTalk allows a standard organisation 20 calls a second for each app and API: faster ones are refused."""
 
+STREAM_SILENCE = 1_800.0
+"""Seconds without a message after which the event stream is opened anew."""
+
 
 def check_limits(max_attempts: object, max_seconds: object) -> None:
     """Check the limits of a call.
