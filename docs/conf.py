@@ -13,7 +13,7 @@ if "AIRFLOW_HOME" not in os.environ:  # importing Airflow creates it
     os.environ["AIRFLOW_HOME"] = tempfile.mkdtemp(prefix="airflow-home-")
 
 from airflow_provider_dingconf import __version__
-from airflow_provider_dingconf.dingtalk.error_codes import ERRORS, ErrorCode
+from airflow_provider_dingconf.dingtalk.error_codes import ERRORS
 from airflow_provider_dingconf.sandbox.reserved import listing
 
 project = "airflow-provider-dingconf"
@@ -23,6 +23,8 @@ version = release = __version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc"]
 html_theme = "furo"
+html_static_path = ["_static"]
+html_css_files = ["tables.css"]
 html_title = f"{project} {release}"
 
 myst_enable_extensions = ["deflist", "substitution"]
@@ -44,24 +46,17 @@ nitpick_ignore_regex = [
 ]
 
 
-def _in_the_call(row: ErrorCode) -> str:
-    if row.code == "InvalidAuthentication":
-        return "repeated once, with a fresh token"
-    if not row.error.repeat:
-        return "not repeated"
-    return f"repeated after {row.wait:g} s, or what DingTalk asks" if row.wait else "repeated"
-
-
 def _codes(*, sent_by_dingtalk: bool) -> str:
     """Return a table of the error codes that DingTalk sends, or of this package's own."""
-    rows = [
-        f"| `{row.code}` | {', '.join(map(str, row.http_status)) or '—'} | `{row.error.__name__}` "
-        f"| {_in_the_call(row)} | {row.outcome.name} | {row.meaning} {row.remedy} |"
-        for row in ERRORS.values()
-        if row.sent_by_dingtalk == sent_by_dingtalk
-    ]
-    head = "| code | HTTP | exception | the call is | the task | meaning, and what to do |"
-    return "\n".join([head, "|---|---|---|---|---|---|", *rows])
+    lines = ["| code | HTTP | exception, outcome | meaning, and what to do |", "|---|---|---|---|"]
+    for row in ERRORS.values():
+        if row.sent_by_dingtalk == sent_by_dingtalk:
+            code = row.code.replace(".", ".\u200b")  # where a line may break
+            wait = f" after {row.wait:g} s" if row.wait else ""
+            outcome = f"`{row.error.__name__}`, {row.outcome.name}{wait}"
+            status = ", ".join(map(str, row.http_status)) or "—"
+            lines.append(f"| `{code}` | {status} | {outcome} | {row.meaning} {row.remedy} |")
+    return "\n".join(lines)
 
 
 def _meetings() -> str:
