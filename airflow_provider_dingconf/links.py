@@ -1,7 +1,7 @@
 """Links on a task: the documentation of the call it made and of the error it met, and the meeting it found.
 
 Airflow 3 asks the operator for its links when the task has run, and keeps them. Airflow 2 asks in the web
-server, which does not know the operator's own values: there the task pushes all of them as one XCom.
+server, where the operator's own values are not known: there the task pushes all of them as one XCom.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def links_for(
 
     :param base_url: the host that was called.
     :param page: the name of the call's page.
-    :param error: what the call ended in; None for success.
-    :param join_url: the address to join the meeting that was found, if known.
+    :param error: what the call ended in; None where it went well.
+    :param join_url: where the meeting that was found can be joined, if known.
     """
     links = {"documentation": documentation_url(page, base_url)}
     if error is not None:
