@@ -1,6 +1,6 @@
 """Release meetings: every meeting whose title begins with "Release" is locked five minutes after it starts.
 
-To copy: choose your own word and time. DingTalk tells of the meetings by itself, over the event stream of the
+To copy: choose your own word and time. DingTalk reports the meetings over the event stream of the
 connection's app; nothing is polled. Airflow 3 is needed, and a running triggerer. Several meetings that start
 together come in one run, which locks each in its own time.
 """

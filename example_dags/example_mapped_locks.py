@@ -1,7 +1,7 @@
-"""Exam rooms: all meetings of a list are locked when the exam begins, each by a mapped task of its own.
+"""Exam rooms: all meetings of a list are locked when the exam begins, each by one mapped task.
 
-To copy: let ``find_rooms`` return the conferenceIds of your meetings. A meeting that has ended skips its own
-task and no other; in the UI each task bears the id of its meeting.
+To copy: let ``find_rooms`` return the conferenceIds of your meetings. A meeting that has ended skips its
+task and no other. The UI shows each task with the id of its meeting.
 """
 
 from __future__ import annotations

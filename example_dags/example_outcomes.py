@@ -1,4 +1,4 @@
-"""What a refusal makes of a task, and how to make it otherwise: ``on_error``.
+"""What a refusal makes of a task, and how to change that: ``on_error``.
 
 By default a meeting that has ended skips the task, a refusal fails it without a retry, and a fault on
 DingTalk's side fails it with Airflow's ``retries``. All tasks but the first override that for the codes they
@@ -33,7 +33,7 @@ with DAG(
     # The meeting must be running: one that has ended is a failure.
     must_be_running = LockConferenceOperator(task_id="must_be_running", on_error={"confClosed": Outcome.FAIL})
 
-    # Nice to have: of an ended meeting the DAG goes on, two refusals skip what follows; others fail.
+    # Nice to have: the DAG goes on if the meeting has ended, and two refusals skip what follows.
     nice_to_have = LockConferenceOperator(
         task_id="nice_to_have",
         on_error={"confClosed": "succeed", "noPermission": "skip", "commandError": "skip"},

@@ -1,4 +1,4 @@
-"""All that can become of a lock task, tried on the sandbox: success, skip, failure, and success after errors.
+"""How a lock task can end, tried on the sandbox: success, skip, failure, and success after errors.
 
 After each lock or unlock a latecomer tries to join the meeting, and the task that lets them try fails unless
 that ends as it should. It needs a sandbox (``python -m airflow_provider_dingconf.sandbox``) behind the
@@ -26,16 +26,16 @@ with DAG(
 
     @task
     def try_to_join(conference_id: str, after: str, expected: str | None, run_id: str | None = None) -> None:
-        """Let someone new try to join, and fail unless the sandbox's answer is the expected one."""
+        """Let someone new try to join, and fail unless the sandbox's response is the expected one."""
         import requests
 
         sandbox = BaseHook.get_connection("dingtalk_default").host
-        answer = requests.post(
+        response = requests.post(
             f"{sandbox}/sandbox/conferences/{conference_id}/join",
             json={"user": f"latecomer after {after} in {run_id}"},
             timeout=10,
         )
-        reason = answer.json()["reason"]
+        reason = response.json()["reason"]
         print("The latecomer", f"could not join: {reason}." if reason else "joined.")
         if reason != expected:
             raise AirflowFailException(f"Expected {expected or 'to join'}.")

@@ -1,4 +1,4 @@
-"""The hook in tasks of your own: a locked block of code, and any other call of DingTalk's API.
+"""The hook in your own tasks: a locked block of code, and any other call of DingTalk's API.
 
 To copy: put your own work in place of the ``print``. The meeting is unlocked whatever happens in the block.
 """
@@ -23,8 +23,8 @@ with DAG(
         from airflow_provider_dingconf.hooks import DingTalkConferenceHook
 
         conference_id = (params or {})["conference_id"]
-        answer = DingTalkConferenceHook().call("GET", f"/v1.0/conference/videoConferences/{conference_id}")
-        return answer["confInfo"]["activeNum"]
+        response = DingTalkConferenceHook().call("GET", f"/v1.0/conference/videoConferences/{conference_id}")
+        return response["confInfo"]["activeNum"]
 
     @task
     def release(people: int, params: dict | None = None) -> None:
