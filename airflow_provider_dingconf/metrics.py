@@ -13,6 +13,7 @@ counts the access tokens that DingTalk gave.
 from __future__ import annotations
 
 import logging
+from functools import cache
 from typing import TYPE_CHECKING
 
 from airflow.providers.common.compat.sdk import Stats, conf
@@ -42,12 +43,18 @@ def count_request(call: Call, error: BaseException | None) -> None:
 def _count(call: Call, error: BaseException | None) -> None:
     outcome = _outcome(error)
     Stats.incr("dingtalk.calls", tags={"call": call.kind, "outcome": outcome})
-    if conf.getboolean("metrics", "legacy_names_on", fallback=True):
+    if has_dotted_names():
         Stats.incr(f"dingtalk.calls.{call.kind}.{outcome.replace('.', '__')}")
     if isinstance(error, ThrottledError):
         Stats.incr("dingtalk.throttled")
     if call.kind == TOKEN_CALL and error is None:
         Stats.incr("dingtalk.token_fetches")
+
+
+@cache  # looking it up takes longer than all the rest
+def has_dotted_names() -> bool:
+    """Return whether Airflow is to send the names that do without tags."""
+    return bool(conf.getboolean("metrics", "legacy_names_on", fallback=True))
 
 
 def _outcome(error: BaseException | None) -> str:

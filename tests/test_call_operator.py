@@ -22,6 +22,7 @@ from airflow_provider_dingconf.dingtalk.errors import (
     ServerError,
     ThrottledError,
 )
+from airflow_provider_dingconf.hooks import DingTalkConferenceHook
 from airflow_provider_dingconf.links import ErrorDocumentationLink
 from airflow_provider_dingconf.operators import DingTalkOperator
 from airflow_provider_dingconf.sandbox import Fault, Sandbox
@@ -250,7 +251,8 @@ def test_a_connection_that_is_wrong_fails_the_task(conn: Callable[..., None], sa
     assert sandbox.calls == []
 
 
-def test_a_killed_task_ends_its_call(conn: Callable[..., None]) -> None:
+def test_a_killed_task_ends_its_call(conn: Callable[..., None], sandbox: Sandbox) -> None:
+    sandbox.fail(Fault(call="other", delay=9.0))
     task, main = mute(), threading.main_thread().ident
     said: list[str] = []
 
@@ -261,23 +263,41 @@ def test_a_killed_task_ends_its_call(conn: Callable[..., None]) -> None:
             said.append(str(error))
         raise SystemExit(143)
 
-    def kill(call: Any) -> None:
-        if call.name == "other":
-            signal.pthread_kill(main, signal.SIGTERM)
+    def kill() -> None:
+        while not sandbox.calls_of("other"):
+            time.sleep(0.01)
+        signal.pthread_kill(main, signal.SIGTERM)
 
     before = signal.signal(signal.SIGTERM, handler)
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    began = time.monotonic()
     try:
-        with Sandbox(on_call=kill) as sandbox:
-            sandbox.fail(Fault(call="other", delay=9.0))
-            conn(host=sandbox.url)
-            began = time.monotonic()
-            with pytest.raises(SystemExit):
-                task.execute({"ti": Instance()})
-            assert time.monotonic() - began < 5, "the call was not ended"
-            assert len(sandbox.calls_of("other")) == 1
+        with pytest.raises(SystemExit):
+            task.execute({"ti": Instance()})
     finally:
+        killer.join(60)
         signal.signal(signal.SIGTERM, before)
+    assert time.monotonic() - began < 8, "the call was not ended"
     assert said == (["the call was interrupted"] if AIRFLOW_V_3_0_PLUS else [])
+    assert len(sandbox.calls_of("other")) == 1
+
+
+def test_a_task_that_is_killed_before_its_call_makes_none(
+    conn: Callable[..., None], sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task = mute()
+
+    class Slow(DingTalkConferenceHook):
+        @property
+        def settings(self) -> Any:
+            task.on_kill()
+            return super().settings
+
+    monkeypatch.setattr(task, "make_hook", Slow)
+    with pytest.raises(SystemExit):
+        task.execute({"ti": Instance()})
+    assert sandbox.calls == []
 
 
 # The DAG file.

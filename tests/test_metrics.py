@@ -14,6 +14,7 @@ from airflow.providers.common.compat.sdk import Stats
 from airflow_provider_dingconf.dingtalk.calls import any_call, kind_of
 from airflow_provider_dingconf.dingtalk.errors import DingTalkError
 from airflow_provider_dingconf.hooks import DingTalkConferenceHook
+from airflow_provider_dingconf.metrics import has_dotted_names
 from airflow_provider_dingconf.sandbox import Fault, Sandbox
 
 if TYPE_CHECKING:
@@ -220,11 +221,13 @@ def test_a_call_that_is_cancelled_counts(conn: Any, statsd: Listener, sandbox: S
 
 
 def test_the_tags_name_call_and_outcome(
-    conn: Any, face: Any, monkeypatch: pytest.MonkeyPatch, sandbox: Sandbox
+    conn: Any, face: Any, monkeypatch: pytest.MonkeyPatch, sandbox: Sandbox, request: pytest.FixtureRequest
 ) -> None:
     counted: list[Any] = []
     monkeypatch.setattr(Stats, "incr", lambda *args, **kwargs: counted.append((args, kwargs)), raising=False)
     monkeypatch.setenv("AIRFLOW__METRICS__LEGACY_NAMES_ON", "False")
+    has_dotted_names.cache_clear()
+    request.addfinalizer(has_dotted_names.cache_clear)
     sandbox.fail(Fault(call="lock", code=QPS, times=1))
     face.do("lock_conference", "sandbox-open")
     assert counted == [
