@@ -107,7 +107,8 @@ class DingTalkOperator(CallingTask):
         super().check_parameters(given)
         if not isinstance(repeatable := given.get("repeatable", True), bool):
             raise InvalidInputError(f"repeatable: {repeatable!r} is not True or False; it is not a template")
-        known = {name: value for name, value in given.items() if _is_final(value)}
+        templated = ("path", "path_params", "query_params", "json")
+        known = {name: given[name] for name in templated if name in given and _is_final(given[name])}
         path, path_params = "/v1.0", None
         if {"path", "path_params"} <= known.keys():
             path, path_params = known["path"], known["path_params"]

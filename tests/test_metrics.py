@@ -70,9 +70,9 @@ class Listener:
         with suppress(BlockingIOError):
             while True:
                 name, _, rest = self._socket.recv(65536).decode().partition(":")
-                assert rest.endswith("|c")
-                found[name.removeprefix("airflow.")] += int(rest.removesuffix("|c"))
-        return {name: value for name, value in found.items() if name.startswith(f"dingtalk.{prefix}")}
+                if name.startswith(f"airflow.dingtalk.{prefix}"):  # else it is one of Airflow's own
+                    found[name.removeprefix("airflow.")] += int(rest.removesuffix("|c"))
+        return dict(found)
 
     def close(self) -> None:
         self._socket.close()

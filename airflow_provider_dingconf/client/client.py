@@ -70,10 +70,6 @@ async def _mask_nothing(_secrets: Iterable[str]) -> None:
     pass
 
 
-def _count_nothing(_call: Call, _error: BaseException | None) -> None:
-    pass
-
-
 @dataclass
 class Attempts:
     """What the attempts of one call have in common.
@@ -120,7 +116,7 @@ class DingTalkClient:
         max_attempts: int = MAX_ATTEMPTS,
         max_seconds: float = MAX_SECONDS,
         mask: Callable[[Iterable[str]], Awaitable[None]] = _mask_nothing,
-        count: Callable[[Call, BaseException | None], object] = _count_nothing,
+        count: Callable[[Call, BaseException | None], object] = lambda _call, _error: None,
         log: logging.Logger = log,
     ) -> None:
         self.settings = settings
