@@ -50,6 +50,7 @@ from airflow_provider_dingconf.dingtalk.limits import (
     check_limits,
 )
 from airflow_provider_dingconf.get_provider_info import CONNECTION_TYPE
+from airflow_provider_dingconf.metrics import count_request
 
 if TYPE_CHECKING:
     import logging
@@ -193,6 +194,7 @@ class DingTalkConferenceHook(BaseHook):
             max_attempts=self.max_attempts,
             max_seconds=self.max_seconds,
             mask=_amask,
+            count=count_request,
             log=cast("logging.Logger", self.log),
         )
         weakref.finalize(self, run_later, client.close).atexit = False
@@ -483,9 +485,9 @@ class DingTalkConferenceHook(BaseHook):
         method: str,
         path: str,
         *,
-        path_params: Mapping[str, str] | None = None,
+        path_params: Mapping[str, str | int] | None = None,
         params: Mapping[str, Any] | None = None,
-        json: Mapping[str, Any] | None = None,
+        json: Mapping[str, Any] | list[Any] | None = None,
         repeatable: bool = True,
     ) -> Any:
         """Make any other call of DingTalk's API, with the same token, retries and errors.
@@ -496,7 +498,9 @@ class DingTalkConferenceHook(BaseHook):
         :param params: query parameters: texts, numbers and booleans.
         :param json: the body.
         :param repeatable: whether the call may be sent again when its response was lost. Set False for a call
-            that creates something; it is then repeated only when DingTalk refused it as too frequent.
+            that creates something; it is then repeated only when DingTalk refused it as too frequent. If its
+            response was lost, the error says that the call may have taken effect, and fails a task without
+            a retry.
         :returns: the JSON of the response; None if the response has no body.
         :raises InvalidInputError: method, path or a parameter is malformed; nothing was sent.
         :raises DingTalkError: any other failure; the subclass says which.

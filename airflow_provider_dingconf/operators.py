@@ -1,4 +1,4 @@
-"""``LockConferenceOperator``, ``UnlockConferenceOperator``, and ``conference_lock``: a locked section.
+"""Operators that lock and unlock meetings, ``conference_lock``: a locked section, and ``DingTalkOperator``.
 
 A DAG file that imports this module imports neither the hook nor an HTTP library: the hook is made when the
 task runs.
@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from airflow.providers.common.compat.sdk import AirflowTaskTimeout, TaskGroup
-from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_0_PLUS
 
+from airflow_provider_dingconf.call_operator import DingTalkOperator
 from airflow_provider_dingconf.compat import empty_operator
 from airflow_provider_dingconf.dingtalk.calls import LOCK_PAGE
 from airflow_provider_dingconf.dingtalk.conferences import given_name
@@ -27,7 +27,6 @@ from airflow_provider_dingconf.dingtalk.limits import (
     MAX_ATTEMPTS,
     MAX_SECONDS,
     check_bulk_limits,
-    check_limits,
 )
 from airflow_provider_dingconf.many import (
     ManyMeetings,
@@ -37,14 +36,7 @@ from airflow_provider_dingconf.many import (
 )
 from airflow_provider_dingconf.outcomes import check_on_error
 from airflow_provider_dingconf.roll_back import RollBack, log_still_locked
-from airflow_provider_dingconf.tasks import DingTalkTask
-
-try:
-    from airflow_provider_dingconf.retry_policies import DingTalkRetryPolicy
-except ImportError:  # Airflow before 3.3
-    _DEFAULTS: dict[str, Any] = {}
-else:
-    _DEFAULTS = {"retry_policy": DingTalkRetryPolicy()}
+from airflow_provider_dingconf.tasks import CallingTask
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -55,6 +47,14 @@ if TYPE_CHECKING:
     from airflow_provider_dingconf.hooks import DingTalkConferenceHook
     from airflow_provider_dingconf.outcomes import Outcome
 
+__all__ = [
+    "DingTalkOperator",
+    "LockConferenceOperator",
+    "LockedSection",
+    "UnlockConferenceOperator",
+    "conference_lock",
+]
+
 LOCK_RETRIES = 2
 UNLOCK_RETRIES = 5
 RETRY_DELAY = timedelta(seconds=10)
@@ -63,12 +63,10 @@ RETRY_DELAY = timedelta(seconds=10)
 _NOT_GIVEN: Any = object()
 
 
-class ConferenceOperator(DingTalkTask):
+class ConferenceOperator(CallingTask):
     """What locking and unlocking have in common."""
 
-    action: ClassVar[str]
     unlock_on_failure = False
-    airflow_defaults = _DEFAULTS
 
     template_fields: Sequence[str] = (
         "conference_id",
@@ -78,8 +76,6 @@ class ConferenceOperator(DingTalkTask):
         "creator_id",
         "dingtalk_conn_id",
     )
-    ui_color = "#1677ff"
-    ui_fgcolor = "#ffffff"
 
     def __init__(
         self,
@@ -100,7 +96,6 @@ class ConferenceOperator(DingTalkTask):
         calls_per_second: float | None = None,
         **kwargs: Any,
     ) -> None:
-        kwargs["default_args"] = {**self.airflow_defaults, **(kwargs.get("default_args") or {})}
         super().__init__(**kwargs)
         self.check_parameters(locals())
         filters = {"title_pattern": title_pattern, "creator_id": creator_id}
@@ -134,17 +129,11 @@ class ConferenceOperator(DingTalkTask):
         self.max_seconds = max_seconds
         self.concurrency = concurrency
         self.calls_per_second = calls_per_second
-        self._calling = self._killed = False
 
     @classmethod
     def check_parameters(cls, given: Mapping[str, Any]) -> None:
-        """Check parameters that no template fills in, when the DAG is parsed.
-
-        :param given: those that are given, by name.
-        :raises InvalidInputError: one of them is wrong.
-        """
-        check_on_error(given.get("on_error"))
-        check_limits(given.get("max_attempts", MAX_ATTEMPTS), given.get("max_seconds", MAX_SECONDS))
+        """Check parameters that no template fills in, when the DAG is parsed."""
+        super().check_parameters(given)
         rate = given.get("calls_per_second")
         check_bulk_limits(given.get("concurrency", CONCURRENCY), CALLS_PER_SECOND if rate is None else rate)
         for name in ("running", "dry_run", "unlock_on_failure"):
@@ -156,8 +145,6 @@ class ConferenceOperator(DingTalkTask):
 
     def execute(self, context: Context) -> dict[str, Any] | list[dict[str, Any]]:
         """Lock or unlock, and give the task the state that belongs to how that ended."""
-        from airflow_provider_dingconf.hooks import DingTalkConferenceHook
-
         self._killed = False
         self.conference_id = meetings = meetings_in(self.conference_id, self.action)
         if self.action == "unlock" and self.named_by == "conference_id" and meetings in (None, []):
@@ -165,9 +152,7 @@ class ConferenceOperator(DingTalkTask):
             return [] if meetings == [] else self._result(None)
         is_of_many = self.running or is_collection(meetings)
         roll_back: RollBack | None = None
-        hook = DingTalkConferenceHook(
-            self.dingtalk_conn_id, max_attempts=self.max_attempts, max_seconds=self.max_seconds
-        )
+        hook = self.make_hook()
         result: dict[str, Any] | list[dict[str, Any]]
         try:
             if self.action == "lock":
@@ -194,24 +179,6 @@ class ConferenceOperator(DingTalkTask):
         if roll_back and self.unlock_on_failure:
             roll_back.if_airflow_fails(self)
         return result
-
-    def on_kill(self) -> None:
-        """End the call that is being made; the hook undoes a lock that it may have made.
-
-        :raises SystemExit: a call is being made, and Airflow 3 would let it run on.
-        """
-        self._killed = True
-        if self._calling and AIRFLOW_V_3_0_PLUS:  # Airflow 2 raises an exception after this
-            raise SystemExit(f"{self.action} was interrupted")
-
-    @contextmanager
-    def interruptible(self) -> Iterator[None]:
-        """Let the end of the task end the block, but not what the task tells Airflow before and after."""
-        self._calling = True
-        try:
-            yield
-        finally:
-            self._calling = False
 
     # One meeting
 

@@ -146,3 +146,27 @@ def test_the_example_that_waits_locks_the_meeting_of_the_room_code(
     states = run(dag_bag, "example_wait_and_lock", room_code=f"{shown[:3]} {shown[3:]}")
     assert states == {"begun": "success", "lock": "success"}
     assert sandbox.conference(meeting).locked
+
+
+def test_the_example_of_any_call_invites_mutes_records_and_removes(
+    dag_bag: Any, sandbox: Sandbox, conn: Any
+) -> None:
+    meeting = sandbox.create_conference("Exam")
+    states = run(dag_bag, "example_any_call", conference_id=meeting, host_id="chris", guest_id="ann")
+    assert states == dict.fromkeys(dag_bag.dags["example_any_call"].task_ids, "success")
+    made = [call.path.partition(f"/{meeting}/")[2] for call in sandbox.calls_of("other")]
+    assert made[:3] == ["users/invite", "allMembers/mute", "cloudRecords/start"]
+    assert set(made[3:]) == {"cloudRecords/stop", "members/kick"}
+
+
+def test_the_example_of_any_call_stops_the_recording_when_the_work_fails(
+    dag_bag: Any, sandbox: Sandbox, conn: Any
+) -> None:
+    def fail() -> None:
+        raise ValueError
+
+    dag_bag.dags["example_any_call"].get_task("hold_the_exam").python_callable = fail
+    states = run(dag_bag, "example_any_call", conference_id="m", host_id="chris", guest_id="ann")
+    assert (states["hold_the_exam"], states["stop_recording"]) == ("failed", "success")
+    assert states["kick_members"] == "upstream_failed"
+    assert sandbox.calls_of("other")[-1].path.endswith("/cloudRecords/stop")

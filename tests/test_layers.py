@@ -22,6 +22,7 @@ FILES = sorted(ROOT.rglob("*.py"))
 DOWNWARDS = (
     "notifications",
     "operators",
+    "call_operator",
     "sensors",
     "triggers",
     "event_triggers",
@@ -34,6 +35,7 @@ DOWNWARDS = (
     "client",
     "outcomes",
     "links",
+    "metrics",
     "retry_policies",
     "compat",
     "get_provider_info",

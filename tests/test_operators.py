@@ -167,7 +167,7 @@ def ran(airflow_db: None, self_signed: Any, tmp_path_factory: pytest.TempPathFac
             tasks[row.code] = arguments
         patch.setenv("TASKS", json.dumps(tasks | EXTRA_TASKS))
         patch.setenv("TASK_ARGUMENTS", json.dumps(NO_POLICY))
-        with _all_output(tmp_path_factory.mktemp("log") / "output") as output:
+        with all_output(tmp_path_factory.mktemp("log") / "output") as output:
             run = run_dag("every_error", DAG_FILE)
         sandboxes = (usual, banning, slow, untrusted)
         yield Ran.of(
@@ -179,7 +179,7 @@ def ran(airflow_db: None, self_signed: Any, tmp_path_factory: pytest.TempPathFac
 
 
 @contextlib.contextmanager
-def _all_output(file: Path) -> Iterator[Path]:
+def all_output(file: Path) -> Iterator[Path]:
     """Write what is said on standard output and error, and in logs, into a file."""
     with file.open("w") as out, contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
         kept = [os.dup(1), os.dup(2)]

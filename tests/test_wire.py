@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import re
+import runpy
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -166,3 +170,52 @@ def test_a_meeting_is_asked_for_as_the_sdk_asks_and_read_as_the_sdk_reads(
     for name in ("room_code", "creator_id", "schedule_conference_id", "biz_type"):
         assert getattr(read, name) == getattr(told, name, None)
     assert read.join_url == getattr(told, "external_link_url", None)
+
+
+SDK_CALLS: dict[str, tuple[str, dict[str, Any]]] = {
+    "invite_users": (
+        "InviteUsers",
+        {
+            "invitee_list": [
+                conference_models.InviteUsersRequestInviteeList(nick="Guest", union_id="ann"),
+            ],
+            "union_id": "chris",
+        },
+    ),
+    "mute_all": ("MuteAll", {"action": "mute", "force_mute": True}),
+    "start_recording": ("StartCloudRecord", {"union_id": "chris"}),
+    "stop_recording": ("StopCloudRecord", {"union_id": "chris"}),
+    "kick_members": (
+        "KickMembers",
+        {
+            "forbidden_rejoin": True,
+            "user_list": [conference_models.KickMembersRequestUserList(union_id="ann")],
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("task_id", SDK_CALLS)
+@pytest.mark.parametrize("conference_id", ["m", "a~b.c_d-e"])
+def test_the_operator_sends_what_the_sdk_sends(
+    conn: Callable[..., None], sandbox: Sandbox, task_id: str, conference_id: str
+) -> None:
+    example = runpy.run_path(str(Path(__file__).parents[1] / "example_dags" / "example_any_call.py"))
+    task = copy.copy(example[task_id])
+    params = {"conference_id": conference_id, "host_id": "chris", "guest_id": "ann"}
+    task.render_template_fields({"params": params})
+    xcom = task.execute({})
+    (ours,) = sandbox.calls_of("other")
+
+    name, fields = SDK_CALLS[task_id]
+    method = re.sub(r"(?<!^)(?=[A-Z])", "_", name).lower() + "_with_options"
+    client = ConferenceClient(Config(endpoint=f"127.0.0.1:{sandbox.port}", protocol="http"))
+    response = getattr(client, method)(
+        conference_id,
+        getattr(conference_models, f"{name}Request")(**fields),
+        getattr(conference_models, f"{name}Headers")(x_acs_dingtalk_access_token=ours.header(TOKEN)),
+        RUNTIME,
+    )
+    _, theirs = sandbox.calls_of("other")
+    assert wire(ours) == wire(theirs)
+    assert xcom == response.body.to_map()

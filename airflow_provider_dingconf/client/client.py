@@ -53,7 +53,6 @@ if TYPE_CHECKING:
 
     from airflow_provider_dingconf.client.settings import Settings
     from airflow_provider_dingconf.client.token_cache import AddressBan, TokenCache
-    from airflow_provider_dingconf.dingtalk.calls import Response
     from airflow_provider_dingconf.dingtalk.conferences import Conference, ConferenceFilter, Page, Reference
     from airflow_provider_dingconf.dingtalk.events import Address
     from airflow_provider_dingconf.dingtalk.responses import CallResult
@@ -105,6 +104,8 @@ class DingTalkClient:
     :param max_attempts: attempts of one call in all.
     :param max_seconds: seconds of one call in all, the waits between attempts included.
     :param mask: is awaited with each new secret, before the secret is used.
+    :param count: receives the call and the error, if any, of each request that was sent, calls for an access
+        token included; it must not raise.
     :param log: where each attempt is logged.
     """
 
@@ -115,12 +116,14 @@ class DingTalkClient:
         max_attempts: int = MAX_ATTEMPTS,
         max_seconds: float = MAX_SECONDS,
         mask: Callable[[Iterable[str]], Awaitable[None]] = _mask_nothing,
+        count: Callable[[Call, BaseException | None], object] = lambda _call, _error: None,
         log: logging.Logger = log,
     ) -> None:
         self.settings = settings
         self.max_attempts = max_attempts
         self.max_seconds = max_seconds
         self._mask = mask
+        self._count = count
         self._log = log
         self._masked: Token | None = None
         self.sessions: dict[asyncio.AbstractEventLoop, _OpenSession] = {}
@@ -191,6 +194,8 @@ class DingTalkClient:
                 return await retrying(self._attempt, call, attempts, work)
             except DingTalkError as error:
                 error.uncertain = attempts.uncertain
+                if error.uncertain and not call.repeatable:
+                    error.must_not_be_repeated()
                 raise error.with_traceback(None) from None  # a log that prints locals would print secrets
 
     async def _attempt(self, call: Call, attempts: Attempts, work: Callable[[], Awaitable[T]]) -> T:
@@ -220,22 +225,22 @@ class DingTalkClient:
         """Get a token, send the call and read the response; after a refused token, once more."""
         secrets = self.settings.secrets
         if call.with_credentials:
-            response = await self._send(call, None, until)
-            return read_response(call, response, time.time(), secrets)
+            return await self._send(call, None, until, secrets)
         while True:
             token = await self._token(attempts.refused, until)
             before, attempts.uncertain = attempts.uncertain, True
             try:
-                response = await self._send(call, token.value, until)
-                return read_response(call, response, time.time(), (*secrets, token.value))
+                return await self._send(call, token.value, until, (*secrets, token.value))
             except _TOOK_NO_EFFECT as error:
                 attempts.uncertain = before
                 if not isinstance(error, AccessTokenError) or attempts.refused is not None or token.static:
                     raise
                 attempts.refused = token
 
-    async def _send(self, call: Call, token: str | None, until: float) -> Response:
-        """Send a call, unless DingTalk banned this address: each call during a ban prolongs it."""
+    async def _send(
+        self, call: Call, token: str | None, until: float, secrets: tuple[str, ...]
+    ) -> CallResult:
+        """Send a call and read the response, unless DingTalk banned this address: calls prolong a ban."""
         banned = self._ban.seconds_left(time.time())
         if banned:
             lifted = f"delete {self._ban.file}" if self._ban.file else "restart this process"
@@ -245,8 +250,15 @@ class DingTalkClient:
                 code="addressBanned",
                 retry_after=banned,
             )
-        session = self.sessions[asyncio.get_running_loop()].session
-        return await session.send(call.request(token), _left(until))
+        session, seconds = self.sessions[asyncio.get_running_loop()].session, _left(until)
+        try:
+            response = await session.send(call.request(token), seconds)
+            result = read_response(call, response, time.time(), secrets)
+        except BaseException as error:
+            self._count(call, error)
+            raise
+        self._count(call, None)
+        return result
 
     # Access tokens
 
@@ -283,8 +295,7 @@ class DingTalkClient:
 
     async def _token_of(self, app: App, until: float) -> Token:
         call = replace(app.token_call(), read=partial(read_token, fetched_at=time.time()))
-        response = await self._send(call, None, until)
-        return cast("Token", read_response(call, response, time.time(), app.secrets).content)
+        return cast("Token", (await self._send(call, None, until, app.secrets)).content)
 
     async def test(self) -> Token | None:
         """Fetch a token, or prove a static one with the cheapest reading call.

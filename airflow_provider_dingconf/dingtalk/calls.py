@@ -39,6 +39,7 @@ MAX_CONFERENCE_ID_LENGTH = 256
 _CHAR = r"[A-Za-z0-9\-._~!$&'()*+,;=:@]"
 _SEGMENT = re.compile(f"{_CHAR}+")
 _PATH = re.compile(f"(/({_CHAR}|%[0-9A-Fa-f]{{2}})+)+")
+_WORD = re.compile("[a-z]+([A-Z][a-z]+)*")
 _PLACEHOLDER = re.compile(r"\{([^{}/]*)\}")
 _METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE"})
 
@@ -55,6 +56,7 @@ class Call:
     :param page: the name of the call's page in DingTalk's documentation.
     :param with_credentials: whether the app's credentials are in the body, and no access token is sent.
     :param repeatable: whether sending the call twice has the same effect as sending it once.
+    :param kind: what a metric calls the call, without ids; by default, made of method and path.
     :param any_body: whether a successful response may have no body or any JSON, not only a JSON object.
     :param confirms: the field that is True in a successful response; None if the call documents none.
     :param read: converts the JSON of a successful response, or raises a ResponseError.
@@ -68,9 +70,14 @@ class Call:
     page: str | None = None
     with_credentials: bool = False
     repeatable: bool = True
+    kind: str = ""
     any_body: bool = False
     confirms: str | None = None
     read: Callable[[Any], Any] = field(default=lambda content: content, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if not self.kind:
+            object.__setattr__(self, "kind", kind_of(self.method, self.path))
 
     def request(self, access_token: str | None = None) -> Request:
         """Return the request for the wire: what DingTalk's official SDK sends, and nothing else."""
@@ -130,7 +137,7 @@ def lock_call(meeting: Reference, action: str) -> Call:
         raise InvalidInputError(f"action: {shown(action)} is neither lock nor unlock")
     path = f"/v1.0/conference/videoConferences/{meeting.conference_id}/lock"
     name, body = f"{action} {meeting.conference_id}", {"action": action}
-    return Call(name, "POST", path, body, page=LOCK_PAGE, confirms="success")
+    return Call(name, "POST", path, body, page=LOCK_PAGE, kind=action, confirms="success")
 
 
 def any_call(
@@ -159,13 +166,32 @@ def any_call(
         raise InvalidInputError(
             f"json: a body of type {type(json).__name__} cannot be sent; give a dict or a list"
         )
-    path = _filled(path, path_params)
-    call = Call(f"{method} {path}", method, path, json, params, repeatable=repeatable, any_body=True)
+    filled = _filled(path, path_params)
+    call = Call(
+        f"{method} {filled}",
+        method,
+        filled,
+        json,
+        params,
+        repeatable=repeatable,
+        kind=kind_of(method, path),
+        any_body=True,
+    )
     try:
         call.request()
     except (TypeError, ValueError, RecursionError) as error:
-        raise InvalidInputError(f"params or json: they cannot be sent: {error}") from None
+        raise InvalidInputError(f"query parameters or body: they cannot be sent: {error}") from None
     return call
+
+
+def kind_of(method: str, path: str) -> str:
+    """Return a name for all calls of a method and path, without the ids in it: ``GET_contact_users``.
+
+    It holds the words of the path: what is written in camel case, and is neither a placeholder nor a version.
+
+    :param path: with placeholders; an id that is written into it counts as a word if it looks like one.
+    """
+    return "_".join((method, *filter(_WORD.fullmatch, path.split("/"))))
 
 
 def _filled(path: object, path_params: object) -> str:

@@ -283,7 +283,8 @@ def conference_call(meeting: Reference) -> Call:
     <https://help.dingtalk.io/open/development/querying-video-conference-information>`__.
     """
     path, page = f"{_CONFERENCES}/{meeting.conference_id}", "querying-video-conference-information"
-    return Call(f"query {meeting.conference_id}", "GET", path, page=page, read=_read_conference)
+    name = f"query {meeting.conference_id}"
+    return Call(name, "GET", path, page=page, kind="get_conference", read=_read_conference)
 
 
 def query_call(conference_ids: Sequence[str]) -> Call:
@@ -294,7 +295,8 @@ def query_call(conference_ids: Sequence[str]) -> Call:
     """
     name, body = f"query {len(conference_ids)} meetings", {"conferenceIdList": list(conference_ids)}
     page = "batch-query-of-video-conference-information"
-    return Call(name, "POST", f"{_CONFERENCES}/query", body, page=page, read=_read_running)
+    path = f"{_CONFERENCES}/query"
+    return Call(name, "POST", path, body, page=page, kind="query_conferences", read=_read_running)
 
 
 def list_call(meetings: Reference | None = None, *tokens: str, max_results: int = PAGE) -> Call:
@@ -310,6 +312,7 @@ def list_call(meetings: Reference | None = None, *tokens: str, max_results: int 
     :param max_results: meetings on the page.
     """
     name, path, page = "running meetings", "/v1.0/conference/orgConferences", "api-queryorgconferencelist"
+    kind = f"find_by_{meetings.name}" if meetings else "running_conferences"
     if meetings and meetings.name == "room_code":
         name, page = f"meetings of room code {meetings.value}", "api-queryconferenceinfobyroomcode"
         path = f"/v1.0/conference/roomCodes/{meetings.value}/infos"
@@ -319,7 +322,8 @@ def list_call(meetings: Reference | None = None, *tokens: str, max_results: int 
     params: dict[str, Any] = {"maxResults": max_results}
     if tokens:
         params["nextToken"] = tokens[-1]
-    return Call(name, "GET", path, params=params, page=page, read=partial(Page.read, tokens=tokens))
+    read = partial(Page.read, tokens=tokens)
+    return Call(name, "GET", path, params=params, page=page, kind=kind, read=read)
 
 
 def page_of(reference: Reference) -> str:

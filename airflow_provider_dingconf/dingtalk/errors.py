@@ -130,6 +130,14 @@ class DingTalkError(Exception):
         row = find_code(self.code)
         return row if row and (not row.sent_by_dingtalk or isinstance(self, row.error)) else None
 
+    def must_not_be_repeated(self) -> None:
+        """Let the error say that the call may have taken effect, and Airflow not retry the task by itself."""
+        self.outcome = Outcome.FAIL
+        self.remedy = (
+            "The call may have taken effect although its response was lost. Check that first: if it is "
+            "repeated, it may take effect twice."
+        )
+
     @property
     def concerns_all(self) -> bool:
         """Whether any other meeting would meet the same error: trying it is a wasted call."""

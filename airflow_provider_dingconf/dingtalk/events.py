@@ -88,6 +88,7 @@ def open_call(app: App) -> Call:
         },
         page="introduction-to-stream-mode",
         with_credentials=True,
+        kind="open_stream",
         read=address_from,
     )
 

@@ -172,7 +172,7 @@ def nested(depth: int) -> dict[str, Any]:
     ids=lambda what: next(iter(what)),
 )
 def test_any_call_refuses_what_cannot_be_sent(what: Any) -> None:
-    with pytest.raises(InvalidInputError, match=r"^params or json: they cannot be sent: "):
+    with pytest.raises(InvalidInputError, match=r"^query parameters or body: they cannot be sent: "):
         any_call("POST", "/v1.0/x", **what)
 
 

@@ -34,8 +34,11 @@ IMPORTS = {
 IMPORT_ROUNDS = 9
 CALL_ROUNDS = 1500
 NEW_ROUNDS = 300
+TASK_ROUNDS = 300
 LOCKS = 100
 MEETING = "sandbox-open"
+MUTE = f"/v1.0/conference/videoConferences/{MEETING}/allMembers/mute"
+MUTED = {"action": "mute", "forceMute": True}
 
 
 def import_seconds(statement: str) -> tuple[float, float]:
@@ -165,6 +168,40 @@ def calls_for_locks(url: str) -> int:
     return len(ask(url, "calls"))
 
 
+def any_call() -> Callable[[], Any]:
+    """Return a task that makes a call, as ``DingTalkOperator``."""
+    from airflow_provider_dingconf.operators import DingTalkOperator
+
+    task = DingTalkOperator(task_id="any_call", method="POST", path=MUTE, json=MUTED)
+    return lambda: task.execute({})
+
+
+def the_same_by_http() -> Callable[[], Any]:
+    """Return the same call by the HTTP provider's operator: a task for the token, and one for the call."""
+    from airflow.providers.http.operators.http import HttpOperator
+
+    as_json = {"headers": {"Content-Type": "application/json"}, "response_filter": lambda got: got.json()}
+    token = HttpOperator(
+        task_id="token", endpoint="/v1.0/oauth2/accessToken", data=json.dumps(credentials()), **as_json
+    )
+    call = HttpOperator(task_id="call", endpoint=MUTE, data=json.dumps(MUTED), **as_json)
+
+    def both() -> None:
+        header = {"x-acs-dingtalk-access-token": token.execute({})["accessToken"]}
+        call.headers = {**as_json["headers"], **header}
+        call.execute({})
+
+    return both
+
+
+def calls_of(url: str, work: Callable[[], Any]) -> int:
+    """Return how many calls the sandbox got when some work was done so many times as there are locks."""
+    before = len(ask(url, "calls"))
+    for _ in range(LOCKS):
+        work()
+    return len(ask(url, "calls")) - before
+
+
 def row(what: str, one: float, other: float, unit: str, goal: float | None = None) -> None:
     """Print one row of the table."""
     ratio = one / other
@@ -226,10 +263,23 @@ def main() -> None:
                 "calls",
                 1.0,
             )
+
+        os.environ["AIRFLOW_CONN_HTTP_DEFAULT"] = url
+        ours, theirs = any_call(), the_same_by_http()
+        row(
+            "API calls: DingTalkOperator / HttpOperator",
+            calls_of(url, ours),
+            calls_of(url, theirs),
+            "calls",
+            0.5,
+        )
+        tasks = in_turn({"ours": timed(ours), "theirs": timed(theirs)}, TASK_ROUNDS)
+        row("any call: DingTalkOperator / HttpOperator", tasks["ours"], tasks["theirs"], "ms", 1.0)
     print(
         f"\nImports: seconds of the processor; both sides in one fresh process, the quickest of {IMPORT_ROUNDS}.\n"
         f"Locks: with a warm token, median of {CALL_ROUNDS}. lock_conference logs its line into a file, as in a\n"
-        "task; the others log nothing."
+        "task; the others log nothing.\n"
+        f"Any call: the task's execute, with HttpOperator the one for the token too, median of {TASK_ROUNDS}."
     )
 
 

@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 
@@ -111,24 +111,24 @@ def interrupt(url: str, send: Callable[[float], threading.Timer | None]) -> tupl
     usual = median(_seconds(lambda: hook.lock_conference("m-0")) for _ in range(50))
     tell(url, "DELETE", "calls")
     for number in range(INTERRUPTIONS):
-        meeting, timer = f"m-{number}", None
+        meeting, timer, result = f"m-{number}", None, None
         try:
             timer = send(draw.uniform(0, 1.2 * usual))
-            hook.lock_conference(meeting)
-            signal.setitimer(signal.ITIMER_REAL, 0)
+            result = hook.lock_conference(meeting)
             if timer:
                 timer.join()
+            time.sleep(usual)  # for an alarm that is still to come
         except (Interruption, SystemExit):
-            raised += 1
-            locked = next(each for each in ask(url, "conferences") if each["conference_id"] == meeting)[
-                "locked"
-            ]
-            left += locked
-        finally:
-            with suppress(Interruption, SystemExit):
-                if timer:
-                    timer.join()
+            if result is None:  # else the call has returned
+                raised += 1
+                left += _is_locked(url, meeting)
+        if timer:
+            timer.join()
     return raised, left
+
+
+def _is_locked(url: str, meeting: str) -> bool:
+    return next(each["locked"] for each in ask(url, "conferences") if each["conference_id"] == meeting)
 
 
 def _seconds(call: Callable[[], object]) -> float:

@@ -1,0 +1,157 @@
+"""``DingTalkOperator``: any call of DingTalk's API as a task."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from airflow_provider_dingconf.dingtalk.calls import any_call
+from airflow_provider_dingconf.dingtalk.errors import DingTalkError, InvalidInputError
+from airflow_provider_dingconf.dingtalk.limits import MAX_ATTEMPTS, MAX_SECONDS
+from airflow_provider_dingconf.links import ErrorDocumentationLink
+from airflow_provider_dingconf.outcomes import check_on_error
+from airflow_provider_dingconf.tasks import CallingTask
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from airflow.providers.common.compat.sdk import Context
+
+    from airflow_provider_dingconf.outcomes import Outcome
+
+
+class DingTalkOperator(CallingTask):
+    """Make any call of DingTalk's API, with the connection's access token, retries and errors.
+
+    .. code-block:: python
+
+        mute_all = DingTalkOperator(
+            task_id="mute_all",
+            method="POST",
+            path="/v1.0/conference/videoConferences/{conference_id}/allMembers/mute",
+            path_params={"conference_id": "{{ params.conference_id }}"},
+            json={"action": "mute", "forceMute": True},
+        )
+
+    The XCom is the JSON of the response; there is none if the response has no body, or if the call failed and
+    ``on_error`` makes that a success. Source: `Server API error codes
+    <https://help.dingtalk.io/open/development/server-api-error-codes-1>`__; the pages beside it describe the
+    calls.
+
+    Put ids into ``path_params``: they may hold characters that a path does not take, and the metrics then
+    name the call without them.
+
+    :param method: ``GET``, ``POST``, ``PUT``, ``PATCH`` or ``DELETE``.
+    :param path: the path, with names in braces for ``path_params``. (templated)
+    :param path_params: values for the names in braces; each is percent-encoded as one path segment.
+        (templated)
+    :param query_params: query parameters: texts, numbers and booleans. Airflow's own ``params`` are not sent.
+        (templated)
+    :param json: the body, a dict or a list. (templated)
+    :param repeatable: whether the call may be sent again when its response was lost. Set False for a call
+        that creates something: it is repeated only if DingTalk refused it as too frequent. If its response
+        was lost, the task fails, Airflow does not retry it, and the error says that the call may have taken
+        effect.
+    :param dingtalk_conn_id: the Airflow connection, of type ``dingtalk``. (templated)
+    :param on_error: outcomes by error code or error class, in place of the defaults, such as
+        ``{"noPermission": "skip"}``.
+    :param max_attempts: attempts of the call in all; not Airflow's own ``retries``.
+    :param max_seconds: seconds of the call in all, the waits between attempts included.
+    :raises InvalidInputError: a parameter is wrong; when the DAG is parsed, unless a template fills it in.
+    :raises AirflowFailException: the outcome of the error is FAIL.
+    :raises AirflowSkipException: the outcome of the error is SKIP.
+    :raises DingTalkError: the outcome of the error is RETRY.
+    """
+
+    action = "the call"
+    operator_extra_links = (ErrorDocumentationLink(),)
+
+    template_fields: Sequence[str] = ("path", "path_params", "query_params", "json", "dingtalk_conn_id")
+    template_fields_renderers: ClassVar[dict[str, str]] = {
+        "path_params": "json",
+        "query_params": "json",
+        "json": "json",
+    }
+
+    def __init__(
+        self,
+        *,
+        method: str,
+        path: str,
+        path_params: Mapping[str, str | int] | None = None,
+        query_params: Mapping[str, Any] | None = None,
+        json: Mapping[str, Any] | list[Any] | None = None,
+        repeatable: bool = True,
+        dingtalk_conn_id: str = "dingtalk_default",
+        on_error: Mapping[str, Outcome | str] | None = None,
+        max_attempts: int = MAX_ATTEMPTS,
+        max_seconds: float = MAX_SECONDS,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.check_parameters(locals())
+        self.method = method
+        self.path = path
+        self.path_params = path_params
+        self.query_params = query_params
+        self.json = json
+        self.repeatable = repeatable
+        self.dingtalk_conn_id = dingtalk_conn_id
+        self.on_error = check_on_error(on_error)
+        self.max_attempts = max_attempts
+        self.max_seconds = max_seconds
+
+    @classmethod
+    def check_parameters(cls, given: Mapping[str, Any]) -> None:
+        """Check parameters that no template fills in, when the DAG is parsed."""
+        super().check_parameters(given)
+        if not isinstance(repeatable := given.get("repeatable", True), bool):
+            raise InvalidInputError(f"repeatable: {repeatable!r} is not True or False; it is not a template")
+        templated = ("path", "path_params", "query_params", "json")
+        known = {name: given[name] for name in templated if name in given and _is_final(given[name])}
+        path, path_params = "/v1.0", None
+        if {"path", "path_params"} <= known.keys():
+            path, path_params = known["path"], known["path_params"]
+        method, query = given.get("method", "GET"), known.get("query_params")
+        any_call(method, path, path_params=path_params, params=query, json=known.get("json"))
+
+    def execute(self, context: Context) -> Any:
+        """Make the call, and give the task the state that belongs to how that ended."""
+        self._killed = False
+        base_url: str | None = None
+        hook = self.make_hook()
+        try:
+            base_url = hook.settings.base_url  # read here: what Airflow is asked for is not to be interrupted
+            with self.interruptible():
+                return hook.call(
+                    self.method,
+                    self.path,
+                    path_params=self.path_params,
+                    params=self.query_params,
+                    json=self.json,
+                    repeatable=self.repeatable,
+                )
+        except DingTalkError as error:
+            self.keep_links(context, base_url, None, error)
+            self.end_in(error)
+            return None
+        finally:
+            hook.close()
+
+    def shown_meeting(self) -> str:
+        """Return the call, with the values in its path."""
+        try:
+            return any_call(self.method, self.path, path_params=self.path_params).name
+        except InvalidInputError:
+            return f"{self.method} {self.path}"
+
+
+def _is_final(value: object) -> bool:
+    """Return whether a value is what will be sent: no template in it, and nothing that Airflow resolves."""
+    if isinstance(value, str):
+        return "{{" not in value and "{%" not in value
+    if isinstance(value, Mapping):
+        return all(map(_is_final, value.values()))
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_final, value))
+    return value is None or isinstance(value, (int, float, bytes))

@@ -1,0 +1,64 @@
+"""Metrics of the requests to DingTalk, through Airflow's ``Stats``: what uses up the monthly quota.
+
+``dingtalk.calls`` counts each request that was sent, retries and calls for an access token included. Its tags
+are ``call``, such as ``lock`` or ``POST_conference_videoConferences_members_kick``, and ``outcome``:
+``success``, an error code of :data:`~airflow_provider_dingconf.dingtalk.error_codes.ERRORS`, the error class
+for any other code, or ``interrupted``. For StatsD without tags, ``dingtalk.calls.<call>.<outcome>`` counts
+the same, with dots in the outcome as ``__``, unless Airflow's ``[metrics] legacy_names_on`` is False.
+
+``dingtalk.throttled`` counts the requests that DingTalk refused as too frequent. ``dingtalk.token_fetches``
+counts the access tokens that DingTalk gave.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import cache
+from typing import TYPE_CHECKING
+
+from airflow.providers.common.compat.sdk import Stats, conf
+
+from airflow_provider_dingconf.dingtalk.error_codes import find_code
+from airflow_provider_dingconf.dingtalk.errors import DingTalkError, ThrottledError
+from airflow_provider_dingconf.dingtalk.tokens import TOKEN_CALL
+
+if TYPE_CHECKING:
+    from airflow_provider_dingconf.dingtalk.calls import Call
+
+log = logging.getLogger(__name__)
+
+
+def count_request(call: Call, error: BaseException | None) -> None:
+    """Count a request that was sent to DingTalk; raises nothing.
+
+    :param call: what was asked for.
+    :param error: what it ended in; None for success.
+    """
+    try:
+        _count(call, error)
+    except Exception:  # whatever Airflow or its metrics client raises
+        log.debug("A request was not counted", exc_info=True)
+
+
+def _count(call: Call, error: BaseException | None) -> None:
+    outcome = _outcome(error)
+    Stats.incr("dingtalk.calls", tags={"call": call.kind, "outcome": outcome})
+    if has_dotted_names():
+        Stats.incr(f"dingtalk.calls.{call.kind}.{outcome.replace('.', '__')}")
+    if isinstance(error, ThrottledError):
+        Stats.incr("dingtalk.throttled")
+    if call.kind == TOKEN_CALL and error is None:
+        Stats.incr("dingtalk.token_fetches")
+
+
+@cache  # looking it up takes longer than all the rest
+def has_dotted_names() -> bool:
+    """Return whether Airflow is to send the names that do without tags."""
+    return bool(conf.getboolean("metrics", "legacy_names_on", fallback=True))
+
+
+def _outcome(error: BaseException | None) -> str:
+    if not isinstance(error, DingTalkError):
+        return "interrupted" if error else "success"
+    row = find_code(error.code)
+    return row.code if row else type(error).__name__

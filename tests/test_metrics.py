@@ -1,0 +1,270 @@
+"""The metrics: a StatsD server sees what uses up the monthly quota."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections import Counter
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from airflow.providers.common.compat.sdk import Stats
+
+from airflow_provider_dingconf.dingtalk.calls import any_call, kind_of
+from airflow_provider_dingconf.dingtalk.errors import DingTalkError
+from airflow_provider_dingconf.hooks import DingTalkConferenceHook
+from airflow_provider_dingconf.metrics import has_dotted_names
+from airflow_provider_dingconf.sandbox import Fault, Sandbox
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+QPS = "Forbidden.AccessDenied.QpsLimitForApi"
+KICK = "/v1.0/conference/videoConferences/{conference_id}/members/kick"
+
+
+def start_statsd() -> None:
+    """Let Airflow send its metrics as it does when a task's process starts."""
+    try:
+        from airflow.sdk.observability.metrics import stats_utils
+    except ImportError:  # Airflow before 3.2 decides once, when it is imported
+        from airflow.metrics.statsd_logger import get_statsd_logger
+
+        type(Stats).factory = get_statsd_logger
+        type(Stats).instance = Stats.instance = None
+        return
+    import inspect
+
+    options = inspect.signature(Stats.initialize).parameters
+    factory = stats_utils.get_stats_factory(*([Stats] if "export_legacy_names" not in options else []))
+    legacy = {"export_legacy_names": True} if "export_legacy_names" in options else {}
+    Stats.initialize(factory=factory, **legacy)
+
+
+def stop_statsd() -> None:
+    """Let Airflow send no metrics, as it does by default."""
+    try:
+        from airflow.sdk.observability.metrics import stats_utils  # noqa: F401
+    except ImportError:
+        from airflow.metrics.base_stats_logger import NoStatsLogger
+
+        type(Stats).factory = NoStatsLogger
+        type(Stats).instance = Stats.instance = None
+    else:
+        start_statsd()
+
+
+class Listener:
+    """A StatsD server: it counts the counters that it gets."""
+
+    def __init__(self) -> None:
+        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self._socket.bind(("127.0.0.1", 0))
+        self._socket.setblocking(False)  # what was sent to this machine is there
+        self.port = self._socket.getsockname()[1]
+
+    def counted(self, prefix: str = "") -> dict[str, int]:
+        """Return the counters of this package since the last look, by name without Airflow's prefix."""
+        found: Counter[str] = Counter()
+        with suppress(BlockingIOError):
+            while True:
+                name, _, rest = self._socket.recv(65536).decode().partition(":")
+                if name.startswith(f"airflow.dingtalk.{prefix}"):  # else it is one of Airflow's own
+                    found[name.removeprefix("airflow.")] += int(rest.removesuffix("|c"))
+        return dict(found)
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+@pytest.fixture
+def statsd(monkeypatch: pytest.MonkeyPatch) -> Iterator[Listener]:
+    """Return a StatsD server that Airflow sends its metrics to."""
+    pytest.importorskip("statsd")
+    listener = Listener()
+    with monkeypatch.context() as patch:
+        patch.setenv("AIRFLOW__METRICS__STATSD_ON", "True")
+        patch.setenv("AIRFLOW__METRICS__STATSD_HOST", "127.0.0.1")
+        patch.setenv("AIRFLOW__METRICS__STATSD_PORT", str(listener.port))
+        start_statsd()
+        yield listener
+    stop_statsd()
+    listener.close()
+
+
+def test_a_lock_counts_itself_and_its_token(conn: Any, face: Any, statsd: Listener) -> None:
+    face.do("lock_conference", "sandbox-open")
+    assert statsd.counted() == {
+        "dingtalk.calls": 2,
+        "dingtalk.calls.access_token.success": 1,
+        "dingtalk.calls.lock.success": 1,
+        "dingtalk.token_fetches": 1,
+    }
+    face.do("unlock_conference", "sandbox-open")
+    assert statsd.counted() == {"dingtalk.calls": 1, "dingtalk.calls.unlock.success": 1}
+
+
+def test_each_attempt_counts_by_its_outcome(conn: Any, face: Any, statsd: Listener, sandbox: Sandbox) -> None:
+    sandbox.fail(Fault(call="lock", code=QPS, times=1))
+    sandbox.fail(Fault(call="lock", code="systemError", times=1))
+    sandbox.fail(Fault(call="lock", drop=True, times=1))
+    face.do("lock_conference", "sandbox-open")
+    assert statsd.counted("calls.lock") == {
+        "dingtalk.calls.lock.Forbidden__AccessDenied__QpsLimitForApi": 1,
+        "dingtalk.calls.lock.systemError": 1,
+        "dingtalk.calls.lock.connectionLost": 1,
+        "dingtalk.calls.lock.success": 1,
+    }
+
+
+def test_throttles_and_refused_tokens_count(conn: Any, face: Any, statsd: Listener, sandbox: Sandbox) -> None:
+    sandbox.fail(Fault(call="lock", code=QPS, times=1))
+    sandbox.fail(Fault(call="lock", code="InvalidAuthentication", times=1))
+    face.do("lock_conference", "sandbox-open")
+    counted = statsd.counted()
+    assert (counted["dingtalk.throttled"], counted["dingtalk.token_fetches"]) == (1, 2)
+    assert counted["dingtalk.calls"] == len(sandbox.calls) == 5
+
+
+def test_a_code_that_is_not_known_counts_as_its_class(
+    conn: Any, face: Any, statsd: Listener, sandbox: Sandbox
+) -> None:
+    sandbox.fail(Fault(call="lock", status=400, body={"code": "id-17", "message": "?"}))
+    with pytest.raises(DingTalkError):
+        face.do("lock_conference", "sandbox-open")
+    assert statsd.counted("calls.lock") == {"dingtalk.calls.lock.RefusedError": 1}
+
+
+def test_a_bulk_lock_counts_every_call(conn: Any, face: Any, statsd: Listener, sandbox: Sandbox) -> None:
+    meetings = [sandbox.create_conference() for _ in range(9)]
+    sandbox.fail(Fault(call="lock", code="systemError", times=2))
+    face.do("lock_conferences", [*meetings, "sandbox-ended"])
+    assert statsd.counted("calls") == {
+        "dingtalk.calls": len(sandbox.calls),
+        "dingtalk.calls.access_token.success": 1,
+        "dingtalk.calls.lock.success": 9,
+        "dingtalk.calls.lock.systemError": 2,
+        "dingtalk.calls.lock.confClosed": 1,
+    }
+
+
+@pytest.mark.parametrize(
+    ("named", "call"),
+    [
+        ({"conference_id": "m"}, "get_conference"),
+        ({"room_code": "1234567890"}, "find_by_room_code"),
+        ({"schedule_conference_id": "s"}, "find_by_schedule_conference_id"),
+    ],
+)
+def test_reading_calls_count_by_name(
+    conn: Any, face: Any, statsd: Listener, sandbox: Sandbox, named: dict[str, str], call: str
+) -> None:
+    sandbox.create_conference(conference_id="m", room_code="1234567890", schedule_conference_id="s")
+    face.do("get_conference", **named)
+    assert statsd.counted("calls")[f"dingtalk.calls.{call}.success"] == 1
+
+
+def test_polls_and_the_address_of_an_event_stream_count(
+    conn: Any, statsd: Listener, sandbox: Sandbox
+) -> None:
+    async def make() -> None:
+        async with DingTalkConferenceHook() as hook:
+            client = await hook._aconnect()
+            await client.running_of(["m"])
+            assert [one async for one in hook.arunning_conferences()] == []
+            await client.events_address()
+
+    asyncio.run(make())
+    assert statsd.counted("calls") == {
+        "dingtalk.calls": len(sandbox.calls),
+        "dingtalk.calls.access_token.success": 1,
+        "dingtalk.calls.query_conferences.success": 1,
+        "dingtalk.calls.running_conferences.success": 1,
+        "dingtalk.calls.open_stream.success": 1,
+    }
+
+
+def test_any_other_call_counts_by_its_path_without_the_ids(conn: Any, face: Any, statsd: Listener) -> None:
+    for conference_id in ("abc", "m2"):
+        face.do("call", "POST", KICK, path_params={"conference_id": conference_id}, json={})
+    counted = statsd.counted("calls.POST")
+    assert counted == {"dingtalk.calls.POST_conference_videoConferences_members_kick.success": 2}
+
+
+def test_what_is_not_sent_does_not_count(conn: Any, face: Any, statsd: Listener, sandbox: Sandbox) -> None:
+    sandbox.fail(Fault(code="addressBanned"))
+    for _ in range(2):
+        with pytest.raises(DingTalkError):
+            face.do("lock_conference", "sandbox-open")
+    assert statsd.counted() == {
+        "dingtalk.calls": 1,
+        "dingtalk.calls.access_token.addressBanned": 1,
+        "dingtalk.throttled": 1,
+    }
+
+
+def test_a_call_that_is_cancelled_counts(conn: Any, statsd: Listener, sandbox: Sandbox) -> None:
+    sandbox.fail(Fault(call="info", delay=9.0))
+
+    async def make() -> None:
+        async with DingTalkConferenceHook() as hook:
+            reading = asyncio.ensure_future(hook.aget_conference("sandbox-open"))
+            while not sandbox.calls_of("info"):
+                await asyncio.sleep(0.01)
+            reading.cancel()
+            with suppress(asyncio.CancelledError):
+                await reading
+
+    asyncio.run(make())
+    assert statsd.counted("calls.get") == {"dingtalk.calls.get_conference.interrupted": 1}
+
+
+def test_the_tags_name_call_and_outcome(
+    conn: Any, face: Any, monkeypatch: pytest.MonkeyPatch, sandbox: Sandbox, request: pytest.FixtureRequest
+) -> None:
+    counted: list[Any] = []
+    monkeypatch.setattr(Stats, "incr", lambda *args, **kwargs: counted.append((args, kwargs)), raising=False)
+    monkeypatch.setenv("AIRFLOW__METRICS__LEGACY_NAMES_ON", "False")
+    has_dotted_names.cache_clear()
+    request.addfinalizer(has_dotted_names.cache_clear)
+    sandbox.fail(Fault(call="lock", code=QPS, times=1))
+    face.do("lock_conference", "sandbox-open")
+    assert counted == [
+        (("dingtalk.calls",), {"tags": {"call": "access_token", "outcome": "success"}}),
+        (("dingtalk.token_fetches",), {}),
+        (("dingtalk.calls",), {"tags": {"call": "lock", "outcome": QPS}}),
+        (("dingtalk.throttled",), {}),
+        (("dingtalk.calls",), {"tags": {"call": "lock", "outcome": "success"}}),
+    ]
+
+
+def test_a_failure_of_the_metrics_breaks_no_call(
+    conn: Any, face: Any, monkeypatch: pytest.MonkeyPatch, sandbox: Sandbox
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError("no StatsD")
+
+    monkeypatch.setattr(Stats, "incr", fail, raising=False)
+    assert face.do("lock_conference", "sandbox-open")["success"] is True
+    assert len(sandbox.calls) == 2
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("/v1.0/conference/orgConferences", "GET_conference_orgConferences"),
+        ("/v1.0/conference/videoConferences/{conference_id}", "GET_conference_videoConferences"),
+        ("/v1.0/conference/videoConferences/65af8c3f0d/details", "GET_conference_videoConferences_details"),
+        ("/v1.0/contact/users/iiXXyzAbCdE/x", "GET_contact_users_x"),
+        ("/v1.0/oauth2/ding0c1d/userAccessToken", "GET_userAccessToken"),
+        ("/v1.0/im/cid%2F%2FVc7N%3D%3D", "GET_im"),
+    ],
+)
+def test_the_name_of_a_call_has_the_words_of_its_path_and_no_ids(path: str, kind: str) -> None:
+    assert kind_of("GET", path) == kind
+
+
+def test_an_id_in_path_params_is_never_in_the_name_of_a_call() -> None:
+    call = any_call("GET", "/v1.0/contact/users/{user}", path_params={"user": "manager"})
+    assert call.kind == "GET_contact_users"
