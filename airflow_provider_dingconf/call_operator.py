@@ -20,7 +20,27 @@ if TYPE_CHECKING:
     from airflow_provider_dingconf.outcomes import Outcome
 
 
-class DingTalkOperator(CallingTask):
+class _ParamsAreQueryParams(type(CallingTask)):
+    """Keeps ``params`` from Airflow, which would take them for parameters of the DAG run."""
+
+    def __call__(cls, *args: Any, **kwargs: Any) -> Any:
+        """Make the operator; Airflow's ``params`` of a mapped task, which it adds itself, stay Airflow's."""
+        if "_airflow_from_mapped" not in kwargs:
+            kwargs = _renamed(kwargs)
+        return super().__call__(*args, **kwargs)
+
+
+def _renamed(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments with ``params`` as ``query_params``."""
+    if "params" not in kwargs:
+        return kwargs
+    if kwargs.get("query_params") is not None:
+        raise InvalidInputError("params and query_params: they are two names of one parameter; give one")
+    kept = {name: value for name, value in kwargs.items() if name != "params"}
+    return {**kept, "query_params": kwargs["params"]}
+
+
+class DingTalkOperator(CallingTask, metaclass=_ParamsAreQueryParams):
     """Make any call of DingTalk's API, with the connection's access token, retries and errors.
 
     .. code-block:: python
@@ -45,8 +65,8 @@ class DingTalkOperator(CallingTask):
     :param path: the path, with names in braces for ``path_params``. (templated)
     :param path_params: values for the names in braces; each is percent-encoded as one path segment.
         (templated)
-    :param query_params: query parameters: texts, numbers and booleans. Airflow's own ``params`` are not sent.
-        (templated)
+    :param params: query parameters: texts, numbers and booleans; not Airflow's ``params``, which belong to
+        the DAG here. The attribute is ``query_params``, as is the name to use in ``expand``. (templated)
     :param json: the body, a dict or a list. (templated)
     :param repeatable: whether the call may be sent again when its response was lost. Set False for a call
         that creates something: it is repeated only if DingTalk refused it as too frequent. If its response
@@ -100,6 +120,11 @@ class DingTalkOperator(CallingTask):
         self.on_error = check_on_error(on_error)
         self.max_attempts = max_attempts
         self.max_seconds = max_seconds
+
+    @classmethod
+    def partial(cls, **kwargs: Any) -> Any:
+        """Return the operator with all but the mapped parameters."""
+        return super().partial(**_renamed(kwargs))
 
     @classmethod
     def check_parameters(cls, given: Mapping[str, Any]) -> None:

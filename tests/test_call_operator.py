@@ -47,7 +47,7 @@ with DAG("any_call", schedule=None, params={"id": "cid//Vc7N==", "nick": "安", 
         method="get",
         path=MEETING + "/{{ 'details' }}",
         path_params={"conference_id": "{{ params.id }}"},
-        query_params={"nick": "{{ params.nick }}", "maxResults": 20},
+        params={"nick": "{{ params.nick }}", "maxResults": 20},
     )
     DingTalkOperator(
         task_id="body",
@@ -56,7 +56,9 @@ with DAG("any_call", schedule=None, params={"id": "cid//Vc7N==", "nick": "安", 
         path_params={"conference_id": "m1"},
         json={"action": "set", "userList": [{"unionId": "{{ params.nick }}"}]},
     )
-    DingTalkOperator.partial(task_id="mapped", method="POST", path=MEETING + "/members/kick").expand(
+    DingTalkOperator.partial(
+        task_id="mapped", method="POST", path=MEETING + "/members/kick", params={"nick": "{{ params.nick }}"}
+    ).expand(
         path_params=[{"conference_id": "m1"}, {"conference_id": "{{ params.other }}"}]
     )
     DingTalkOperator(
@@ -110,7 +112,8 @@ def test_the_xcom_is_the_json_of_the_response(ran: Ran) -> None:
 
 def test_a_mapped_task_makes_a_call_for_each_and_is_named_after_it(ran: Ran) -> None:
     paths = [f"/v1.0/conference/videoConferences/{one}/members/kick" for one in ("m1", "m2")]
-    assert sorted(call.path for call in sent(ran, "/members/kick")) == paths
+    asked = sorted(call.path for call in sent(ran, "/members/kick"))
+    assert asked == [f"{path}?nick=%E5%AE%89" for path in paths]
     assert [ran.instances["mapped", index].rendered_map_index for index in (0, 1)] == [
         f"POST {path}" for path in paths
     ]
@@ -306,7 +309,8 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"method": "FETCH"}, "method: 'FETCH' is not one of DELETE, GET, PATCH, POST, PUT"),
     ({"json": 17}, "json: a body of type int cannot be sent; give a dict or a list"),
     ({"json": "{}"}, "json: a body of type str cannot be sent; give a dict or a list"),
-    ({"query_params": {"ids": ["a"]}}, "'ids' is a list, not a text, a number or a boolean"),
+    ({"params": {"a": 1}, "query_params": {"a": 1}}, "they are two names of one parameter"),
+    ({"params": {"ids": ["a"]}}, "'ids' is a list, not a text, a number or a boolean"),
     ({"query_params": ["a"]}, "query parameters or body: they cannot be sent"),
     ({"on_error": {"confClose": "fail"}}, "did you mean 'confClosed'?"),
     ({"max_attempts": 0}, "max_attempts: 0 is not a whole number of at least 1"),
