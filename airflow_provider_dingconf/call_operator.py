@@ -66,7 +66,8 @@ class DingTalkOperator(CallingTask, metaclass=_ParamsAreQueryParams):
     :param path_params: values for the names in braces; each is percent-encoded as one path segment.
         (templated)
     :param params: query parameters: texts, numbers and booleans; not Airflow's ``params``, which belong to
-        the DAG here. The attribute is ``query_params``, as is the name to use in ``expand``. (templated)
+        the DAG here.
+    :param query_params: another name of ``params``, and the name to use in ``expand``. (templated)
     :param json: the body, a dict or a list. (templated)
     :param repeatable: whether the call may be sent again when its response was lost. Set False for a call
         that creates something: it is repeated only if DingTalk refused it as too frequent. If its response
