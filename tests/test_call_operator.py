@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import signal
+import socket
 import threading
 import time
 from typing import TYPE_CHECKING, Any
@@ -234,6 +235,18 @@ def test_a_call_that_must_not_be_repeated_says_that_it_may_have_taken_effect(
     assert len(sandbox.calls_of("other")) == 1
     with pytest.raises(ConnectionLostError):
         execute(repeatable=False, on_error={"connectionLost": "retry"})
+
+
+def test_a_call_that_must_not_be_repeated_is_retried_if_it_was_not_sent(
+    conn: Callable[..., None], sandbox: Sandbox
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        host = f"http://127.0.0.1:{closed.getsockname()[1]}"
+    conn(host=host, extra={"access_token": "token"})
+    with pytest.raises(ConnectionLostError) as caught:
+        execute(repeatable=False, max_attempts=2)
+    assert caught.value.attempts == 2
+    assert "may have taken effect" not in str(caught.value)
 
 
 def test_a_call_that_must_not_be_repeated_is_repeated_when_it_was_too_frequent(

@@ -231,8 +231,9 @@ class DingTalkClient:
             before, attempts.uncertain = attempts.uncertain, True
             try:
                 return await self._send(call, token.value, until, (*secrets, token.value))
-            except _TOOK_NO_EFFECT as error:
-                attempts.uncertain = before
+            except DingTalkError as error:
+                if error.unsent or isinstance(error, _TOOK_NO_EFFECT):
+                    attempts.uncertain = before
                 if not isinstance(error, AccessTokenError) or attempts.refused is not None or token.static:
                     raise
                 attempts.refused = token

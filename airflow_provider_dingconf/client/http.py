@@ -254,9 +254,13 @@ def _network_error(
     if isinstance(error, aiohttp.ClientHttpProxyError):
         refused = f"the proxy refuses to connect to {where}: HTTP {error.status} {one_line(error.message)}"
         return ConnectionLostError(masked(refused, hidden), code="connectionLost")
+    lost: DingTalkError
     if any(isinstance(cause, (asyncio.TimeoutError, TimeoutError)) for cause in causes):
-        return CallTimeoutError(f"{where} did not respond in time", code="timeout")
-    return ConnectionLostError(f"no response from {where}: {reason}", code="connectionLost")
+        lost = CallTimeoutError(f"{where} did not respond in time", code="timeout")
+    else:
+        lost = ConnectionLostError(f"no response from {where}: {reason}", code="connectionLost")
+    lost.unsent = isinstance(error, (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError))
+    return lost
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

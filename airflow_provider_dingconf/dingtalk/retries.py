@@ -50,8 +50,8 @@ def retry_policy(call: Call, max_attempts: int = MAX_ATTEMPTS, max_seconds: floa
     A wait that does not fit into the remaining time does not begin: the error is raised at once, and its
     ``retry_after`` says how long the wait would have been.
 
-    :param call: what is called; a call that cannot be repeated is retried only if DingTalk refused it for
-        being too frequent.
+    :param call: what is called; a call that cannot be repeated is retried only if it was not sent, or
+        refused as too frequent.
     :param max_attempts: attempts in all.
     :param max_seconds: seconds in all, waits included.
     """
@@ -64,7 +64,7 @@ def _policy(repeatable: bool, max_attempts: int, max_seconds: float) -> Policy:
         return (
             isinstance(error, TransientError)
             and error.repeat
-            and (repeatable or isinstance(error, ThrottledError))
+            and (repeatable or error.unsent or isinstance(error, ThrottledError))
         )
 
     return {
