@@ -22,16 +22,16 @@ LINKS_KEY = "dingtalk_links"
 
 
 def links_for(
-    base_url: str, page: str, error: DingTalkError | None, join_url: str | None = None
+    base_url: str, page: str | None, error: DingTalkError | None, join_url: str | None = None
 ) -> dict[str, str]:
     """Return what a task keeps: the addresses on the documentation site that goes with the host.
 
     :param base_url: the host that was called.
-    :param page: the name of the call's page.
+    :param page: the name of the call's page; None if it is not known.
     :param error: what the call ended in; None where it went well.
     :param join_url: where the meeting that was found can be joined, if known.
     """
-    links = {"documentation": documentation_url(page, base_url)}
+    links = {"documentation": documentation_url(page, base_url)} if page else {}
     if error is not None:
         links["error"] = documentation_url(ERROR_CODES_PAGE, base_url)
     if join_url:

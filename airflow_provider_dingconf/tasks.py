@@ -1,18 +1,22 @@
 """``DingTalkTask``: what the operators and the sensor have in common.
 
 The links of a task, the names of mapped tasks, parameters out of ``default_args``, and the task state that an
-error ends in.
+error ends in. ``CallingTask`` adds what the operators share: the hook, the limits of a call, and its end when
+the task is killed.
 """
 
 from __future__ import annotations
 
 import inspect
+from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.providers.common.compat.sdk import BaseOperator
+from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_0_PLUS
 
 from airflow_provider_dingconf.dingtalk.errors import ConferencesError, InvalidInputError
+from airflow_provider_dingconf.dingtalk.limits import MAX_ATTEMPTS, MAX_SECONDS, check_limits
 from airflow_provider_dingconf.links import (
     CallDocumentationLink,
     ErrorDocumentationLink,
@@ -20,14 +24,22 @@ from airflow_provider_dingconf.links import (
     keep_links,
     links_for,
 )
-from airflow_provider_dingconf.outcomes import apply_outcome
+from airflow_provider_dingconf.outcomes import apply_outcome, check_on_error
+
+try:
+    from airflow_provider_dingconf.retry_policies import DingTalkRetryPolicy
+except ImportError:  # Airflow before 3.3
+    _DEFAULTS: dict[str, Any] = {}
+else:
+    _DEFAULTS = {"retry_policy": DingTalkRetryPolicy()}
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
-    from airflow.providers.common.compat.sdk import Context
+    from airflow.providers.common.compat.sdk import BaseOperatorLink, Context
 
     from airflow_provider_dingconf.dingtalk.errors import DingTalkError
+    from airflow_provider_dingconf.hooks import DingTalkConferenceHook
     from airflow_provider_dingconf.outcomes import Outcome
 
 MAP_INDEX_CHARACTERS = 250
@@ -41,7 +53,11 @@ class DingTalkTask(BaseOperator):
     attribute ``on_error``, the checked overrides.
     """
 
-    operator_extra_links = (CallDocumentationLink(), ErrorDocumentationLink(), JoinConferenceLink())
+    operator_extra_links: tuple[BaseOperatorLink, ...] = (
+        CallDocumentationLink(),
+        ErrorDocumentationLink(),
+        JoinConferenceLink(),
+    )
     airflow_defaults: ClassVar[Mapping[str, Any]] = {}
     """Parameters of Airflow's for which the task has another default."""
 
@@ -90,11 +106,11 @@ class DingTalkTask(BaseOperator):
         """Keep what the links of the task lead to.
 
         :param base_url: the host that was called; None if no call was made.
-        :param page: the name of the call's page in DingTalk's documentation.
+        :param page: the name of the call's page in DingTalk's documentation; None if it is not known.
         :param error: the error that the call ended in.
         :param join_url: the address to join the meeting that was found.
         """
-        if base_url and page and not isinstance(error, InvalidInputError):
+        if base_url and not isinstance(error, InvalidInputError):
             keep_links(self, context, links_for(base_url, page, error, join_url))
 
     def end_in(self, error: DingTalkError) -> None:
@@ -112,6 +128,66 @@ class DingTalkTask(BaseOperator):
         """Push the XCom of a task that is about to fail or to be skipped: Airflow pushes none."""
         if self.do_xcom_push and "ti" in context:
             context["ti"].xcom_push(key="return_value", value=xcom)
+
+
+class CallingTask(DingTalkTask):
+    """A task that makes its calls while it occupies a worker slot.
+
+    It has attributes ``dingtalk_conn_id``, ``max_attempts`` and ``max_seconds``.
+    """
+
+    action: ClassVar[str]
+    """What the task does, in a message."""
+    airflow_defaults = _DEFAULTS
+    ui_color = "#1677ff"
+    ui_fgcolor = "#ffffff"
+
+    dingtalk_conn_id: str
+    max_attempts: int
+    max_seconds: float
+
+    def __init__(self, **kwargs: Any) -> None:
+        kwargs["default_args"] = {**self.airflow_defaults, **(kwargs.get("default_args") or {})}
+        super().__init__(**kwargs)
+        self._calling = self._killed = False
+
+    @classmethod
+    def check_parameters(cls, given: Mapping[str, Any]) -> None:
+        """Check parameters that no template fills in, when the DAG is parsed.
+
+        :param given: those that are given, by name.
+        :raises InvalidInputError: one of them is wrong.
+        """
+        check_on_error(given.get("on_error"))
+        check_limits(given.get("max_attempts", MAX_ATTEMPTS), given.get("max_seconds", MAX_SECONDS))
+
+    def make_hook(self) -> DingTalkConferenceHook:
+        """Return a hook with the task's connection and limits; imported when the task runs."""
+        from airflow_provider_dingconf.hooks import DingTalkConferenceHook
+
+        return DingTalkConferenceHook(
+            self.dingtalk_conn_id, max_attempts=self.max_attempts, max_seconds=self.max_seconds
+        )
+
+    def on_kill(self) -> None:
+        """End the call that is being made; the hook undoes a lock that it may have made.
+
+        :raises SystemExit: a call is being made, and Airflow 3 would let it run on.
+        """
+        self._killed = True
+        if self._calling and AIRFLOW_V_3_0_PLUS:  # Airflow 2 raises an exception after this
+            raise SystemExit(f"{self.action} was interrupted")
+
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """Let the end of the task end the block, but not what the task tells Airflow before and after."""
+        self._calling = True
+        try:
+            if self._killed:
+                raise SystemExit(f"{self.action} was interrupted")
+            yield
+        finally:
+            self._calling = False
 
 
 @cache

@@ -22,6 +22,9 @@ FILES = sorted(ROOT.rglob("*.py"))
 DOWNWARDS = (
     "notifications",
     "operators",
+    "sections",
+    "lock_operators",
+    "meeting_operators",
     "sensors",
     "triggers",
     "event_triggers",
