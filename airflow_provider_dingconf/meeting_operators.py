@@ -165,8 +165,8 @@ class CreateConferenceOperator(MeetingOperator):
     def _say_what_may_exist(self, error: DingTalkError) -> None:
         error.outcome = Outcome.FAIL  # Airflow does not retry the task
         error.remedy = (
-            f"A meeting {self.title!r} of {self.creator_id} may exist although the response was lost. Look for "
-            "it in DingTalk or with DingTalkConferenceHook().running_conferences(), and close it before you "
+            f"A meeting {self.title!r} of {self.creator_id} may exist although the response was lost. Look "
+            "for it in DingTalk or with DingTalkConferenceHook().running_conferences(), and close it before you "
             "run this task again."
         )
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from airflow.providers.common.compat.sdk import TaskGroup
+from airflow.providers.common.compat.sdk import TaskGroup, XComArg
 
 from airflow_provider_dingconf.compat import empty_operator
 from airflow_provider_dingconf.lock_operators import LockConferenceOperator, UnlockConferenceOperator
@@ -76,7 +76,9 @@ def conference_lock(
             task_id=f"lock_{name}",
             **{"retries": own.get("retries", LOCK_RETRIES), **kwargs, "unlock_on_failure": True},
         )
-        if lock.named_by != "conference_id":
+        # A teardown runs if one of the setups before it succeeded. The task of an XCom may be one: the unlock
+        # depends on the lock alone.
+        if lock.named_by != "conference_id" or isinstance(conference_id, XComArg):
             lock.do_xcom_push = True  # the unlock needs it
             for named in ("room_code", "schedule_conference_id", "running", "title_pattern", "creator_id"):
                 kwargs.pop(named, None)
