@@ -55,7 +55,7 @@ class MeetingOperator(CallingTask):
 
 
 class CreateConferenceOperator(MeetingOperator):
-    """Create a DingTalk video meeting. It begins at once, and DingTalk calls those who are invited.
+    """Create a DingTalk video meeting.
 
     .. code-block:: python
 
@@ -77,8 +77,8 @@ class CreateConferenceOperator(MeetingOperator):
     :param title: DingTalk cuts it after 50 characters and refuses more than 256. (templated)
     :param creator_id: the unionId of the creator, who is the host and alone may close the meeting.
         (templated)
-    :param invite: the unionIds of those whom DingTalk calls, colleagues of the creator. (templated)
-    :param invite_creator: whether DingTalk calls the creator, too.
+    :param invite: the unionIds of those whom DingTalk invites, colleagues of the creator. (templated)
+    :param invite_creator: whether DingTalk invites the creator, too.
     :param with_password: whether the XCom has the meeting's password. Airflow masks it in the logs of this
         task alone: a task that takes it in a template shows it among its rendered fields.
     :param dingtalk_conn_id: the Airflow connection, of type ``dingtalk``. (templated)
@@ -87,7 +87,7 @@ class CreateConferenceOperator(MeetingOperator):
     :param max_attempts: attempts of the call in all; not Airflow's own ``retries``.
     :param max_seconds: seconds of the call in all, the waits between attempts included.
     :param multiple_outputs: Airflow's, True by default.
-    :raises InvalidInputError: a parameter is wrong; when the DAG is parsed, unless a template fills it in.
+    :raises InvalidInputError: a parameter that is no template is wrong; when the DAG is parsed.
     :raises AirflowFailException: the outcome of the error is FAIL, or a meeting may have been created.
     :raises AirflowSkipException: the outcome of the error is SKIP.
     :raises DingTalkError: the outcome of the error is RETRY.
@@ -166,8 +166,8 @@ class CreateConferenceOperator(MeetingOperator):
         error.outcome = Outcome.FAIL  # Airflow does not retry the task
         error.remedy = (
             f"A meeting {self.title!r} of {self.creator_id} may exist although the response was lost. Look "
-            "for it in DingTalk or with DingTalkConferenceHook().running_conferences(), and close it before you "
-            "run this task again."
+            "for it in DingTalk or with DingTalkConferenceHook().running_conferences(), and close it before "
+            "you run this task again."
         )
 
     def _close(self, hook: DingTalkConferenceHook, made: CreatedConference) -> None:
@@ -266,10 +266,11 @@ class CloseConferenceOperator(MeetingOperator):
 class ConferenceMembersOperator(MeetingOperator):
     """List who is or was in a DingTalk video meeting.
 
-    The XCom is a list of dicts: ``union_id``, ``user_nick``, ``conference_id``, ``attend_status`` (1 invited,
-    2 being called, 3 in the meeting, 4 did not join, 5 removed, 6 has left), ``join_time`` and ``leave_time``
-    in ISO 8601, ``duration`` in seconds, ``host``, ``co_host``, ``outer_org_member``, ``pstn_join`` (by
-    telephone), ``job_number``. A value that DingTalk does not give is None. A call lists up to 500 members.
+    The XCom is a list of dicts: ``union_id``, ``user_nick``, ``conference_id``, ``attend_status`` (1
+    initialised, 2 being called, 3 in the meeting, 4 did not join, 5 removed, 6 left), ``join_time`` and
+    ``leave_time`` in ISO 8601, ``duration`` in seconds, ``host``, ``co_host``, ``outer_org_member``,
+    ``pstn_join`` (by telephone), ``job_number``. A value that DingTalk does not give is None. A call lists up
+    to 500 members.
     Source: `Query the members of a meeting
     <https://help.dingtalk.io/open/development/querying-video-conference-members>`__.
 

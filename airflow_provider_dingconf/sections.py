@@ -162,8 +162,8 @@ def conference(
 
     :param title: DingTalk cuts it after 50 characters and refuses more than 256. (templated)
     :param creator_id: the unionId of the creator, who is the host. (templated)
-    :param invite: the unionIds of those whom DingTalk calls. (templated)
-    :param invite_creator: whether DingTalk calls the creator, too.
+    :param invite: the unionIds of those whom DingTalk invites. (templated)
+    :param invite_creator: whether DingTalk invites the creator, too.
     :param with_password: whether the XCom of the create has the meeting's password.
     :param lock: whether the meeting is locked during the work.
     :param name: makes the tasks' ids: ``create_<name>``, ``close_<name>``, and as in

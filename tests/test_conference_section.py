@@ -10,15 +10,18 @@ from typing import Any
 
 import pytest
 from airflow.providers.common.compat.sdk import DAG, task
+from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_0_PLUS
 from test_operators import rendered_of, xcoms_of
 
 from airflow_provider_dingconf.dingtalk.errors import InvalidInputError, Outcome
+from airflow_provider_dingconf.links import LINKS_KEY, JoinConferenceLink
 from airflow_provider_dingconf.operators import (
     CloseConferenceOperator,
     CreateConferenceOperator,
     LockConferenceOperator,
     UnlockConferenceOperator,
     conference,
+    conference_lock,
 )
 from airflow_provider_dingconf.sandbox import Fault, Sandbox
 
@@ -64,6 +67,18 @@ def test_a_locked_section_locks_after_the_create_and_unlocks_before_the_close() 
     assert dag.get_task("work").upstream_task_ids == {"lock_exam"}
     assert section.unlock.downstream_task_ids == {"exam_done"}
     assert {"exam_done", "create_exam"} <= section.close.upstream_task_ids
+
+
+def test_a_lock_inside_a_section_takes_its_meeting_and_its_unlock_depends_on_it_alone() -> None:
+    with (
+        DAG("sections", schedule=None),
+        conference("Exam", "chris") as own,
+        conference_lock(own.conference_id, name="exam") as locked,
+    ):
+        task(task_id="work")(lambda: None)()
+    assert locked.lock.upstream_task_ids == {"create_conference"}
+    assert locked.unlock.upstream_task_ids == {"lock_exam", "exam_work_done"}
+    assert locked.unlock.downstream_task_ids == {"conference_done"}
 
 
 def test_a_create_is_not_retried_and_the_rest_is_whatever_the_dag_says_of_retries() -> None:
@@ -172,7 +187,9 @@ def test_tasks_inside_a_section_know_the_meeting_and_no_password_shows(
     assert xcoms["create_conference", -1, "return_value"]["password"] == meeting.password
     assert meeting.host_password not in f"{said} {xcoms} {rendered_of(run)}"
     assert meeting.password not in f"{said} {rendered_of(run)}"
-    assert any(meeting.room_code in str(one) and "join" in str(key) for key, one in xcoms.items())
+    link, pushed = JoinConferenceLink(), xcoms.get(("create_conference", -1, LINKS_KEY), {})
+    address = xcoms["create_conference", -1, link.xcom_key] if AIRFLOW_V_3_0_PLUS else pushed[link.kept_as]
+    assert str(address).strip('"').endswith(f"/j/{meeting.room_code}")
 
 
 def test_a_locked_section_costs_four_calls(dags: dict[str, Any], sandbox: Sandbox, conn: Any) -> None:

@@ -38,7 +38,7 @@ class CreatedConference:
     :param conference_id: its conferenceId.
     :param room_code: what a person sees in DingTalk (会议号).
     :param join_url: the address to join it with a browser.
-    :param password: what somebody who joins by the room code may be asked for.
+    :param password: the meeting's password.
     """
 
     conference_id: str
@@ -63,10 +63,10 @@ class CreatedConference:
 class ConferenceMember:
     """Somebody who was invited to a meeting, is in it, or was; None is what the response does not say.
 
-    :param union_id: their unionId; None for somebody from outside, or on a telephone.
+    :param union_id: their unionId.
     :param user_nick: their name.
     :param conference_id: the meeting's conferenceId.
-    :param attend_status: 1 invited, 2 being called, 3 in the meeting, 4 did not join, 5 removed, 6 has left.
+    :param attend_status: 1 initialised, 2 being called, 3 in the meeting, 4 did not join, 5 removed, 6 left.
     :param join_time: when they joined; an aware datetime, like the end.
     :param leave_time: when they left.
     :param duration: how long they were in the meeting.
@@ -157,8 +157,8 @@ def create_call(
 
     :param title: the title; DingTalk cuts it after 50 characters and refuses more than 256.
     :param creator_id: the unionId of the creator, who is the host.
-    :param invite: the unionIds of those whom DingTalk calls; None for nobody.
-    :param invite_creator: whether DingTalk calls the creator, too.
+    :param invite: the unionIds of those whom DingTalk invites; None for nobody.
+    :param invite_creator: whether DingTalk invites the creator, too (``inviteCaller``).
     :raises InvalidInputError: a value is missing or of another type.
     """
     body: dict[str, Any] = {"confTitle": check_text("title", title), "inviteCaller": invite_creator}
