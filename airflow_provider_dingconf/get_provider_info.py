@@ -99,8 +99,8 @@ CONNECTION_TYPE: dict[str, Any] = {
 }
 
 
-def _modules(name: str) -> list[dict[str, Any]]:
-    return [{"integration-name": _INTEGRATION, "python-modules": [f"{_PACKAGE}.{name}"]}]
+def _modules(*names: str) -> list[dict[str, Any]]:
+    return [{"integration-name": _INTEGRATION, "python-modules": [f"{_PACKAGE}.{name}" for name in names]}]
 
 
 def get_provider_info() -> dict[str, Any]:
@@ -119,7 +119,7 @@ def get_provider_info() -> dict[str, Any]:
             }
         ],
         "hooks": _modules("hooks"),
-        "operators": _modules("operators"),
+        "operators": _modules("operators", "lock_operators", "meeting_operators"),
         "sensors": _modules("sensors"),
         "triggers": _modules("triggers"),
         "notifications": [f"{_PACKAGE}.notifications.UnlockConferenceNotifier"],

@@ -42,6 +42,7 @@ from airflow_provider_dingconf.dingtalk.errors import (
     DingTalkError,
     PermissionDeniedError,
 )
+from airflow_provider_dingconf.dingtalk.hosting import members_call
 from airflow_provider_dingconf.dingtalk.limits import (
     CONCURRENCY,
     MAX_ATTEMPTS,
@@ -59,8 +60,12 @@ if TYPE_CHECKING:
     from typing_extensions import Self, Unpack
 
     from airflow_provider_dingconf.client.bulk import ConferenceResult
+    from airflow_provider_dingconf.client.client import Attempts
     from airflow_provider_dingconf.client.settings import Settings
+    from airflow_provider_dingconf.dingtalk.calls import Call
     from airflow_provider_dingconf.dingtalk.conferences import Conference, Reference
+    from airflow_provider_dingconf.dingtalk.hosting import ConferenceMember
+    from airflow_provider_dingconf.dingtalk.responses import CallResult
 
 
 class LockResult(TypedDict):
@@ -474,9 +479,28 @@ class DingTalkConferenceHook(BaseHook):
         async for conference in (await self._aconnect()).running_conferences(wanted):
             yield conference
 
+    async def aconference_members(
+        self, conference_id: str | Mapping[str, Any]
+    ) -> AsyncGenerator[ConferenceMember, None]:
+        """Yield who is or was in a meeting; each page is requested when it is needed.
+
+        Source: `Query the members of a meeting
+        <https://help.dingtalk.io/open/development/querying-video-conference-members>`__.
+
+        :param conference_id: the meeting's conferenceId, or a dict that has it as its ``conference_id``.
+        :raises InvalidConferenceIdError: the value is not one path segment; nothing was sent.
+        :raises ConferenceNotFoundError: DingTalk knows no such meeting.
+        :raises DingTalkError: another failure; the subclass says why.
+        """
+        call = partial(members_call, check_reference(conference_id))
+        async for page in (await self._aconnect()).pages(call):
+            for member in page.members:
+                yield member
+
     get_conference = sync(aget_conference)
     find_conferences = sync(afind_conferences)
     running_conferences = sync_iterator(arunning_conferences)
+    conference_members = sync_iterator(aconference_members)
 
     # Any other call
 
@@ -511,6 +535,10 @@ class DingTalkConferenceHook(BaseHook):
         return (await (await self._aconnect()).call(call)).content
 
     call = sync(acall)
+
+    def _call(self, call: Call, attempts: Attempts) -> CallResult:
+        """Make a call for an operator."""
+        return run(partial(self._connect().call, call, attempts))
 
 
 async def _meeting(client: DingTalkClient, reference: Reference) -> Reference:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from airflow_provider_dingconf.client.bulk import ConferenceResult
     from airflow_provider_dingconf.hooks import DingTalkConferenceHook
-    from airflow_provider_dingconf.operators import ConferenceOperator
+    from airflow_provider_dingconf.lock_operators import ConferenceOperator
     from airflow_provider_dingconf.roll_back import RollBack
 
 MOST_ROWS = 50

@@ -1,55 +1,25 @@
-"""Release meetings: every meeting whose title begins with "Release" is locked five minutes after it starts.
+"""Release meetings: each is locked five minutes after it starts. None is unlocked: latecomers stay out."""
 
-To copy: choose your own word and time. DingTalk reports the meetings over the event stream of the
-connection's app; nothing is polled. Airflow 3 is needed, and a running triggerer. Several meetings that start
-together come in one run, which locks each in its own time.
-"""
+from datetime import timedelta
 
-from __future__ import annotations
-
-from datetime import datetime, timedelta
-
-from airflow.providers.standard.sensors.date_time import DateTimeSensorAsync
 from airflow.sdk import DAG, Asset, AssetWatcher, task, task_group
 
 from airflow_provider_dingconf.operators import LockConferenceOperator
+from airflow_provider_dingconf.sensors import ConferenceSensor
 from airflow_provider_dingconf.triggers import ConferenceEventTrigger, triggering_conferences
 
-LATECOMERS_HAVE = timedelta(minutes=5)
-
-release_meetings = Asset(
-    "dingtalk_release_meetings",
-    watchers=[AssetWatcher(name="started", trigger=ConferenceEventTrigger(title_pattern="^Release"))],
-)
-
-with DAG(
-    dag_id="example_lock_when_started",
-    schedule=release_meetings,
-    max_active_runs=100,  # each waits for minutes, and another meeting may start meanwhile
-    tags=["dingtalk", "example"],
-    doc_md=__doc__,
-):
+# To copy: choose your own word and time. It needs Airflow 3 and a running triggerer.
+DELAY = timedelta(minutes=5)
+meetings = Asset("releases", watchers=[AssetWatcher("new", ConferenceEventTrigger(title_pattern="^Release"))])
+with DAG("example_lock_when_started", schedule=meetings, max_active_runs=100, tags=["dingtalk", "example"]):
 
     @task
-    def started(triggering_asset_events: dict | None = None) -> list[dict[str, str]]:
-        """Return which meetings have started, and when."""
-        return [
-            {"conference_id": one["conference_id"], "start_time": one["start_time"] or one["happened_at"]}
-            for one in triggering_conferences(triggering_asset_events)
-        ]
-
-    @task
-    def lock_time(start_time: str) -> str:
-        """Return when to lock a meeting."""
-        return (datetime.fromisoformat(start_time) + LATECOMERS_HAVE).isoformat()
+    def started(triggering_asset_events=None):
+        return [one["conference_id"] for one in triggering_conferences(triggering_asset_events)]
 
     @task_group
-    def lock_later(conference_id: str, start_time: str) -> None:
-        """Wait, in the triggerer, and lock."""
-        wait = DateTimeSensorAsync(
-            task_id="wait",
-            target_time="{{ ti.xcom_pull(task_ids='lock_later.lock_time', map_indexes=ti.map_index) }}",
-        )
-        lock_time(start_time) >> wait >> LockConferenceOperator(task_id="lock", conference_id=conference_id)
+    def lock_later(meeting):
+        wait = ConferenceSensor(task_id="wait", conference_id=meeting, delay=DELAY, deferrable=True)
+        wait >> LockConferenceOperator(task_id="lock", conference_id=meeting)
 
-    lock_later.expand_kwargs(started())
+    lock_later.expand(meeting=started())

@@ -1,14 +1,14 @@
-"""Exam rooms: all meetings of a list are locked when the exam begins, each by one mapped task.
+"""Exam rooms: the meetings of a list are locked during the exam, each by its own mapped section.
 
-To copy: let ``find_rooms`` return the conferenceIds of your meetings. A meeting that has ended skips its
-task and no other. The UI shows each task with the id of its meeting.
+To copy: let ``find_rooms`` return the conferenceIds of your meetings. A meeting that has ended skips its own
+tasks and no other; in the UI each lock bears the id of its meeting.
 """
 
 from __future__ import annotations
 
-from airflow.providers.common.compat.sdk import DAG, Param, task
+from airflow.providers.common.compat.sdk import DAG, Param, task, task_group
 
-from airflow_provider_dingconf.operators import LockConferenceOperator
+from airflow_provider_dingconf.operators import conference_lock
 
 with DAG(
     dag_id="example_mapped_locks",
@@ -23,13 +23,15 @@ with DAG(
         """Return the meetings to lock."""
         return (params or {})["conference_ids"]
 
-    @task(trigger_rule="all_done")
-    def report(results: list[dict]) -> None:
-        """Say which meetings are locked."""
-        for result in results:
-            print(f"{result['conference_id']} is locked")
+    @task
+    def hold_the_exam(conference_id: str) -> None:
+        """Stand in for what must not be disturbed."""
+        print(f"{conference_id} is locked")
 
-    lock = LockConferenceOperator.partial(task_id="lock", max_active_tis_per_dag=16).expand(
-        conference_id=find_rooms()
-    )
-    report(lock.output)
+    @task_group
+    def room(conference_id: str) -> None:
+        """Lock, work, unlock."""
+        with conference_lock(conference_id, name="room", map_index_template="{{ task.shown_as }}"):
+            hold_the_exam(conference_id)
+
+    room.expand(conference_id=find_rooms())

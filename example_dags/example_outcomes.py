@@ -2,7 +2,7 @@
 
 By default a meeting that has ended skips the task, a refusal fails it without a retry, and a fault on
 DingTalk's side fails it with Airflow's ``retries``. All tasks but the first override that for the codes they
-name.
+name. They are here for their states alone: a lock that succeeds stays, and nothing unlocks the meeting.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""An exam: wait until the meeting of a room code begins, and lock it.
+"""An exam: wait until the meeting of a room code begins, and lock it while tasks work.
 
 To copy: set the room code. The sensor waits in the triggerer, and holds no worker slot; the sensors of one
 connection share their polls.
@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from datetime import timedelta
 
-from airflow.providers.common.compat.sdk import DAG, Param
+from airflow.providers.common.compat.sdk import DAG, Param, task
 
-from airflow_provider_dingconf.operators import LockConferenceOperator
+from airflow_provider_dingconf.operators import conference_lock
 from airflow_provider_dingconf.sensors import ConferenceSensor
 
 with DAG(
@@ -20,6 +20,12 @@ with DAG(
     tags=["dingtalk", "example"],
     doc_md=__doc__,
 ):
+
+    @task
+    def hold_the_exam() -> None:
+        """Stand in for what must not be disturbed."""
+        print("The doors are closed.")
+
     begun = ConferenceSensor(
         task_id="begun",
         room_code="{{ params.room_code }}",
@@ -27,4 +33,5 @@ with DAG(
         timeout=timedelta(hours=8).total_seconds(),
         deferrable=True,
     )
-    LockConferenceOperator(task_id="lock", conference_id=begun.output)
+    with conference_lock(begun.output):
+        hold_the_exam()

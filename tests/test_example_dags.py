@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from pathlib import Path
 from typing import Any
 
@@ -54,18 +55,17 @@ def test_the_lock_example_locks_works_and_unlocks(dag_bag: Any, sandbox: Sandbox
     assert sandbox.join(meeting, "latecomer")
 
 
-def test_the_mapped_example_locks_each_room_by_itself(
+def test_the_mapped_example_locks_and_unlocks_each_room_by_itself(
     dag_bag: Any, sandbox: Sandbox, conn: Any, capfd: pytest.CaptureFixture[str]
 ) -> None:
     rooms = [sandbox.create_conference() for _ in range(2)]
-    assert run(dag_bag, "example_mapped_locks", conference_ids=[rooms[0], "sandbox-ended", rooms[1]]) == {
-        "find_rooms": "success",
-        "lock[0]": "success",
-        "lock[1]": "skipped",
-        "lock[2]": "success",
-        "report": "success",
-    }
-    assert all(sandbox.conference(room).locked for room in rooms)
+    states = run(dag_bag, "example_mapped_locks", conference_ids=[rooms[0], "sandbox-ended", rooms[1]])
+    for task in ("lock_room", "hold_the_exam", "unlock_room"):
+        found = [states[f"room.{task}[{index}]"] for index in range(3)]
+        assert found == ["success", "skipped", "success"]
+    for room in rooms:
+        calls = [call.name for call in sandbox.calls_of("lock", "unlock") if call.conference_id == room]
+        assert calls == ["lock", "unlock"]
     said = "".join(capfd.readouterr())
     assert [f"{room} is locked" in said for room in (*rooms, "sandbox-ended")] == [True, True, False]
 
@@ -138,14 +138,60 @@ def test_the_example_of_all_running_leaves_none_locked_where_one_is_refused(
     assert [call.conference_id for call in sandbox.calls_of("unlock")] == [fine]
 
 
-def test_the_example_that_waits_locks_the_meeting_of_the_room_code(
+def test_the_example_that_waits_locks_the_meeting_of_the_room_code_and_unlocks_it(
     dag_bag: Any, sandbox: Sandbox, conn: Any
 ) -> None:
     meeting = sandbox.create_conference("Exam")
     shown = sandbox.conference(meeting).room_code
     states = run(dag_bag, "example_wait_and_lock", room_code=f"{shown[:3]} {shown[3:]}")
-    assert states == {"begun": "success", "lock": "success"}
-    assert sandbox.conference(meeting).locked
+    ids = ("begun", "lock_conference", "hold_the_exam", "conference_work_done", "unlock_conference")
+    assert states == dict.fromkeys(ids, "success")
+    assert [call.conference_id for call in sandbox.calls_of("lock", "unlock")] == [meeting, meeting]
+    assert not sandbox.conference(meeting).locked
+
+
+@pytest.mark.skipif(bool(FOR_AIRFLOW_3), reason="needs Airflow 3")
+def test_the_example_of_started_meetings_locks_each_when_its_time_has_come(
+    dag_bag: Any, sandbox: Sandbox, conn: Any
+) -> None:
+    meetings = [sandbox.create_conference(f"Release {number}") for number in (1, 2)]
+    ended = sandbox.create_conference("Release 3", status="ended")
+    for meeting in meetings:
+        sandbox.conference(meeting).start_time = int(time.time() * 1000) - 5 * 60 * 1000  # 5 minutes ago
+    dag = dag_bag.dags["example_lock_when_started"]
+    dag.get_task("started").python_callable = lambda: [meetings[0], ended, meetings[1]]
+    states = run(dag_bag, dag.dag_id)
+    for task, others in (("wait", "skipped"), ("lock", "skipped")):
+        found = [states[f"lock_later.{task}[{index}]"] for index in range(3)]
+        assert found == ["success", others, "success"]
+    assert [sandbox.conference(meeting).locked for meeting in (*meetings, ended)] == [True, True, False]
+
+
+def test_the_example_of_an_exam_locks_calls_the_roll_and_unlocks(
+    dag_bag: Any, sandbox: Sandbox, conn: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    meeting = sandbox.create_conference("Exam")
+    for user in ("ann", "bo", "chris"):
+        sandbox.join(meeting, user)
+    sandbox.leave(meeting, "bo")
+    states = run(dag_bag, "example_exam", conference_id=meeting)
+    assert states == dict.fromkeys(dag_bag.dags["example_exam"].task_ids, "success")
+    said = "".join(capfd.readouterr())
+    assert "2 candidates, and the doors are closed." in said
+    assert [f"{user} has been here since" in said for user in ("ann", "bo", "chris")] == [True, False, True]
+    assert [call.name for call in sandbox.calls[1:]] == ["lock", "members", "unlock"]
+
+
+def test_the_example_of_an_own_meeting_creates_announces_and_closes_it(
+    dag_bag: Any, sandbox: Sandbox, conn: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    states = run(dag_bag, "example_conference", creator_id="chris")
+    assert states == dict.fromkeys(dag_bag.dags["example_conference"].task_ids, "success")
+    (meeting,) = sandbox.conferences.values()
+    assert (meeting.creator_id, meeting.status) == ("chris", "ended")
+    assert meeting.title.startswith("Incident 20")
+    assert f"with the room code {meeting.room_code}." in "".join(capfd.readouterr())
+    assert [call.name for call in sandbox.calls[1:]] == ["create", "close"]
 
 
 def test_the_example_of_any_call_invites_mutes_records_and_removes(

@@ -22,7 +22,10 @@ FILES = sorted(ROOT.rglob("*.py"))
 DOWNWARDS = (
     "notifications",
     "operators",
+    "sections",
+    "lock_operators",
     "call_operator",
+    "meeting_operators",
     "sensors",
     "triggers",
     "event_triggers",

@@ -5,11 +5,18 @@ from __future__ import annotations
 import copy
 import re
 import runpy
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from airflow_provider_dingconf.dingtalk.hosting import MEMBERS
+from airflow_provider_dingconf.operators import (
+    CloseConferenceOperator,
+    ConferenceMembersOperator,
+    CreateConferenceOperator,
+)
 from airflow_provider_dingconf.sandbox import Sandbox
 
 pytest.importorskip("alibabacloud_dingtalk")
@@ -219,3 +226,72 @@ def test_the_operator_sends_what_the_sdk_sends(
     _, theirs = sandbox.calls_of("other")
     assert wire(ours) == wire(theirs)
     assert xcom == response.body.to_map()
+
+
+def sdk_hosts(sandbox: Sandbox, call: str, meeting: str, token: str) -> Any:
+    """Make a call of a host by the SDK."""
+    client = ConferenceClient(Config(endpoint=f"127.0.0.1:{sandbox.port}", protocol="http"))
+    made = {
+        "create": lambda: client.create_video_conference_with_options(
+            conference_models.CreateVideoConferenceRequest(
+                user_id="chris", conf_title="周会", invite_user_ids=["ann"], invite_caller=True
+            ),
+            conference_models.CreateVideoConferenceHeaders(x_acs_dingtalk_access_token=token),
+            RUNTIME,
+        ),
+        "members": lambda: client.query_conference_members_with_options(
+            meeting,
+            conference_models.QueryConferenceMembersRequest(max_results=MEMBERS),
+            conference_models.QueryConferenceMembersHeaders(x_acs_dingtalk_access_token=token),
+            RUNTIME,
+        ),
+        "close": lambda: client.close_video_conference_with_options(
+            meeting,
+            conference_models.CloseVideoConferenceRequest(union_id="chris+/="),
+            conference_models.CloseVideoConferenceHeaders(x_acs_dingtalk_access_token=token),
+            RUNTIME,
+        ),
+    }
+    return made[call]().body
+
+
+@pytest.mark.parametrize("call", ["create", "members", "close"])
+def test_a_host_calls_as_the_sdk_does_and_reads_what_the_sdk_reads(
+    conn: Callable[..., None], sandbox: Sandbox, call: str
+) -> None:
+    meetings = [sandbox.create_conference(creator_id="chris+/=") for _ in range(2)]
+    for user in ("chris+/=", "ann"):
+        sandbox.join(meetings[0], user)
+    sandbox.leave(meetings[0], "ann")
+    operators = {
+        "create": CreateConferenceOperator(
+            task_id="create", title="周会", creator_id="chris", invite=["ann"], with_password=True
+        ),
+        "members": ConferenceMembersOperator(task_id="members", conference_id=meetings[0]),
+        "close": CloseConferenceOperator(task_id="close", conference_id=meetings[0], creator_id="chris+/="),
+    }
+    read: Any = operators[call].execute({})
+    (ours,) = sandbox.calls_of(call)
+    theirs_for = meetings[0] if call == "members" else meetings[1]
+    body = sdk_hosts(sandbox, call, theirs_for, ours.header(TOKEN) or "")
+    _, theirs = sandbox.calls_of(call)
+    assert wire(ours) == wire(theirs) | ({"path": ours.path} if call == "close" else {})
+    assert ours.path == theirs.path.replace(theirs_for, meetings[0])
+    if call == "create":
+        made = {"room_code": body.room_code, "join_url": body.external_link_url}
+        assert {name: type(value) for name, value in made.items()} == {
+            name: type(read[name]) for name in made
+        }
+        assert sandbox.conference(read["conference_id"]).room_code == read["room_code"]
+        assert sandbox.conference(body.conference_id).password == body.conference_password
+    elif call == "members":
+        for ours_read, told in zip(read, body.member_models, strict=True):
+            same = ("union_id", "user_nick", "conference_id", "attend_status", "host", "co_host",
+                    "outer_org_member", "pstn_join")  # fmt: skip
+            assert [ours_read[name] for name in same] == [getattr(told, name) for name in same]
+            for name in ("join_time", "leave_time"):
+                moment = ours_read[name] and datetime.fromisoformat(ours_read[name]).timestamp() * 1000
+                assert (round(moment) if moment else None) == getattr(told, name)
+        assert read[1]["duration"] * 1000 == body.member_models[1].duration
+    else:
+        assert (read["success"], body.code) == (True, 200)

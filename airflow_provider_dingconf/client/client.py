@@ -12,7 +12,7 @@ import logging
 import time
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from tenacity import AsyncRetrying
 
@@ -53,7 +53,7 @@ if TYPE_CHECKING:
 
     from airflow_provider_dingconf.client.settings import Settings
     from airflow_provider_dingconf.client.token_cache import AddressBan, TokenCache
-    from airflow_provider_dingconf.dingtalk.conferences import Conference, ConferenceFilter, Page, Reference
+    from airflow_provider_dingconf.dingtalk.conferences import Conference, ConferenceFilter, Reference
     from airflow_provider_dingconf.dingtalk.events import Address
     from airflow_provider_dingconf.dingtalk.responses import CallResult
     from airflow_provider_dingconf.dingtalk.tokens import App, Token
@@ -428,19 +428,24 @@ class DingTalkClient:
 
     async def find_conferences(self, reference: Reference) -> list[Conference]:
         """Return the meetings of a room code or schedule, whatever their status."""
-        return [each async for page in self._pages(reference) for each in page.conferences]
+        pages = self.pages(partial(list_call, reference))
+        return [each async for page in pages for each in page.conferences]
 
     async def running_conferences(self, wanted: ConferenceFilter) -> AsyncIterator[Conference]:
         """Yield the running meetings of the organisation; each page is asked for when it is needed."""
-        async for page in self._pages(None):
+        async for page in self.pages(partial(list_call, None)):
             for each in page.conferences:
                 if wanted.takes(each.title, each.creator_id):
                     yield each
 
-    async def _pages(self, reference: Reference | None) -> AsyncIterator[Page]:
+    async def pages(self, call: Callable[..., Call]) -> AsyncIterator[Any]:
+        """Yield the pages of a list; each is asked for when it is needed.
+
+        :param call: returns the call for a page from the tokens of the pages before.
+        """
         tokens: list[str] = []
         while True:
-            page = cast("Page", (await self.call(list_call(reference, *tokens))).content)
+            page = (await self.call(call(*tokens))).content
             yield page
             if page.next_token is None:
                 return

@@ -42,7 +42,7 @@ PAGE = 20
 MAX_TITLE = 256
 """Characters of a title that a pattern is searched in: the triggerer's one event loop searches, too."""
 
-_CONFERENCES = "/v1.0/conference/videoConferences"
+CONFERENCES = "/v1.0/conference/videoConferences"
 _SCHEDULE_PAGE = "query-appointment-meeting-history-meeting-information"
 _SEPARATORS = re.compile(r"[\s\-\u2010-\u2015]+")
 _MAX_LISTED = 5
@@ -114,11 +114,11 @@ class Conference:
         :raises ResponseError: the object is no meeting.
         """
         if not isinstance(meeting, dict) or not isinstance(meeting.get("conferenceId"), str):
-            raise _unreadable("a meeting without conferenceId")
+            raise unreadable("a meeting without conferenceId")
         number = meeting.get("status")
         status = STATUS.get(number) if type(number) is int else None
         if status is None:
-            raise _unreadable("a meeting of no known status")
+            raise unreadable("a meeting of no known status")
         title = text_of(meeting, "title") or ""
         return cls(meeting["conferenceId"], title, status, **facts_of(meeting))
 
@@ -282,7 +282,7 @@ def conference_call(meeting: Reference) -> Call:
     Source: `Query a meeting
     <https://help.dingtalk.io/open/development/querying-video-conference-information>`__.
     """
-    path, page = f"{_CONFERENCES}/{meeting.conference_id}", "querying-video-conference-information"
+    path, page = f"{CONFERENCES}/{meeting.conference_id}", "querying-video-conference-information"
     name = f"query {meeting.conference_id}"
     return Call(name, "GET", path, page=page, kind="get_conference", read=_read_conference)
 
@@ -295,7 +295,7 @@ def query_call(conference_ids: Sequence[str]) -> Call:
     """
     name, body = f"query {len(conference_ids)} meetings", {"conferenceIdList": list(conference_ids)}
     page = "batch-query-of-video-conference-information"
-    path = f"{_CONFERENCES}/query"
+    path = f"{CONFERENCES}/query"
     return Call(name, "POST", path, body, page=page, kind="query_conferences", read=_read_running)
 
 
@@ -317,7 +317,7 @@ def list_call(meetings: Reference | None = None, *tokens: str, max_results: int 
         name, page = f"meetings of room code {meetings.value}", "api-queryconferenceinfobyroomcode"
         path = f"/v1.0/conference/roomCodes/{meetings.value}/infos"
     elif meetings:
-        path, page = f"{_CONFERENCES}/scheduleConferences/{meetings.value}", _SCHEDULE_PAGE
+        path, page = f"{CONFERENCES}/scheduleConferences/{meetings.value}", _SCHEDULE_PAGE
         name = f"meetings of schedule {meetings.value}"
     params: dict[str, Any] = {"maxResults": max_results}
     if tokens:
@@ -340,7 +340,7 @@ def _read_conference(content: Mapping[str, Any]) -> Conference:
 
 
 def _read_running(content: Mapping[str, Any]) -> dict[str, Conference]:
-    listed = map(Conference.read, _listed(content, "infos"))
+    listed = map(Conference.read, listed_in(content, "infos"))
     return {one.conference_id: one for one in listed if one.status is ConferenceStatus.STARTED}
 
 
@@ -358,17 +358,26 @@ class Page:
     def read(cls, content: Mapping[str, Any], tokens: Sequence[str] = ()) -> Page:
         """Return the page in a response.
 
-        A token continues the list unless ``hasMore`` is false: for a schedule, DingTalk sends no ``hasMore``.
-
-        :param tokens: the tokens of the pages before; one of them again would be an endless list.
+        :param tokens: the tokens of the pages before.
         :raises ResponseError: the response is not as documented, or the list is endless.
         """
         key = "onGoingConfList" if "onGoingConfList" in content else "conferenceList"
-        conferences = tuple(map(Conference.read, _listed(content, key)))
-        token = None if content.get("hasMore") is False else text_of(content, "nextToken")
-        if token in tokens:
-            raise _unreadable("a page that follows itself")
-        return cls(conferences, token)
+        conferences = tuple(map(Conference.read, listed_in(content, key)))
+        return cls(conferences, next_token_of(content, tokens))
+
+
+def next_token_of(content: Mapping[str, Any], tokens: Sequence[str]) -> str | None:
+    """Return what the next page is asked for with; None on the last page.
+
+    A token continues the list unless ``hasMore`` is false: of some lists, DingTalk sends no ``hasMore``.
+
+    :param tokens: the tokens of the pages before; one of them again would be an endless list.
+    :raises ResponseError: the list is endless.
+    """
+    token = None if content.get("hasMore") is False else text_of(content, "nextToken")
+    if token in tokens:
+        raise unreadable("a page that follows itself")
+    return token
 
 
 def started_of(found: Iterable[Conference], reference: Reference) -> Conference | None:
@@ -413,13 +422,14 @@ def _not_running(what: str, listed: Sequence[Conference], reference: Reference) 
     )
 
 
-def _listed(content: Mapping[str, Any], key: str) -> list[object]:
+def listed_in(content: Mapping[str, Any], key: str) -> list[object]:
     """Return a list in a response; a missing one is empty."""
     listed = content.get(key)
     if not isinstance(listed, (list, type(None))):
-        raise _unreadable(f"{key} that is no list")
+        raise unreadable(f"{key} that is no list")
     return listed or []
 
 
-def _unreadable(what: str) -> ResponseError:
+def unreadable(what: str) -> ResponseError:
+    """Return the error of a response that is not as documented."""
     return ResponseError(f"the response holds {what}", code="unreadableAnswer")

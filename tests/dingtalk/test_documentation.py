@@ -16,6 +16,7 @@ from airflow_provider_dingconf.dingtalk.conferences import (
     query_call,
 )
 from airflow_provider_dingconf.dingtalk.events import open_call
+from airflow_provider_dingconf.dingtalk.hosting import close_call, create_call, members_call
 from airflow_provider_dingconf.dingtalk.tokens import App
 
 ROOT = Path(__file__).parents[2]
@@ -43,6 +44,9 @@ CALLS = [
     list_call(check_reference(schedule_conference_id="s")),
     APP.token_call(),
     open_call(APP),
+    create_call("Exam", "chris"),
+    close_call(MEETING, "chris"),
+    members_call(MEETING),
 ]
 
 

@@ -194,6 +194,6 @@ def test_a_mapped_task_bears_the_id_of_its_meeting(airflow: Standalone, connecte
     dag_id = "example_mapped_locks"
     airflow.wait_for_dags(dag_id)
     run_id = airflow.run(dag_id, conference_ids=meetings)
-    connected.open(f"{airflow.url}/dags/{dag_id}/runs/{run_id}/tasks/lock/mapped")
+    connected.open(f"{airflow.url}/dags/{dag_id}/runs/{run_id}/tasks/room.lock_room/mapped")
     connected.wait_for_text("sandbox-open\nSuccess", "sandbox-flaky\nSuccess", "sandbox-confClosed\nSkipped")
     connected.picture("mapped-tasks", height=620)

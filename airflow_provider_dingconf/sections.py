@@ -1,0 +1,216 @@
+"""Sections of a DAG: tasks that run while a meeting is locked, or while a meeting of their own is open."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager, nullcontext
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from airflow.providers.common.compat.sdk import TaskGroup, XComArg
+
+from airflow_provider_dingconf.compat import empty_operator
+from airflow_provider_dingconf.lock_operators import LockConferenceOperator, UnlockConferenceOperator
+from airflow_provider_dingconf.meeting_operators import CloseConferenceOperator, CreateConferenceOperator
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+LOCK_RETRIES = 2
+UNLOCK_RETRIES = 5
+RETRY_DELAY = timedelta(seconds=10)
+"""Of the two tasks of a section: a worker that is lost costs a try, and leaves the meeting locked without."""
+
+CREATE_RETRIES = 0
+"""Airflow repeats a try whose worker was lost, too, and nobody knows whether that one has created a meeting.
+What surely took no effect, a throttled call, is repeated within the call."""
+
+CLOSE_RETRIES = 5
+
+
+class LockedSection(NamedTuple):
+    """The two tasks around a locked section."""
+
+    lock: LockConferenceOperator
+    unlock: UnlockConferenceOperator
+
+
+@contextmanager
+def conference_lock(
+    conference_id: Any = None, *, name: str = "conference", group_id: str | None = None, **kwargs: Any
+) -> Iterator[LockedSection]:
+    """Make a locked section of a DAG: the tasks of the block run while the meeting is locked.
+
+    .. code-block:: python
+
+        with conference_lock("{{ params.conference_id }}"):
+            build() >> deploy()
+
+    The lock is the section's setup and the unlock its teardown, in Airflow's sense: the unlock runs whether
+    the work succeeds, fails or is skipped, and clearing the work clears both. The DAG run fails if the work
+    fails, and if the unlock does: an empty teardown between the two, ``<name>_work_done``, lets Airflow count
+    both; it needs no worker.
+
+    Both tasks are retried by default, the lock twice and the unlock five times, 10 seconds apart. A try of
+    the lock that does not succeed unlocks what it has locked before it ends; its retry locks all again. The
+    unlock takes the meetings that the lock has locked: a room code may stand for another one by then.
+
+    What can still leave a meeting locked: SIGKILL of the process that locks, with no try left; a run that is
+    marked as failed, or reaches its ``dagrun_timeout``, before the unlock begins; an unlock that fails at its
+    last try; a process that was frozen and thaws after the section has ended. See
+    :class:`~airflow_provider_dingconf.notifications.UnlockConferenceNotifier`. Two runs of a section for the
+    same meeting: the first to end unlocks it for the other. Set ``max_active_runs=1`` on the DAG, or a pool
+    of one slot.
+
+    :param conference_id: the meeting's conferenceId, or a list of them. (templated)
+    :param name: makes the tasks' ids, ``lock_<name>`` and ``unlock_<name>``.
+    :param group_id: puts the section into a task group of this id; None for no group.
+    :param kwargs: any other parameter of the two operators; ``retries`` and ``retry_delay`` of the DAG do not
+        count here.
+    """
+    own = {**(kwargs.get("default_args") or {}), **kwargs}
+    kwargs = {"retry_delay": own.get("retry_delay", RETRY_DELAY), **kwargs}
+    if conference_id is not None:
+        kwargs["conference_id"] = conference_id
+    with TaskGroup(group_id) if group_id else nullcontext():
+        lock = LockConferenceOperator(
+            task_id=f"lock_{name}",
+            **{"retries": own.get("retries", LOCK_RETRIES), **kwargs, "unlock_on_failure": True},
+        )
+        # A teardown runs if one of the setups before it succeeded. The task of an XCom may be one: the unlock
+        # depends on the lock alone.
+        if lock.named_by != "conference_id" or isinstance(conference_id, XComArg):
+            lock.do_xcom_push = True  # the unlock needs it
+            for named in ("room_code", "schedule_conference_id", "running", "title_pattern", "creator_id"):
+                kwargs.pop(named, None)
+            kwargs["conference_id"] = lock.output
+        kwargs.pop("unlock_on_failure", None)
+        unlock = UnlockConferenceOperator(
+            task_id=f"unlock_{name}", **{"retries": own.get("retries", UNLOCK_RETRIES), **kwargs}
+        )
+        work_done = empty_operator()(task_id=f"{name}_work_done")
+        before = set(unlock.dag.task_ids)
+        yield LockedSection(lock, unlock)
+    _enclose([task for task in unlock.dag.tasks if task.task_id not in before], lock, work_done, unlock)
+
+
+class ConferenceSection(NamedTuple):
+    """The tasks around a section with its own meeting, and what they say of the meeting."""
+
+    create: CreateConferenceOperator
+    close: CloseConferenceOperator
+    lock: LockConferenceOperator | None = None
+    unlock: UnlockConferenceOperator | None = None
+
+    @property
+    def conference_id(self) -> Any:
+        """The XCom of the meeting's conferenceId, for the tasks inside."""
+        return _output(self.create)["conference_id"]
+
+    @property
+    def room_code(self) -> Any:
+        """The XCom of the room code, which a person sees in DingTalk (会议号)."""
+        return _output(self.create)["room_code"]
+
+    @property
+    def join_url(self) -> Any:
+        """The XCom of the address to join the meeting with a browser."""
+        return _output(self.create)["join_url"]
+
+
+def _output(task: Any) -> Any:
+    """Return the XComArg of a task; Airflow's type of it has no keys."""
+    return task.output
+
+
+@contextmanager
+def conference(
+    title: str,
+    creator_id: str,
+    *,
+    invite: Any = None,
+    invite_creator: bool = True,
+    with_password: bool = False,
+    lock: bool = False,
+    name: str = "conference",
+    group_id: str | None = None,
+    **kwargs: Any,
+) -> Iterator[ConferenceSection]:
+    """Make a section of a DAG with its own meeting, which is created before its tasks and closed after them.
+
+    .. code-block:: python
+
+        with conference("Stand-up", creator_id="{{ params.creator_id }}") as section:
+            announce(section.join_url) >> record(section.conference_id)
+
+    The create is the section's setup and the close its teardown, in Airflow's sense, as in
+    :func:`conference_lock`: the close runs whether the work succeeds, fails or is skipped, and the DAG run
+    fails if the work fails, and if the close does.
+
+    With ``lock``, the meeting is locked as soon as it is created, and unlocked before it is closed: no one
+    can join meanwhile, those who are invited neither. To give people time, leave ``lock`` out and use
+    :func:`conference_lock` inside the block, after a task that waits.
+
+    The close is retried five times by default, 10 seconds apart, and the create not at all: Airflow would
+    also repeat a try whose process was lost after it had created a meeting. A throttled create is repeated
+    within the call; see ``max_attempts`` and ``max_seconds``. A ``retries`` of your own counts for every task
+    of the section.
+
+    What can still leave a meeting open: SIGKILL of the process that creates it, or an error of Airflow's
+    after that, since no later task then knows of the meeting; a lost response to the create, after which the
+    error says what may exist; a run that is marked as failed, or reaches its ``dagrun_timeout``, before the
+    close begins; a close that fails at its last try.
+
+    :param title: DingTalk cuts it after 50 characters and refuses more than 256. (templated)
+    :param creator_id: the unionId of the creator, who is the host. (templated)
+    :param invite: the unionIds of those whom DingTalk invites. (templated)
+    :param invite_creator: whether DingTalk invites the creator, too.
+    :param with_password: whether the XCom of the create has the meeting's password.
+    :param lock: whether the meeting is locked during the work.
+    :param name: makes the tasks' ids: ``create_<name>``, ``close_<name>``, and as in
+        :func:`conference_lock`.
+    :param group_id: puts the section into a task group of this id; None for no group.
+    :param kwargs: parameters of all operators of the section, such as ``dingtalk_conn_id`` and ``on_error``;
+        ``retries`` and ``retry_delay`` of the DAG do not count here.
+    """
+    own = {**(kwargs.get("default_args") or {}), **kwargs}
+    shared = {"retry_delay": own.get("retry_delay", RETRY_DELAY), **kwargs}
+    with TaskGroup(group_id) if group_id else nullcontext():
+        create = CreateConferenceOperator(
+            task_id=f"create_{name}",
+            title=title,
+            creator_id=creator_id,
+            invite=invite,
+            invite_creator=invite_creator,
+            with_password=with_password,
+            **{"retries": own.get("retries", CREATE_RETRIES), **shared, "do_xcom_push": True},
+        )
+        close = CloseConferenceOperator(
+            task_id=f"close_{name}",
+            conference_id=_output(create),
+            creator_id=creator_id,
+            **{"retries": own.get("retries", CLOSE_RETRIES), **shared},
+        )
+        done = empty_operator()(task_id=f"{name}_done")
+        before = set(close.dag.task_ids)
+        with conference_lock(create.output, name=name, **kwargs) if lock else nullcontext(()) as locked:
+            yield ConferenceSection(create, close, *locked)
+    _enclose([task for task in close.dag.tasks if task.task_id not in before], create, done, close)
+
+
+def _enclose(work: Sequence[Any], setup: Any, work_done: Any, teardown: Any) -> None:
+    """Put the tasks of a block between a setup and its teardown.
+
+    Not by Airflow's own ``with`` of a teardown: it forgets the outer block when an inner one ends, and runs
+    work that needs another task's XCom before the setup. A run's state is that of its last tasks, and a
+    teardown is none of them unless ``on_failure_fail_dagrun``, which makes the work before it none: hence the
+    teardown in between.
+    """
+    ids = {task.task_id for task in work}
+    for task in work:
+        if not ids & task.upstream_task_ids and setup.task_id not in task.upstream_task_ids:
+            setup >> task
+        if not ids & task.downstream_task_ids:
+            task >> work_done
+    work_done.as_teardown(setups=setup)
+    teardown.as_teardown(setups=setup, on_failure_fail_dagrun=True)
+    work_done >> teardown

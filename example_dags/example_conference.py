@@ -1,0 +1,32 @@
+"""A meeting for an incident: it is created, people are told where, and it is closed whatever happens.
+
+To copy: put your own tasks in place of ``announce`` and ``repair``. The creator is the host. DingTalk
+invites the creator, and those whose unionIds are in ``invite``.
+"""
+
+from __future__ import annotations
+
+from airflow.providers.common.compat.sdk import DAG, Param, task
+
+from airflow_provider_dingconf.operators import conference
+
+with DAG(
+    dag_id="example_conference",
+    schedule=None,
+    params={"creator_id": Param(type="string", minLength=1, description="unionId of the host")},
+    tags=["dingtalk", "example"],
+    doc_md=__doc__,
+):
+
+    @task
+    def announce(join_url: str, room_code: str) -> None:
+        """Stand in for a message to those who are needed."""
+        print(f"Join at {join_url}, or with the room code {room_code}.")
+
+    @task
+    def repair() -> None:
+        """Stand in for the work during which the meeting is open."""
+        print("Repaired.")
+
+    with conference("Incident {{ ds }}", creator_id="{{ params.creator_id }}") as section:
+        announce(section.join_url, section.room_code) >> repair()
