@@ -111,7 +111,7 @@ def test_a_code_of_a_known_family_is_judged_as_the_family() -> None:
 
 
 def test_the_names_of_all_errors_are_known() -> None:
-    assert set(error_names()) == {kind.__name__ for kind in CLASSES}
+    assert set(error_names()) >= {kind.__name__ for kind in CLASSES}
 
 
 @pytest.mark.parametrize(
