@@ -50,6 +50,7 @@ from airflow_provider_dingconf.dingtalk.limits import (
     check_limits,
 )
 from airflow_provider_dingconf.get_provider_info import CONNECTION_TYPE
+from airflow_provider_dingconf.tries import SUPERSEDED, Try
 
 if TYPE_CHECKING:
     import logging
@@ -323,6 +324,8 @@ class DingTalkConferenceHook(BaseHook):
                 raise
             try:
                 yield cast("LockResult", locked.as_dict(with_error=False))
+            except _SupersededError:
+                raise
             except BaseException as error:
                 await _unlock_on_exit(client, meeting, error)
                 raise
@@ -332,9 +335,12 @@ class DingTalkConferenceHook(BaseHook):
     def locked(self, conference_id: str | None = None, **named: Unpack[Named]) -> Iterator[LockResult]:
         """Lock a meeting for a block of code, and unlock it however the block ends; see :meth:`alocked`.
 
-        On SIGTERM the handler that was there before is called, and ``SystemExit`` is raised in the block.
+        On SIGTERM the handler that was there before is called, and ``SystemExit`` is raised in the block. A
+        block that raises in a task of which Airflow has begun another try unlocks nothing: the other try has
+        locked the meeting.
         """
         self._connect()
+        this_try = Try.current()
         with termination():
             block = self.alocked(conference_id, **named)
 
@@ -345,7 +351,11 @@ class DingTalkConferenceHook(BaseHook):
             try:
                 yield result
             except BaseException as error:
-                run(partial(block.__aexit__, type(error), error, error.__traceback__))
+                raised = error
+                if this_try is not None and this_try.is_superseded():
+                    self.log.warning(SUPERSEDED)
+                    raised = _SupersededError()
+                run(partial(block.__aexit__, type(raised), raised, raised.__traceback__))
                 raise
             run(leave)
 
@@ -502,6 +512,10 @@ class DingTalkConferenceHook(BaseHook):
         return (await (await self._aconnect()).call(call)).content
 
     call = sync(acall)
+
+
+class _SupersededError(BaseException):
+    """Ends a locked block that has nothing to unlock."""
 
 
 async def _meeting(client: DingTalkClient, reference: Reference) -> Reference:

@@ -31,6 +31,7 @@ DOWNWARDS = (
     "task_state",
     "tasks",
     "hooks",
+    "tries",
     "client",
     "outcomes",
     "links",
