@@ -50,7 +50,7 @@ from airflow_provider_dingconf.dingtalk.limits import (
     check_limits,
 )
 from airflow_provider_dingconf.get_provider_info import CONNECTION_TYPE
-from airflow_provider_dingconf.tries import SUPERSEDED, Try
+from airflow_provider_dingconf.tries import Try
 
 if TYPE_CHECKING:
     import logging
@@ -120,6 +120,8 @@ class DingTalkConferenceHook(BaseHook):
     default_conn_name = "dingtalk_default"
     conn_type = "dingtalk"
     hook_name = "DingTalk"
+    _this_try: Try | None = None
+    """The try of a task that uses the hook, and is to roll nothing back once it is superseded."""
 
     def __init__(
         self,
@@ -196,6 +198,8 @@ class DingTalkConferenceHook(BaseHook):
             mask=_amask,
             log=cast("logging.Logger", self.log),
         )
+        if self._this_try is not None:
+            client.is_superseded = self._this_try.is_superseded
         weakref.finalize(self, run_later, client.close).atexit = False
         return client
 
@@ -324,8 +328,6 @@ class DingTalkConferenceHook(BaseHook):
                 raise
             try:
                 yield cast("LockResult", locked.as_dict(with_error=False))
-            except _SupersededError:
-                raise
             except BaseException as error:
                 await _unlock_on_exit(client, meeting, error)
                 raise
@@ -335,12 +337,13 @@ class DingTalkConferenceHook(BaseHook):
     def locked(self, conference_id: str | None = None, **named: Unpack[Named]) -> Iterator[LockResult]:
         """Lock a meeting for a block of code, and unlock it however the block ends; see :meth:`alocked`.
 
-        On SIGTERM the handler that was there before is called, and ``SystemExit`` is raised in the block. A
-        block that raises in a task of which Airflow has begun another try unlocks nothing: the other try has
-        locked the meeting.
+        On SIGTERM the handler that was there before is called, and ``SystemExit`` is raised in the block. In
+        a task of which Airflow has begun another try, nothing is unlocked: the other try has locked the
+        meeting.
         """
-        self._connect()
-        this_try = Try.current()
+        client, this_try = self._connect(), Try.current()
+        if this_try is not None:
+            client.is_superseded = this_try.is_superseded
         with termination():
             block = self.alocked(conference_id, **named)
 
@@ -351,11 +354,7 @@ class DingTalkConferenceHook(BaseHook):
             try:
                 yield result
             except BaseException as error:
-                raised = error
-                if this_try is not None and this_try.is_superseded():
-                    self.log.warning(SUPERSEDED)
-                    raised = _SupersededError()
-                run(partial(block.__aexit__, type(raised), raised, raised.__traceback__))
+                run(partial(block.__aexit__, type(error), error, error.__traceback__))
                 raise
             run(leave)
 
@@ -514,10 +513,6 @@ class DingTalkConferenceHook(BaseHook):
     call = sync(acall)
 
 
-class _SupersededError(BaseException):
-    """Ends a locked block that has nothing to unlock."""
-
-
 async def _meeting(client: DingTalkClient, reference: Reference) -> Reference:
     """Return the meeting that is named: of a room code or schedule, the one that is running."""
     if reference.name == "conference_id":
@@ -530,7 +525,8 @@ async def _unlock_on_exit(
 ) -> None:
     """Unlock after a block; when that is interrupted, begin again and be quick."""
     try:
-        await client.lock("unlock", meeting)
+        if not await client.is_superseded():
+            await client.lock("unlock", meeting)
     except ConferenceClosedError:
         pass
     except DingTalkError as error:

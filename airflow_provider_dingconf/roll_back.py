@@ -10,7 +10,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_dingconf.dingtalk.errors import ConferenceClosedError
-from airflow_provider_dingconf.tries import SUPERSEDED, Try
+from airflow_provider_dingconf.tries import Try
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -27,31 +27,23 @@ class RollBack:
     """What a try of a lock task has locked, and has to unlock if it does not succeed.
 
     :param context: the task's.
-    :param dingtalk_conn_id: the connection to unlock with.
-    :param recognisable: whether to find out if the try is superseded, which is a call to Airflow.
+    :param hook: what locks them; it is to roll nothing back once the try is superseded.
     """
 
-    def __init__(self, context: Context, dingtalk_conn_id: str, *, recognisable: bool) -> None:
+    def __init__(self, context: Context, hook: DingTalkConferenceHook) -> None:
         self.meetings: list[str] = []
         """The meetings that are locked, or may be."""
-        self._dingtalk_conn_id = dingtalk_conn_id
-        ti = context.get("ti") if recognisable else None
-        self._try = Try(ti) if ti is not None else None
+        self._dingtalk_conn_id = hook.dingtalk_conn_id
+        ti = context.get("ti")
+        self._try = hook._this_try = Try(ti) if ti is not None else None
 
     def now(self, hook: DingTalkConferenceHook, *, quickly: bool) -> None:
         """Unlock the meetings, unless this try is superseded; SIGTERM waits.
 
         :param quickly: whether Airflow is about to kill the process.
         """
-        from airflow_provider_dingconf.client.sync import interruptions_held
-
         meetings, self.meetings = self.meetings, []
-        if not meetings:
-            return
-        with interruptions_held():
-            if self._try is not None and self._try.is_superseded():
-                log.warning(SUPERSEDED)
-                return
+        if meetings:
             log.warning("Rolling back: unlocking %d meetings that are or may be locked", len(meetings))
             results = hook._roll_back(meetings, quickly=quickly)
             log_still_locked(one.conference_id for one in results if not is_unlocked(one))
@@ -71,6 +63,7 @@ class RollBack:
         from airflow_provider_dingconf.hooks import DingTalkConferenceHook
 
         hook = DingTalkConferenceHook(self._dingtalk_conn_id)
+        hook._this_try = self._try
         try:
             self.now(hook, quickly=False)
         finally:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import os
 import socket
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import get_current_context
+
+from airflow_provider_dingconf.client.sync import CLEAN_UP_SECONDS
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -14,7 +19,7 @@ if TYPE_CHECKING:
 TRY_KEY = "dingtalk_lock_try"
 """The XCom by which a try finds that out."""
 
-SUPERSEDED = "Airflow has begun another try of this task: nothing is rolled back"
+log = logging.getLogger(f"airflow.task.{__name__}")  # below the logger of a task, as its own
 
 
 class Try:
@@ -40,12 +45,23 @@ class Try:
             return None
         return cls(ti)
 
-    def is_superseded(self) -> bool:
-        """Return whether Airflow has begun another try; if it cannot be asked, it counts as not."""
+    async def is_superseded(self) -> bool:
+        """Return whether Airflow has begun another try; if Airflow does not say so in time, it has not."""
+        with suppress(asyncio.TimeoutError):
+            if await asyncio.wait_for(asyncio.to_thread(self._is_superseded), CLEAN_UP_SECONDS / 2):
+                log.warning("Airflow has begun another try of this task: nothing is rolled back")
+                return True
+        return False
+
+    def _is_superseded(self) -> bool:
+        # Twice: if a request of the task's was interrupted, Airflow 3 responds to that one first.
+        return all(self._is_other() for _ in range(2))
+
+    def _is_other(self) -> bool:
         ti = self._ti
         try:
             found = ti.xcom_pull(task_ids=ti.task_id, key=TRY_KEY, map_indexes=ti.map_index)
-        except BaseException as error:  # an interruption, too: what is locked comes first
+        except Exception as error:
             detail = getattr(getattr(error, "error", None), "detail", None) or {}
             return detail.get("status_code") in {401, 403}  # the try's own token has expired
         return bool(found != self._name)
