@@ -38,13 +38,20 @@ _WIDTH = 300
 
 # Seconds. Airflow's own are for deployments that last longer than a minute, on machines of their own.
 _PACE = {
+    "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "600",
     "AIRFLOW__SCHEDULER__SCHEDULER_HEARTBEAT_SEC": "1",
-    "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.3",
+    "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.5",
     "AIRFLOW__TRIGGERER__JOB_HEARTBEAT_SEC": "1",
     "AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "6",
     "AIRFLOW__WORKERS__EXECUTION_API_TIMEOUT": "60",
     "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "2",
 }
+
+SILENCE = {
+    "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "20",
+    "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "1",
+}
+"""Seconds of silence after which a worker counts as dead: many of its heartbeats."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +77,10 @@ class Run:
     def states(self) -> dict[str, str | None]:
         """Return the state of each task, by its id."""
         return {task["task_id"]: task["state"] for task in self.tasks()}
+
+    def task(self, task_id: str) -> dict[str, Any]:
+        """Return a task instance."""
+        return self.deployment.request("GET", f"{self.path}/taskInstances/{task_id}")
 
     def mark(self, task_id: str, state: str) -> None:
         """Say in which state a task is, whatever it does; Airflow ends one that runs."""
