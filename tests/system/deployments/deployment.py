@@ -6,7 +6,6 @@ import json
 import secrets
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,6 +122,7 @@ class Deployment:
         self.sandbox = sandbox
         self.fernet_key = Fernet.generate_key().decode()
         self.components: dict[str, Component] = {}
+        self._arguments: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {}
         self._session = requests.Session()
         self._session.trust_env = False
         self._password = secrets.token_hex(16)
@@ -164,19 +164,25 @@ class Deployment:
         :param arguments: of the command ``airflow``.
         :param settings: environment variables for this component alone.
         """
+        self._arguments[name] = arguments, settings
         component = Component(name, [str(BIN / "airflow"), *arguments], self.env | settings, self.logs)
         self.components[name] = component
         return component
+
+    def start_again(self, name: str) -> None:
+        """Start a component that has ended, or that was ended, as it was started before."""
+        arguments, settings = self._arguments[name]
+        self.start(name, *arguments, **settings)
 
     def kill(self, name: str) -> None:
         """End a component as a power cut does."""
         self.components.pop(name).kill()
 
     def close(self) -> None:
-        """End all components, all at once."""
+        """End all components, without waiting for what they still have to do."""
         self._session.close()
-        with ThreadPoolExecutor() as pool:
-            list(pool.map(Component.stop, self.components.values()))
+        for component in self.components.values():
+            component.kill()
 
     def said(self, lines: int = 25) -> Iterator[tuple[str, str]]:
         """Yield how the components' and the newest tasks' logs end."""
