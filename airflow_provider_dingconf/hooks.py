@@ -52,6 +52,7 @@ from airflow_provider_dingconf.dingtalk.limits import (
 )
 from airflow_provider_dingconf.get_provider_info import CONNECTION_TYPE
 from airflow_provider_dingconf.metrics import count_request
+from airflow_provider_dingconf.tries import Try
 
 if TYPE_CHECKING:
     import logging
@@ -125,6 +126,8 @@ class DingTalkConferenceHook(BaseHook):
     default_conn_name = "dingtalk_default"
     conn_type = "dingtalk"
     hook_name = "DingTalk"
+    _this_try: Try | None = None
+    """The try of a task that uses the hook, and is to roll nothing back once it is superseded."""
 
     def __init__(
         self,
@@ -202,6 +205,8 @@ class DingTalkConferenceHook(BaseHook):
             count=count_request,
             log=cast("logging.Logger", self.log),
         )
+        if self._this_try is not None:
+            client.is_superseded = self._this_try.is_superseded
         weakref.finalize(self, run_later, client.close).atexit = False
         return client
 
@@ -339,9 +344,13 @@ class DingTalkConferenceHook(BaseHook):
     def locked(self, conference_id: str | None = None, **named: Unpack[Named]) -> Iterator[LockResult]:
         """Lock a meeting for a block of code, and unlock it however the block ends; see :meth:`alocked`.
 
-        On SIGTERM the handler that was there before is called, and ``SystemExit`` is raised in the block.
+        On SIGTERM the handler that was there before is called, and ``SystemExit`` is raised in the block. In
+        a task of which Airflow has begun another try, nothing is unlocked: the other try has locked the
+        meeting.
         """
-        self._connect()
+        client, this_try = self._connect(), Try.current()
+        if this_try is not None:
+            client.is_superseded = this_try.is_superseded
         with termination():
             block = self.alocked(conference_id, **named)
 
@@ -553,7 +562,8 @@ async def _unlock_on_exit(
 ) -> None:
     """Unlock after a block; when that is interrupted, begin again and be quick."""
     try:
-        await client.lock("unlock", meeting)
+        if not await client.is_superseded():
+            await client.lock("unlock", meeting)
     except ConferenceClosedError:
         pass
     except DingTalkError as error:

@@ -135,8 +135,7 @@ class ConferenceOperator(CallingTask):
         result: dict[str, Any] | list[dict[str, Any]]
         try:
             if self.action == "lock":
-                recognisable = is_of_many or self.unlock_on_failure
-                roll_back = RollBack(context, self.dingtalk_conn_id, recognisable=recognisable)
+                roll_back = RollBack(context, hook)
             try:
                 if is_of_many:
                     result = ManyMeetings(self, hook, context, roll_back).act(meetings)

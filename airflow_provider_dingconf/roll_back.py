@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import logging
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
 
 from airflow_provider_dingconf.dingtalk.errors import ConferenceClosedError
+from airflow_provider_dingconf.tries import Try
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -20,31 +20,22 @@ if TYPE_CHECKING:
     from airflow_provider_dingconf.client.bulk import ConferenceResult
     from airflow_provider_dingconf.hooks import DingTalkConferenceHook
 
-TRY_KEY = "dingtalk_lock_try"
-"""The XCom by which a try finds out whether Airflow has begun another one meanwhile."""
-
 log = logging.getLogger(f"airflow.task.{__name__}")  # below the logger of a task, as its own
 
 
 class RollBack:
     """What a try of a lock task has locked, and has to unlock if it does not succeed.
 
-    Airflow deletes a task's XComs when it begins another try: the XCom that is pushed here tells a frozen
-    process that thaws, or one that outlived its scheduler, that its successor has locked the meetings.
-
     :param context: the task's.
-    :param dingtalk_conn_id: the connection to unlock with.
-    :param recognisable: whether to push that XCom, which is a call to Airflow.
+    :param hook: what locks them; it is to roll nothing back once the try is superseded.
     """
 
-    def __init__(self, context: Context, dingtalk_conn_id: str, *, recognisable: bool) -> None:
+    def __init__(self, context: Context, hook: DingTalkConferenceHook) -> None:
         self.meetings: list[str] = []
         """The meetings that are locked, or may be."""
-        self._dingtalk_conn_id = dingtalk_conn_id
-        self._ti: Any = context.get("ti") if recognisable else None
-        if self._ti is not None:
-            self._try = uuid4().hex
-            self._ti.xcom_push(key=TRY_KEY, value=self._try)
+        self._dingtalk_conn_id = hook.dingtalk_conn_id
+        ti = context.get("ti")
+        self._try = hook._this_try = Try(ti) if ti is not None else None
 
     def now(self, hook: DingTalkConferenceHook, *, quickly: bool) -> None:
         """Unlock the meetings, unless this try is superseded; SIGTERM waits.
@@ -57,9 +48,6 @@ class RollBack:
         if not meetings:
             return
         with interruptions_held():
-            if self._is_superseded():
-                log.warning("Airflow has begun another try of this task: nothing is rolled back")
-                return
             log.warning("Rolling back: unlocking %d meetings that are or may be locked", len(meetings))
             results = hook._roll_back(meetings, quickly=quickly)
             log_still_locked(one.conference_id for one in results if not is_unlocked(one))
@@ -79,22 +67,11 @@ class RollBack:
         from airflow_provider_dingconf.hooks import DingTalkConferenceHook
 
         hook = DingTalkConferenceHook(self._dingtalk_conn_id)
+        hook._this_try = self._try
         try:
             self.now(hook, quickly=False)
         finally:
             hook.close()
-
-    def _is_superseded(self) -> bool:
-        """Return whether Airflow has begun another try; if it cannot be asked, it counts as not."""
-        ti = self._ti
-        if ti is None:
-            return False
-        try:
-            found = ti.xcom_pull(task_ids=ti.task_id, key=TRY_KEY, map_indexes=ti.map_index)
-        except BaseException as error:  # an interruption, too: what is locked comes first
-            detail = getattr(getattr(error, "error", None), "detail", None) or {}
-            return detail.get("status_code") in {401, 403}  # the try's own token has expired
-        return bool(found != self._try)
 
 
 def is_unlocked(result: ConferenceResult) -> bool:

@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import socket
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -65,6 +66,8 @@ def clean(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 def _let_tasks_log() -> None:
     """Undo what a run, and a migration, of Airflow 2 leaves behind: logs that go where standard output was."""
+    if "airflow" not in sys.modules:
+        return
     from airflow.providers.common.compat.sdk import AIRFLOW_V_3_0_PLUS
 
     loggers = [logging.getLogger(), logging.getLogger("airflow.task")]

@@ -35,6 +35,7 @@ DOWNWARDS = (
     "task_state",
     "tasks",
     "hooks",
+    "tries",
     "client",
     "outcomes",
     "links",

@@ -18,6 +18,7 @@ from airflow.providers.common.compat.sdk import AirflowFailException
 from faults.scenarios import killer_of
 from test_operators import Ran, run_dag
 
+from airflow_provider_dingconf import tries
 from airflow_provider_dingconf.client import token_cache
 from airflow_provider_dingconf.dingtalk.errors import CredentialsError, DingTalkError, InvalidInputError
 from airflow_provider_dingconf.hooks import DingTalkConferenceHook
@@ -379,6 +380,24 @@ def test_a_section_is_rolled_back_if_airflow_cannot_be_asked_for_another_try(
     with pytest.raises(AirflowFailException):
         lock([fine, "sandbox-noPermission"], unlock_on_failure=True).execute(context)
     assert unlocked(sandbox) == [fine]
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_block_that_raises_unlocks_unless_its_try_is_superseded(
+    sandbox: Sandbox, conn: Any, monkeypatch: pytest.MonkeyPatch, begun: bool
+) -> None:
+    meeting, context = sandbox.create_conference(), a_try()
+    monkeypatch.setattr(tries, "get_current_context", lambda: context)
+
+    def work() -> None:
+        with DingTalkConferenceHook().locked(meeting):
+            if begun:
+                context["ti"].xcoms = {}
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        work()
+    assert sandbox.conference(meeting).locked == begun
 
 
 def test_outside_a_section_a_failed_lock_keeps_the_meetings_it_locked(sandbox: Sandbox, conn: Any) -> None:

@@ -70,6 +70,10 @@ async def _mask_nothing(_secrets: Iterable[str]) -> None:
     pass
 
 
+async def _never() -> bool:
+    return False
+
+
 @dataclass
 class Attempts:
     """What the attempts of one call have in common.
@@ -125,6 +129,8 @@ class DingTalkClient:
         self._mask = mask
         self._count = count
         self._log = log
+        self.is_superseded: Callable[[], Awaitable[bool]] = _never
+        """Returns whether another process has locked the same meetings since; they then stay locked."""
         self._masked: Token | None = None
         self.sessions: dict[asyncio.AbstractEventLoop, _OpenSession] = {}
 
@@ -391,11 +397,13 @@ class DingTalkClient:
     async def roll_back(
         self, meetings: Sequence[Reference], *, quickly: bool = False
     ) -> list[ConferenceResult]:
-        """Unlock meetings whose lock is not wanted any more; raises nothing.
+        """Unlock meetings whose lock is not wanted any more, unless superseded; raises nothing.
 
         :param quickly: whether the process is about to be killed: all of it then has
             :data:`~airflow_provider_dingconf.client.sync.CLEAN_UP_SECONDS`.
         """
+        if await self.is_superseded():
+            return []
         client = copy.copy(self)
         # Whatever the task allows its calls: the roll-back is to succeed.
         client.max_attempts, client.max_seconds = MAX_ATTEMPTS, MAX_SECONDS

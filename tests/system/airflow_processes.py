@@ -151,6 +151,11 @@ class Component:
         if self.process.returncode is None:
             self._kill(self._children())
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether the component has ended, by itself or not."""
+        return self.process.returncode is not None or self._ended() is not None
+
     def _ended(self) -> os.waitid_result | None:
         """Return how the process ended, if it has, and leave its pid to it: no other process gets it."""
         return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
@@ -201,7 +206,7 @@ def environment(home: Path, **settings: str) -> dict[str, str]:
     kept = {
         name: value
         for name, value in os.environ.items()
-        if not name.startswith("AIRFLOW") and not name.lower().endswith("_proxy")
+        if not name.startswith(("AIRFLOW", "PYTHONDONTWRITE")) and not name.lower().endswith("_proxy")
     }
     return {
         **kept,

@@ -1,4 +1,8 @@
-"""What all real deployments have in common: they end when the tests do, in whichever way those end."""
+"""What all real deployments have in common: they end when the tests do, in whichever way those end.
+
+Tests that are marked as ``slow`` take minutes, and are not among those of CI: ``make test-system ONLY=--slow``
+runs them, too.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +17,18 @@ import pytest
 _PR_SET_PDEATHSIG = 1
 
 
-def pytest_configure() -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="run the tests that take minutes, too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--slow"):
+        items[:] = [item for item in items if not item.get_closest_marker("slow")]
+
+
+def pytest_configure(config: pytest.Config) -> None:
     """Let the end of a run, even by SIGKILL, end its processes by SIGTERM: xdist would leave theirs behind."""
+    config.addinivalue_line("markers", "slow: takes minutes")
     if "PYTEST_XDIST_WORKER" in os.environ and sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 

@@ -6,7 +6,6 @@ import json
 import secrets
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,13 +37,20 @@ _WIDTH = 300
 
 # Seconds. Airflow's own are for deployments that last longer than a minute, on machines of their own.
 _PACE = {
+    "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "600",
     "AIRFLOW__SCHEDULER__SCHEDULER_HEARTBEAT_SEC": "1",
-    "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.3",
+    "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.5",
     "AIRFLOW__TRIGGERER__JOB_HEARTBEAT_SEC": "1",
     "AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "6",
     "AIRFLOW__WORKERS__EXECUTION_API_TIMEOUT": "60",
     "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "2",
 }
+
+SILENCE = {
+    "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "20",
+    "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "1",
+}
+"""Seconds of silence after which a worker counts as dead: many of its heartbeats."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +76,10 @@ class Run:
     def states(self) -> dict[str, str | None]:
         """Return the state of each task, by its id."""
         return {task["task_id"]: task["state"] for task in self.tasks()}
+
+    def task(self, task_id: str) -> dict[str, Any]:
+        """Return a task instance."""
+        return self.deployment.request("GET", f"{self.path}/taskInstances/{task_id}")
 
     def mark(self, task_id: str, state: str) -> None:
         """Say in which state a task is, whatever it does; Airflow ends one that runs."""
@@ -112,6 +122,7 @@ class Deployment:
         self.sandbox = sandbox
         self.fernet_key = Fernet.generate_key().decode()
         self.components: dict[str, Component] = {}
+        self._arguments: dict[str, tuple[tuple[str, ...], dict[str, str]]] = {}
         self._session = requests.Session()
         self._session.trust_env = False
         self._password = secrets.token_hex(16)
@@ -153,19 +164,25 @@ class Deployment:
         :param arguments: of the command ``airflow``.
         :param settings: environment variables for this component alone.
         """
+        self._arguments[name] = arguments, settings
         component = Component(name, [str(BIN / "airflow"), *arguments], self.env | settings, self.logs)
         self.components[name] = component
         return component
+
+    def start_again(self, name: str) -> None:
+        """Start a component that has ended, or that was ended, as it was started before."""
+        arguments, settings = self._arguments[name]
+        self.start(name, *arguments, **settings)
 
     def kill(self, name: str) -> None:
         """End a component as a power cut does."""
         self.components.pop(name).kill()
 
     def close(self) -> None:
-        """End all components, all at once."""
+        """End all components, without waiting for what they still have to do."""
         self._session.close()
-        with ThreadPoolExecutor() as pool:
-            list(pool.map(Component.stop, self.components.values()))
+        for component in self.components.values():
+            component.kill()
 
     def said(self, lines: int = 25) -> Iterator[tuple[str, str]]:
         """Yield how the components' and the newest tasks' logs end."""

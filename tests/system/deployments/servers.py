@@ -11,29 +11,42 @@ import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 
 import psycopg2
 import redis
 
-from system.airflow_processes import DeploymentError, free_port, running
+from system.airflow_processes import Component, DeploymentError, free_port, running
 
 USER = "airflow"
 HURRY = ("fsync=off", "synchronous_commit=off", "full_page_writes=off", "max_connections=200")
 """Settings of a database that need not outlive a power cut."""
 
 
-@dataclass(frozen=True)
 class Postgres:
-    """A running PostgreSQL cluster; its one database is ``postgres``."""
+    """A PostgreSQL cluster, once it is started; its one database is ``postgres``.
 
-    port: int
-    password: str
+    :param command: what runs the server.
+    :param port: its port.
+    :param password: that of :data:`USER`.
+    :param logs: the directory of its log.
+    """
+
+    def __init__(self, command: Sequence[str], port: int, password: str, logs: Path) -> None:
+        self._command, self._port, self._password, self._logs = command, port, password, logs
+
+    def start(self) -> None:
+        """Start the server, and wait until it lets one in."""
+        self._server = Component("postgres", self._command, dict(os.environ), self._logs)
+        self._server.wait_for(self.accepts, "connection to PostgreSQL")
+
+    def stop(self) -> None:
+        """End the server, and all connections to it."""
+        self._server.stop()
 
     def url(self, scheme: str = "postgresql+psycopg2") -> str:
         """Return its address, as SQLAlchemy writes it."""
-        return f"{scheme}://{USER}:{self.password}@127.0.0.1:{self.port}/postgres"
+        return f"{scheme}://{USER}:{self._password}@127.0.0.1:{self._port}/postgres"
 
     def rows(self, query: str, *values: object) -> list[tuple]:
         """Return what a query finds."""
@@ -60,12 +73,12 @@ class Postgres:
 def running_postgres(logs: Path) -> Iterator[Postgres]:
     """Make a cluster and run it for a block."""
     initdb, server = _server("initdb"), _server("postgres")
-    postgres = Postgres(free_port(), secrets.token_hex(16))
+    port, secret = free_port(), secrets.token_hex(16)
     # Not where pytest keeps its files, which PostgreSQL's user may not enter.
     home = Path(tempfile.mkdtemp(prefix="postgres-", dir="/tmp"))
     try:
         password = home / "password"
-        password.write_text(postgres.password)
+        password.write_text(secret)
         as_user = _not_root(home, password)
         _run(
             [
@@ -82,15 +95,18 @@ def running_postgres(logs: Path) -> Iterator[Postgres]:
         )
         settings = [
             "listen_addresses=127.0.0.1",
-            f"port={postgres.port}",
+            f"port={port}",
             f"unix_socket_directories={home}",
             *HURRY,
         ]
         command = [*as_user, server, "-D", str(home / "data")]
         command += [part for setting in settings for part in ("-c", setting)]
-        with running("postgres", command, dict(os.environ), logs) as running_server:
-            running_server.wait_for(postgres.accepts, "connection to PostgreSQL")
+        postgres = Postgres(command, port, secret, logs)
+        postgres.start()
+        try:
             yield postgres
+        finally:
+            postgres.stop()
     finally:
         shutil.rmtree(home, ignore_errors=True)
 

@@ -8,11 +8,12 @@ from collections.abc import Iterator
 import pytest
 
 from airflow_provider_dingconf.sandbox import Sandbox
-from system.airflow_processes import PATIENCE
-from system.deployments.deployment import Deployment, deployed
+from system.airflow_processes import PATIENCE, wait_for
+from system.deployments.deployment import SILENCE, Deployment, deployed
 from system.deployments.servers import running_redis
 
-MEETINGS = 100
+MEETINGS = 30
+WORKERS = ("worker-1", "worker-2")
 
 
 @pytest.fixture(scope="module")
@@ -27,9 +28,14 @@ def deployment(tmp_path_factory: pytest.TempPathFactory, dingtalk: Sandbox) -> I
             "AIRFLOW__CELERY__WORKER_PREFETCH_MULTIPLIER": "1",
             # Two workers on one host: each is told apart by its user's name, which is what this asks for.
             "AIRFLOW__CORE__HOSTNAME_CALLABLE": "getpass.getuser",
+            # A killed worker takes along what it was about to begin. No more is queued than can begin soon.
+            "AIRFLOW__CORE__PARALLELISM": "8",
+            "AIRFLOW__SCHEDULER__TASK_QUEUED_TIMEOUT": "30",
+            "AIRFLOW__SCHEDULER__TASK_QUEUED_TIMEOUT_CHECK_INTERVAL": "2",
+            **SILENCE,
         }
         with deployed(home, dingtalk, **settings) as running:
-            workers = [
+            for name in WORKERS:
                 running.start(
                     name,
                     *("celery", "worker", "--concurrency", "3", "--celery-hostname", f"{name}@localhost"),
@@ -37,16 +43,15 @@ def deployment(tmp_path_factory: pytest.TempPathFactory, dingtalk: Sandbox) -> I
                     *("--without-gossip", "--without-mingle"),
                     LOGNAME=name,
                 )
-                for name in ("worker-1", "worker-2")
-            ]
-            for worker in workers:
-                worker.wait_for_line(" ready.")
+            for name in WORKERS:
+                running.components[name].wait_for_line(" ready.")
             running.wait_for_dags("many_locks")
             yield running
 
 
-def test_two_workers_lock_a_hundred_meetings(deployment: Deployment, dingtalk: Sandbox) -> None:
+def test_two_workers_lock_many_meetings_with_one_token(deployment: Deployment, dingtalk: Sandbox) -> None:
     meetings = [dingtalk.create_conference() for _ in range(MEETINGS)]
+    dingtalk.clear()
     run = deployment.run("many_locks", conference_ids=meetings)
     assert run.end(seconds=5 * PATIENCE) == "success"
 
@@ -60,3 +65,22 @@ def test_two_workers_lock_a_hundred_meetings(deployment: Deployment, dingtalk: S
     assert {*done_by} == {"worker-1", "worker-2"}
     assert done_by.total() == MEETINGS
     print(f"locks by worker: {dict(done_by)}")
+
+
+@pytest.mark.parametrize("sections", [12, pytest.param(60, marks=pytest.mark.slow)])
+def test_no_section_leaves_its_meeting_locked_when_one_worker_after_the_other_is_killed(
+    deployment: Deployment, dingtalk: Sandbox, sections: int
+) -> None:
+    meetings = [dingtalk.create_conference() for _ in range(sections)]
+    dingtalk.clear()
+    run = deployment.run("many_sections", conference_ids=meetings)
+    for number, name in enumerate(WORKERS, 1):
+        wait_for(lambda number=number: len(dingtalk.calls_of("lock")) >= number * sections // 3, "locks")
+        deployment.kill(name)
+        (deployment.home / f"{name}.pid").unlink(missing_ok=True)
+        deployment.start_again(name)
+    run.end(seconds=5 * PATIENCE)
+    assert {meeting for meeting in meetings if dingtalk.conference(meeting).locked} == set()
+    assert {call.conference_id for call in dingtalk.calls_of("lock")} == {*meetings}
+    states = {(task["task_id"], task["state"]) for task in run.tasks()}
+    print(f"calls: {Counter(call.name for call in dingtalk.calls)}, states: {states}")

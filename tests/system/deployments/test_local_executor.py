@@ -5,16 +5,19 @@ from __future__ import annotations
 import base64
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
 from airflow_provider_dingconf.sandbox import Fault, Sandbox
 from system.airflow_processes import wait_for
-from system.deployments.deployment import Deployment, Run, deployed
+from system.deployments.deployment import SILENCE, Deployment, Run, deployed
 
+MANY = 120
 THROTTLED = "Forbidden.AccessDenied.QpmLimitForAppkeyAndApi"
 
 
@@ -23,14 +26,12 @@ def deployment(tmp_path_factory: pytest.TempPathFactory, dingtalk: Sandbox) -> I
     home = tmp_path_factory.mktemp("local-executor")
     settings = {
         "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
-        "AIRFLOW__CORE__PARALLELISM": "4",
-        # Seconds of silence after which a worker counts as dead: many of its heartbeats.
-        "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "30",
-        "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "1",
+        "AIRFLOW__CORE__PARALLELISM": "8",
+        **SILENCE,
     }
     with deployed(home, dingtalk, **settings) as running:
         running.start("triggerer", "triggerer", "--skip-serve-logs")
-        running.wait_for_dags("locked_section", "locked_block", "lock", "retried_lock")
+        running.wait_for_dags("locked_section", "notified_section", "section_with_a_deadline")
         yield running
 
 
@@ -42,23 +43,81 @@ def meeting(dingtalk: Sandbox) -> str:
 
 
 class Section:
-    """A run of ``locked_section``, or of another DAG whose work ends when it is told to."""
+    """A run of ``locked_section``, or of another DAG whose work ends when it is told to.
+
+    :param desk: a directory of its own.
+    """
 
     def __init__(
-        self, deployment: Deployment, meeting: str, desk: Path, dag_id: str = "locked_section"
+        self,
+        deployment: Deployment,
+        meeting: str,
+        desk: Path,
+        dag_id: str = "locked_section",
+        **conf: Any,
     ) -> None:
-        self.desk = desk
-        self.run: Run = deployment.run(dag_id, conference_id=meeting, desk=str(desk))
+        self.meeting = meeting
+        self._pid, self._done = desk / "pid", desk / "done"
+        self.run: Run = deployment.run(dag_id, conference_id=meeting, desk=str(desk), **conf)
 
-    def working(self) -> int:
-        """Wait until the work is being done, and return the process that does it."""
-        pid = self.desk / "pid"
-        self.run.wait_for(pid.exists, "work")
-        return int(pid.read_text())
+    def working(self, apart_from: int = 0) -> int:
+        """Wait until the work is being done, by another process than this one, and return the process."""
+
+        def pid() -> int:
+            found = int(self._pid.read_text()) if self._pid.exists() else 0
+            return 0 if found == apart_from else found
+
+        return self.run.wait_for(pid, "work")
 
     def finish(self) -> None:
         """Tell the work that it is done."""
-        (self.desk / "done").touch()
+        self._done.touch()
+
+    def end(self, dingtalk: Sandbox) -> str:
+        """Wait until the run has ended with an unlocked meeting, and return the state it ends in."""
+        state = self.run.end()
+        wait_for(lambda: dingtalk.join(self.meeting, "latecomer"), "unlocked meeting")
+        return state
+
+
+def send(signum: int, task: int) -> None:
+    """Send a signal to the worker that watches over a task, and to the task."""
+    for pid in (psutil.Process(task).ppid(), task):
+        os.kill(pid, signum)
+
+
+@pytest.fixture(scope="module")
+def silenced(
+    deployment: Deployment, dingtalk: Sandbox, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, tuple[Section, int]]:
+    """Return runs with a process that was killed or frozen together with its worker, by what it was doing.
+
+    All at once: Airflow takes its time to notice.
+    """
+
+    def begin(name: str, dag_id: str) -> Section:
+        meeting = dingtalk.create_conference(name)
+        if "lock" in name:
+            dingtalk.fail(Fault(call="lock", path=meeting, delay=60, after=True, times=1))
+        return Section(deployment, meeting, tmp_path_factory.mktemp("silenced"), dag_id)
+
+    begun = {
+        "killed at work": begin("killed at work", "locked_section"),
+        "killed in the lock": begin("killed in the lock", "notified_section"),
+        "frozen in the lock": begin("frozen in the lock", "locked_section"),
+        "frozen in the block": begin("frozen in the block", "locked_block"),
+    }
+    found = {}
+    for name, section in begun.items():
+        if "in the lock" in name:
+            locked = dingtalk.conference(section.meeting)
+            section.run.wait_for(lambda locked=locked: locked.locked, "lock whose answer is delayed")
+            pid = section.run.task("lock_conference")["pid"]
+        else:
+            pid = section.working()
+        send(signal.SIGKILL if "killed" in name else signal.SIGSTOP, pid)
+        found[name] = section, pid
+    return found
 
 
 def calls_about(dingtalk: Sandbox, meeting: str) -> list[tuple[str, int | None]]:
@@ -87,8 +146,7 @@ def test_a_meeting_is_locked_while_the_work_is_done(
     section.working()
     assert not dingtalk.join(meeting, "latecomer")
     section.finish()
-    assert section.run.end() == "success"
-    assert dingtalk.join(meeting, "latecomer")
+    assert section.end(dingtalk) == "success"
     assert calls_about(dingtalk, meeting) == [("lock", 200), ("unlock", 200)]
 
 
@@ -108,23 +166,107 @@ def test_a_task_that_is_marked_as_failed_while_it_locks_leaves_no_lock(
     assert ({*locks}, unlock) == ({"lock"}, "unlock")
 
 
-@pytest.mark.parametrize("victim", ["task", "worker"])
 def test_a_meeting_is_unlocked_when_the_work_is_killed(
-    deployment: Deployment, dingtalk: Sandbox, meeting: str, tmp_path: Path, victim: str
+    deployment: Deployment, dingtalk: Sandbox, meeting: str, tmp_path: Path
 ) -> None:
     section = Section(deployment, meeting, tmp_path)
-    task = section.working()
-    if victim == "worker":
-        # The worker watches over the task, and says at once that it ended. Without it, its silence says so.
-        os.kill(psutil.Process(task).ppid(), signal.SIGKILL)
-    os.kill(task, signal.SIGKILL)
-
-    end = section.run.end()
-    expected = {"lock_conference": "success", "work": "failed", "unlock_conference": "success"}
-    assert expected.items() <= section.run.states().items()
-    assert dingtalk.join(meeting, "latecomer")
+    os.kill(section.working(), signal.SIGKILL)
+    assert section.end(dingtalk) == "failed", "the work was not done"
     assert calls_about(dingtalk, meeting) == [("lock", 200), ("unlock", 200)]
-    assert end == "failed", "the work was not done"
+
+
+def test_a_meeting_is_unlocked_when_the_worker_is_killed(
+    dingtalk: Sandbox, silenced: dict[str, tuple[Section, int]]
+) -> None:
+    section, _ = silenced["killed at work"]
+    assert section.end(dingtalk) == "failed", "the work was not done"
+    assert calls_about(dingtalk, section.meeting) == [("lock", 200), ("unlock", 200)]
+
+
+def test_the_notifier_unlocks_after_a_lock_that_lost_its_worker_at_its_last_try(
+    dingtalk: Sandbox, silenced: dict[str, tuple[Section, int]]
+) -> None:
+    section, _ = silenced["killed in the lock"]
+    assert section.end(dingtalk) == "failed"
+    states = section.run.states()
+    assert states["lock_conference"] == "failed"
+    assert states["unlock_conference"] in {"upstream_failed", "skipped"}
+
+
+@pytest.mark.parametrize("doing", ["frozen in the lock", "frozen in the block"])
+def test_a_try_that_thaws_during_its_retry_rolls_nothing_back(
+    dingtalk: Sandbox, silenced: dict[str, tuple[Section, int]], doing: str
+) -> None:
+    section, frozen = silenced[doing]
+    section.working(apart_from=frozen)
+    send(signal.SIGCONT, frozen)
+    end_of(frozen)
+    assert not dingtalk.join(section.meeting, "latecomer")
+    assert not {("unlock", 200)} & {*calls_about(dingtalk, section.meeting)}
+    section.finish()
+    assert section.end(dingtalk) == "success"
+
+
+def test_all_of_many_are_locked_when_the_work_begins_although_the_scheduler_was_killed_meanwhile(
+    deployment: Deployment, dingtalk: Sandbox, meeting: str, tmp_path: Path
+) -> None:
+    """The process that locks lives on without its scheduler, until Airflow tells it that it is superseded."""
+    meetings = [dingtalk.create_conference() for _ in range(MANY)]
+
+    def locked() -> int:
+        return sum(dingtalk.conference(each).locked for each in meetings)
+
+    section = Section(deployment, meeting, tmp_path, "section_of_many", conference_ids=meetings)
+    section.run.wait_for(lambda: locked() > MANY / 4, "locks")
+    killed = deployment.components["scheduler"]
+    os.kill(killed.pid, signal.SIGKILL)
+    try:
+        deployment.start_again("scheduler")
+        section.working()
+        assert locked() == MANY
+        time.sleep(5)
+        assert locked() == MANY
+        section.finish()
+        assert section.run.end() == "success"
+        wait_for(lambda: locked() == 0, "unlocked meetings")
+    finally:
+        killed.kill()
+
+
+def test_the_notifier_unlocks_when_a_run_reaches_its_timeout(
+    deployment: Deployment, dingtalk: Sandbox, meeting: str, tmp_path: Path
+) -> None:
+    section = Section(deployment, meeting, tmp_path, "notified_section")
+    section.working()
+    started = "UPDATE dag_run SET start_date = start_date - interval '1 hour' WHERE run_id = %s RETURNING 1"
+    assert deployment.postgres.rows(started, section.run.run_id)
+    assert section.end(dingtalk) == "failed"
+    assert section.run.states()["unlock_conference"] == "skipped"
+
+
+def test_the_notifier_unlocks_after_an_unlock_that_is_marked_as_failed(
+    deployment: Deployment, dingtalk: Sandbox, meeting: str, tmp_path: Path
+) -> None:
+    dingtalk.fail(Fault(call="unlock", path=meeting, delay=60, times=1))
+    section = Section(deployment, meeting, tmp_path, "notified_section")
+    section.finish()
+    section.run.wait_for(lambda: dingtalk.calls_of("unlock")[-1:], "unlock")
+    section.run.mark("unlock_conference", "failed")
+    assert section.end(dingtalk) == "failed"
+    assert section.run.states()["unlock_conference"] == "failed"
+
+
+def test_the_notifier_unlocks_when_a_deadline_passes(
+    deployment: Deployment, dingtalk: Sandbox, meeting: str, tmp_path: Path
+) -> None:
+    section = Section(deployment, meeting, tmp_path, "section_with_a_deadline")
+    section.working()
+    passed = "UPDATE deadline SET deadline_time = now() RETURNING 1"
+    assert deployment.postgres.rows(passed) == [(1,)]
+    wait_for(lambda: dingtalk.join(meeting, "latecomer"), "unlocked meeting")
+    assert section.run.state == "running", "a deadline ends no run"
+    section.finish()
+    assert section.end(dingtalk) == "success"
 
 
 def end_of(pid: int) -> None:
@@ -153,10 +295,8 @@ def test_a_meeting_is_unlocked_when_the_work_is_marked_as_failed(
 
     section.run.mark("work", "failed")
     end_of(pid)
-    assert section.run.end() == "failed"
-    states = section.run.states()
-    assert (others | {"work": "failed"}).items() <= states.items()
-    wait_for(lambda: not dingtalk.conference(meeting).locked, "unlocked meeting")
+    assert section.end(dingtalk) == "failed"
+    assert (others | {"work": "failed"}).items() <= section.run.states().items()
     assert calls_about(dingtalk, meeting) == [("lock", 200), ("unlock", 200)]
 
 

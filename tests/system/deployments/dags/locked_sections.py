@@ -7,9 +7,10 @@ import time
 from datetime import timedelta
 from pathlib import Path
 
-from airflow.providers.common.compat.sdk import DAG, Param, task
+from airflow.sdk import DAG, AsyncCallback, DeadlineAlert, DeadlineReference, Param, task, task_group
 
 from airflow_provider_dingconf.hooks import DingTalkConferenceHook
+from airflow_provider_dingconf.notifications import UnlockConferenceNotifier
 from airflow_provider_dingconf.operators import LockConferenceOperator, conference_lock
 
 CONFERENCE = {"conference_id": Param(type="string")}
@@ -30,18 +31,47 @@ def work_until_told(desk: str) -> None:
 
 WORK = CONFERENCE | {"desk": Param(type="string")}
 
-with DAG("locked_section", schedule=None, params=WORK):
 
-    @task
-    def work(desk: str) -> None:
-        work_until_told(desk)
+@task
+def work(desk: str) -> None:
+    work_until_told(desk)
 
-    with conference_lock("{{ params.conference_id }}"):
-        work("{{ params.desk }}")
+
+with DAG("locked_section", schedule=None, params=WORK), conference_lock("{{ params.conference_id }}"):
+    work("{{ params.desk }}")
+
+with (
+    DAG(
+        "notified_section",
+        schedule=None,
+        params=WORK,
+        dagrun_timeout=timedelta(hours=1),
+        on_failure_callback=UnlockConferenceNotifier(conference_id="{{ params.conference_id }}"),
+    ),
+    conference_lock("{{ params.conference_id }}", retries=0),
+):
+    work("{{ params.desk }}")
+
+with (
+    DAG(
+        "section_with_a_deadline",
+        schedule=None,
+        params=WORK,
+        deadline=DeadlineAlert(
+            reference=DeadlineReference.DAGRUN_QUEUED_AT,
+            interval=timedelta(hours=1),
+            callback=AsyncCallback(
+                UnlockConferenceNotifier, {"conference_id": "{{ dag_run.conf['conference_id'] }}"}
+            ),
+        ),
+    ),
+    conference_lock("{{ params.conference_id }}"),
+):
+    work("{{ params.desk }}")
 
 with DAG("locked_block", schedule=None, params=WORK):
 
-    @task(task_id="work")
+    @task(task_id="work", retries=1, retry_delay=timedelta(seconds=1))
     def work_in_block(conference_id: str, desk: str) -> None:
         with DingTalkConferenceHook().locked(conference_id):
             work_until_told(desk)
@@ -60,12 +90,32 @@ with DAG("retried_lock", schedule=None, params=CONFERENCE):
         retry_delay=timedelta(hours=1),
     )
 
-with DAG("many_locks", schedule=None, params={"conference_ids": Param(type="array")}, max_active_tasks=100):
+MANY = {"conference_ids": Param(type="array")}
 
-    @task
-    def conferences(params: dict[str, list[str]] | None = None) -> list[str]:
-        """Return the meetings to lock."""
-        assert params
-        return [*params["conference_ids"]]
 
+@task
+def conferences(params: dict[str, list[str]] | None = None) -> list[str]:
+    """Return the meetings to lock."""
+    assert params
+    return [*params["conference_ids"]]
+
+
+with DAG("section_of_many", schedule=None, params=MANY | WORK), conference_lock(conferences()):
+    work("{{ params.desk }}")
+
+with DAG("many_locks", schedule=None, params=MANY, max_active_tasks=100):
     LockConferenceOperator.partial(task_id="lock").expand(conference_id=conferences())
+
+with DAG("many_sections", schedule=None, params=MANY, max_active_tasks=100):
+
+    @task(retries=2, retry_delay=timedelta(seconds=1))
+    def work_a_while() -> None:
+        time.sleep(2)
+
+    @task_group
+    def section(conference_id: str) -> None:
+        """Work while one of the meetings is locked."""
+        with conference_lock(conference_id):
+            work_a_while()
+
+    section.expand(conference_id=conferences())
