@@ -239,7 +239,7 @@ class LockConferenceOperator(ConferenceOperator):
 
     The XCom is a dict of ``conference_id``, ``action``, ``success``, ``attempts`` and ``request_id``, and of
     ``error`` if the call failed and ``on_error`` makes that a success. The error code decides what a refusal
-    makes of the task: see :data:`~airflow_provider_dingconf.dingtalk.errors.ERRORS`.
+    makes of the task: see :data:`~airflow_provider_dingconf.dingtalk.error_codes.ERRORS`.
     Source: `Lock a meeting <https://help.dingtalk.io/open/development/api-lockconference>`__.
 
     Of the first four parameters exactly one is given. With a list, or with ``running``, the XCom is a list of

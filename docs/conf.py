@@ -42,7 +42,6 @@ nitpick_ignore_regex = [
     (r"py:.*", r"(?!airflow_provider_dingconf\.).*"),
     (r"py:.*", r"airflow_provider_dingconf\.(client|dingtalk\.(calls|conferences|events))\..*"),
     (r"py:meth", r".*\.a[a-z]+_conferences?"),
-    (r"py:data", r"airflow_provider_dingconf\.dingtalk\.errors\.ERRORS"),  # TODO: in error_codes
 ]
 
 

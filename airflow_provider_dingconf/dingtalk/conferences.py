@@ -42,7 +42,7 @@ PAGE = 20
 MAX_TITLE = 256
 """Characters of a title that a pattern is searched in: the triggerer's one event loop searches, too."""
 
-CONFERENCES = "/v1.0/conference/videoConferences"
+_CONFERENCES = "/v1.0/conference/videoConferences"
 _SCHEDULE_PAGE = "query-appointment-meeting-history-meeting-information"
 _SEPARATORS = re.compile(r"[\s\-\u2010-\u2015]+")
 _MAX_LISTED = 5
@@ -282,7 +282,7 @@ def conference_call(meeting: Reference) -> Call:
     Source: `Query a meeting
     <https://help.dingtalk.io/open/development/querying-video-conference-information>`__.
     """
-    path, page = f"{CONFERENCES}/{meeting.conference_id}", "querying-video-conference-information"
+    path, page = f"{_CONFERENCES}/{meeting.conference_id}", "querying-video-conference-information"
     name = f"query {meeting.conference_id}"
     return Call(name, "GET", path, page=page, kind="get_conference", read=_read_conference)
 
@@ -295,7 +295,7 @@ def query_call(conference_ids: Sequence[str]) -> Call:
     """
     name, body = f"query {len(conference_ids)} meetings", {"conferenceIdList": list(conference_ids)}
     page = "batch-query-of-video-conference-information"
-    path = f"{CONFERENCES}/query"
+    path = f"{_CONFERENCES}/query"
     return Call(name, "POST", path, body, page=page, kind="query_conferences", read=_read_running)
 
 
@@ -317,7 +317,7 @@ def list_call(meetings: Reference | None = None, *tokens: str, max_results: int 
         name, page = f"meetings of room code {meetings.value}", "api-queryconferenceinfobyroomcode"
         path = f"/v1.0/conference/roomCodes/{meetings.value}/infos"
     elif meetings:
-        path, page = f"{CONFERENCES}/scheduleConferences/{meetings.value}", _SCHEDULE_PAGE
+        path, page = f"{_CONFERENCES}/scheduleConferences/{meetings.value}", _SCHEDULE_PAGE
         name = f"meetings of schedule {meetings.value}"
     params: dict[str, Any] = {"maxResults": max_results}
     if tokens:

@@ -75,6 +75,10 @@ _SENT = (
     ErrorCode("invalidScheduleConferenceId", (400,), e.ParameterError, _MEETING, None, "DingTalk does not accept the schedule's id.", "Check schedule_conference_id: it takes a scheduled meeting's scheduleConferenceId; a conferenceId goes into conference_id."),
     *(ErrorCode(code, (400,), e.ParameterError, _MEETING, None, _PARAMETER, _CHECK_MEETING) for code in ("missingRoomId", "missingRoomCode", "paramError", "unknownUserError")),
     ErrorCode("resourceClose", (400,), e.ConferenceClosedError, _MEETING, None, "The meeting has ended.", "There is nothing left to do."),
+    # The call that creates a meeting.
+    ErrorCode("paramsTitleError", (400,), e.ParameterError, _MEETING, None, "DingTalk does not accept the title.", "Give a title of 1 to 256 characters."),
+    ErrorCode("waterLimitError", (404,), e.RefusedError, _MEETING, None, "A limit of DingTalk's for creating meetings is reached.", "Close meetings that are still open, or ask an administrator of the organisation."),
+    ErrorCode("permissionError", (404,), e.PermissionDeniedError, _MEETING, None, "The app may not create a meeting of this creator.", "Check creator_id, and that the app has VideoConference.Conference.Write."),
     # Access tokens.
     ErrorCode("InvalidAuthentication", (400, 401), e.AccessTokenError, _APP, None, "The access token is expired, revoked or not known.", _CHECK_TOKEN),
     ErrorCode("AuthenticationFailed.MissingParameter", (400,), e.AccessTokenError, _APP, None, "No access token reached DingTalk.", "Check whether a proxy removes the header x-acs-dingtalk-access-token, and the connection's Access token."),

@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_dingconf.dingtalk.calls import Call, check_text, moment_of, shown, text_of
-from airflow_provider_dingconf.dingtalk.conferences import CONFERENCES, listed_in, next_token_of, unreadable
+from airflow_provider_dingconf.dingtalk.conferences import listed_in, next_token_of, unreadable
 from airflow_provider_dingconf.dingtalk.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ MEMBERS_PAGE = "querying-video-conference-members"
 MEMBERS = 500
 """Members on one page: DingTalk's default is 128, and it documents no upper limit."""
 
+_CONFERENCES = "/v1.0/conference/videoConferences"
 _LONGEST = 10**15  # milliseconds that a timedelta can hold
 
 
@@ -170,7 +171,7 @@ def create_call(
     return Call(
         "create a meeting",
         "POST",
-        CONFERENCES,
+        _CONFERENCES,
         body,
         page=CREATE_PAGE,
         kind="create_conference",
@@ -189,7 +190,7 @@ def close_call(meeting: Reference, creator_id: object) -> Call:
     :raises InvalidInputError: a value is missing or of another type.
     """
     params = {"unionId": check_text("creator_id", creator_id)}
-    path = f"{CONFERENCES}/{meeting.conference_id}"
+    path = f"{_CONFERENCES}/{meeting.conference_id}"
     return Call(
         f"close {meeting.conference_id}",
         "DELETE",
@@ -212,6 +213,6 @@ def members_call(meeting: Reference, *tokens: str) -> Call:
     params: dict[str, Any] = {"maxResults": MEMBERS}
     if tokens:
         params["nextToken"] = tokens[-1]
-    path, read = f"{CONFERENCES}/{meeting.conference_id}/members", partial(MemberPage.read, tokens=tokens)
+    path, read = f"{_CONFERENCES}/{meeting.conference_id}/members", partial(MemberPage.read, tokens=tokens)
     name = f"members of {meeting.conference_id}"
     return Call(name, "GET", path, params=params, page=MEMBERS_PAGE, kind="conference_members", read=read)
