@@ -35,10 +35,10 @@ class UnlockConferenceNotifier(BaseNotifier):
         with DAG("release", dagrun_timeout=timedelta(hours=2), on_failure_callback=unlock):
             ...
 
-    It closes what a teardown cannot: a run that reaches its ``dagrun_timeout`` or is marked as failed, and a
-    lock that lost its worker at its last try. As ``on_failure_callback`` of a DAG or a task it runs wherever
-    Airflow runs callbacks. Airflow 3.1's deadline alerts await it in the triggerer, which knows no XComs:
-    give the id itself there, or a template of ``dag_run``.
+    It closes what a teardown cannot: a run that reaches its ``dagrun_timeout``, an unlock that is marked as
+    failed, and a lock that lost its worker at its last try. As ``on_failure_callback`` of a DAG or a task it
+    runs wherever Airflow runs callbacks. Airflow 3.1's deadline alerts await it in the triggerer, which knows
+    no XComs: give the id itself there, or a template of ``dag_run``.
 
     Exactly one of the first three parameters is given. An ended meeting needs no unlock.
 

@@ -54,12 +54,14 @@ def conference_lock(
     the lock that does not succeed unlocks what it has locked before it ends; its retry locks all again. The
     unlock takes the meetings that the lock has locked: a room code may stand for another one by then.
 
-    What can still leave a meeting locked: SIGKILL of the process that locks, with no try left; a run that is
-    marked as failed, or reaches its ``dagrun_timeout``, before the unlock begins; an unlock that fails at its
-    last try; a process that was frozen and thaws after the section has ended. See
-    :class:`~airflow_provider_dingconf.notifications.UnlockConferenceNotifier`. Two runs of a section for the
-    same meeting: the first to end unlocks it for the other. Set ``max_active_runs=1`` on the DAG, or a pool
-    of one slot.
+    What can still leave a meeting locked: SIGKILL of the process that locks, with no try left; a run that
+    reaches its ``dagrun_timeout`` before the unlock begins; an unlock that fails at its last try, or is
+    marked as failed; a process that was frozen and thaws after the section has ended. See
+    :class:`~airflow_provider_dingconf.notifications.UnlockConferenceNotifier`.
+
+    Two runs of a section for the same meeting: the first to end unlocks it for the other. Set
+    ``max_active_runs=1`` on the DAG. (A pool of one slot helps only if one task locks and works, with the
+    hook's ``locked``.)
 
     :param conference_id: the meeting's conferenceId, or a list of them. (templated)
     :param name: makes the tasks' ids, ``lock_<name>`` and ``unlock_<name>``.
@@ -157,8 +159,8 @@ def conference(
 
     What can still leave a meeting open: SIGKILL of the process that creates it, or an error of Airflow's
     after that, since no later task then knows of the meeting; a lost response to the create, after which the
-    error says what may exist; a run that is marked as failed, or reaches its ``dagrun_timeout``, before the
-    close begins; a close that fails at its last try.
+    error says what may exist; a run that reaches its ``dagrun_timeout`` before the close begins; a close that
+    fails at its last try.
 
     :param title: DingTalk cuts it after 50 characters and refuses more than 256. (templated)
     :param creator_id: the unionId of the creator, who is the host. (templated)
