@@ -262,7 +262,15 @@ PUBLIC = [
     )
 ]
 # Their fields are documented one by one.
-WITHOUT_PARAMETERS = {"LockedSection", "ConferenceSection", "LockResult", "ConferenceStatus", "Outcome", "Scope", "ErrorCode"}
+WITHOUT_PARAMETERS = {
+    "LockedSection",
+    "ConferenceSection",
+    "LockResult",
+    "ConferenceStatus",
+    "Outcome",
+    "Scope",
+    "ErrorCode",
+}
 
 
 def find(name: str) -> Any:
