@@ -234,7 +234,7 @@ class LockConferenceOperator(ConferenceOperator):
         unlock = UnlockConferenceOperator(task_id="unlock", conference_id=lock.output)
         lock >> work() >> unlock.as_teardown(setups=lock)
 
-    Without ``as_teardown``, or :func:`~airflow_provider_dingconf.sections.conference_lock`, the meeting
+    Without ``as_teardown``, or :func:`~airflow_provider_dingconf.operators.conference_lock`, the meeting
     stays locked if the work fails.
 
     The XCom is a dict of ``conference_id``, ``action``, ``success``, ``attempts`` and ``request_id``, and of
@@ -247,7 +247,7 @@ class LockConferenceOperator(ConferenceOperator):
     the worst of theirs; an ended meeting only counts if all have ended, or ``on_error`` names ``confClosed``.
     On Airflow 3.3 and later a retry asks only for the meetings that are not completed.
 
-    Outside :func:`~airflow_provider_dingconf.sections.conference_lock`, a failed or skipped task keeps the
+    Outside :func:`~airflow_provider_dingconf.operators.conference_lock`, a failed or skipped task keeps the
     meetings it has locked. Two runs that lock the same meeting do not know of each other: the first to end
     unlocks it for the other.
 
