@@ -7,28 +7,22 @@ the synchronous ones wait for the same coroutine in one background event loop of
 from __future__ import annotations
 
 import asyncio
-import weakref
 from contextlib import asynccontextmanager, contextmanager
-from datetime import datetime, timezone
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypedDict, cast
 
-from airflow.providers.common.compat.sdk import BaseHook
 from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_0_PLUS
 
 from airflow_provider_dingconf.client.bulk import RateLimiter, shielded
-from airflow_provider_dingconf.client.client import DingTalkClient
-from airflow_provider_dingconf.client.settings import read_connection
 from airflow_provider_dingconf.client.sync import (
     cancelled_by_termination,
     run,
-    run_later,
     run_uninterrupted,
     sync,
     sync_iterator,
     termination,
 )
-from airflow_provider_dingconf.compat import get_async_connection, mask_secret
+from airflow_provider_dingconf.connection_hook import ConnectionHook
 from airflow_provider_dingconf.dingtalk.calls import any_call
 from airflow_provider_dingconf.dingtalk.conferences import (
     ConferenceFilter,
@@ -37,32 +31,19 @@ from airflow_provider_dingconf.dingtalk.conferences import (
     check_reference,
     the_running,
 )
-from airflow_provider_dingconf.dingtalk.errors import (
-    ConferenceClosedError,
-    DingTalkError,
-    PermissionDeniedError,
-)
+from airflow_provider_dingconf.dingtalk.errors import ConferenceClosedError, DingTalkError
 from airflow_provider_dingconf.dingtalk.hosting import members_call
-from airflow_provider_dingconf.dingtalk.limits import (
-    CONCURRENCY,
-    MAX_ATTEMPTS,
-    MAX_SECONDS,
-    check_bulk_limits,
-    check_limits,
-)
+from airflow_provider_dingconf.dingtalk.limits import CONCURRENCY, check_bulk_limits
 from airflow_provider_dingconf.get_provider_info import CONNECTION_TYPE
-from airflow_provider_dingconf.metrics import count_request
 from airflow_provider_dingconf.tries import Try
 
 if TYPE_CHECKING:
-    import logging
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping
 
-    from typing_extensions import Self, Unpack
+    from typing_extensions import Unpack
 
     from airflow_provider_dingconf.client.bulk import ConferenceResult
-    from airflow_provider_dingconf.client.client import Attempts
-    from airflow_provider_dingconf.client.settings import Settings
+    from airflow_provider_dingconf.client.client import Attempts, DingTalkClient
     from airflow_provider_dingconf.dingtalk.calls import Call
     from airflow_provider_dingconf.dingtalk.conferences import Conference, Reference
     from airflow_provider_dingconf.dingtalk.hosting import ConferenceMember
@@ -98,7 +79,7 @@ class Bulk(TypedDict, total=False):
     on_result: Callable[[ConferenceResult], object]
 
 
-class DingTalkConferenceHook(BaseHook):
+class DingTalkConferenceHook(ConnectionHook):
     """Lock and unlock DingTalk video meetings, and make any other call of DingTalk's API.
 
     .. code-block:: python
@@ -121,27 +102,6 @@ class DingTalkConferenceHook(BaseHook):
     :param max_seconds: seconds of one call in all, the waits between attempts included.
     :raises InvalidInputError: a limit is invalid.
     """
-
-    conn_name_attr = "dingtalk_conn_id"
-    default_conn_name = "dingtalk_default"
-    conn_type = "dingtalk"
-    hook_name = "DingTalk"
-    _this_try: Try | None = None
-    """The try of a task that uses the hook, and is to roll nothing back once it is superseded."""
-
-    def __init__(
-        self,
-        dingtalk_conn_id: str = default_conn_name,
-        *,
-        max_attempts: int = MAX_ATTEMPTS,
-        max_seconds: float = MAX_SECONDS,
-    ) -> None:
-        super().__init__()
-        check_limits(max_attempts, max_seconds)
-        self.dingtalk_conn_id = dingtalk_conn_id
-        self.max_attempts = max_attempts
-        self.max_seconds = max_seconds
-        self._client: DingTalkClient | None = None
 
     @classmethod
     def get_ui_field_behaviour(cls) -> dict[str, Any]:
@@ -169,93 +129,6 @@ class DingTalkConferenceHook(BaseHook):
             return kind(field["label"], widget=look(), description=field["description"])
 
         return {name: widget(field) for name, field in CONNECTION_TYPE["conn-fields"].items()}
-
-    # The connection
-
-    @property
-    def settings(self) -> Settings:
-        """The Airflow connection, read and checked.
-
-        :raises InvalidConnectionError: a field is missing, contradictory, unknown, or of a wrong type.
-        """
-        return self._connect().settings
-
-    def _connect(self) -> DingTalkClient:
-        if self._client is None:
-            settings = read_connection(self.get_connection(self.dingtalk_conn_id), self.dingtalk_conn_id)
-            _mask(settings.secrets)
-            self._client = self._client or self._client_of(settings)
-        return self._client
-
-    async def _aconnect(self) -> DingTalkClient:
-        """Read the connection without blocking the event loop."""
-        if self._client is None:
-            conn = await get_async_connection(self.dingtalk_conn_id, hook=self)
-            settings = read_connection(conn, self.dingtalk_conn_id)
-            await _amask(settings.secrets)
-            self._client = self._client or self._client_of(settings)  # others may have awaited it, too
-        return self._client
-
-    def _client_of(self, settings: Settings) -> DingTalkClient:
-        client = DingTalkClient(
-            settings,
-            max_attempts=self.max_attempts,
-            max_seconds=self.max_seconds,
-            mask=_amask,
-            count=count_request,
-            log=cast("logging.Logger", self.log),
-        )
-        if self._this_try is not None:
-            client.is_superseded = self._this_try.is_superseded
-        weakref.finalize(self, run_later, client.close).atexit = False
-        return client
-
-    def close(self) -> None:
-        """Close the connections to DingTalk; the next call opens new ones."""
-        if self._client is not None:
-            run_later(self._client.close)
-
-    async def __aenter__(self) -> Self:
-        """Keep the connections to DingTalk open between the async calls of the block, in this event loop."""
-        await (await self._aconnect()).__aenter__()
-        return self
-
-    async def __aexit__(self, *exc_info: object) -> None:
-        """Close the connections to DingTalk, once no call uses them."""
-        await (await self._aconnect()).__aexit__(*exc_info)
-
-    async def atest_connection(self) -> tuple[bool, str]:
-        """Fetch an access token, or prove a static one with the cheapest reading call.
-
-        :returns: whether that worked, and a sentence for the person who pressed the button.
-        """
-        try:
-            client = await self._aconnect()
-            try:
-                token = await client.test()
-            except PermissionDeniedError as error:
-                # A static token may lock without being allowed to read.
-                if client.settings.app or not (error.code or "").endswith("AccessTokenPermissionDenied"):
-                    raise
-                token = None
-        except DingTalkError as error:
-            return False, str(error)
-        app, url = client.settings.app, client.settings.base_url
-        if app is None or token is None:
-            return True, f"{url} accepts the access token of the connection."
-        until = datetime.fromtimestamp(token.fetched_at + (token.lifetime or 0), timezone.utc)
-        return True, (
-            f"{url} gave an access token for the {app.kind} {app.client_id}, "
-            f"valid until {until:%Y-%m-%d %H:%M:%S} UTC."
-        )
-
-    def test_connection(self) -> tuple[bool, str]:
-        """Fetch an access token, or prove a static one; see :meth:`atest_connection`."""
-        try:
-            self._connect()
-        except DingTalkError as error:
-            return False, str(error)
-        return run(self.atest_connection)
 
     # One meeting
 
@@ -571,14 +444,3 @@ async def _unlock_on_exit(
     except asyncio.CancelledError:
         await shielded(client.roll_back([meeting], quickly=True))
         raise
-
-
-def _mask(secrets: Iterable[str]) -> None:
-    """Register secrets with Airflow's masker, so that no log shows them."""
-    for secret in secrets:
-        mask_secret(secret)
-
-
-async def _amask(secrets: Iterable[str]) -> None:
-    # In the triggerer the masker waits for its supervisor. Not in asgiref's thread, which a fork lacks.
-    await asyncio.to_thread(_mask, list(secrets))

@@ -35,6 +35,7 @@ DOWNWARDS = (
     "task_state",
     "tasks",
     "hooks",
+    "connection_hook",
     "tries",
     "client",
     "outcomes",

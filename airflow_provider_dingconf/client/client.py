@@ -10,7 +10,7 @@ import asyncio
 import copy
 import logging
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -25,7 +25,8 @@ from airflow_provider_dingconf.client.bulk import (
 )
 from airflow_provider_dingconf.client.http import HttpSession
 from airflow_provider_dingconf.client.sync import CLEAN_UP_SECONDS, is_background
-from airflow_provider_dingconf.client.token_cache import address_ban_of, suite_ticket_of, token_cache_of
+from airflow_provider_dingconf.client.token_cache import address_ban_of
+from airflow_provider_dingconf.client.token_source import TokenSource, seconds_left
 from airflow_provider_dingconf.dingtalk.calls import Call, lock_call
 from airflow_provider_dingconf.dingtalk.conferences import BATCH, conference_call, list_call, query_call
 from airflow_provider_dingconf.dingtalk.errors import (
@@ -33,7 +34,6 @@ from airflow_provider_dingconf.dingtalk.errors import (
     AddressBannedError,
     CallTimeoutError,
     CertificateError,
-    CredentialsError,
     DingTalkError,
     RedirectError,
     RefusedError,
@@ -43,7 +43,6 @@ from airflow_provider_dingconf.dingtalk.events import open_call
 from airflow_provider_dingconf.dingtalk.limits import CONCURRENCY, MAX_ATTEMPTS, MAX_SECONDS
 from airflow_provider_dingconf.dingtalk.responses import read_response
 from airflow_provider_dingconf.dingtalk.retries import retry_policy
-from airflow_provider_dingconf.dingtalk.tokens import read_token
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
@@ -52,7 +51,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from airflow_provider_dingconf.client.settings import Settings
-    from airflow_provider_dingconf.client.token_cache import AddressBan, TokenCache
+    from airflow_provider_dingconf.client.token_cache import AddressBan
     from airflow_provider_dingconf.dingtalk.conferences import Conference, ConferenceFilter, Reference
     from airflow_provider_dingconf.dingtalk.events import Address
     from airflow_provider_dingconf.dingtalk.responses import CallResult
@@ -131,7 +130,6 @@ class DingTalkClient:
         self._log = log
         self.is_superseded: Callable[[], Awaitable[bool]] = _never
         """Returns whether another process has locked the same meetings since; they then stay locked."""
-        self._masked: Token | None = None
         self.sessions: dict[asyncio.AbstractEventLoop, _OpenSession] = {}
 
     @property
@@ -144,8 +142,8 @@ class DingTalkClient:
         return address_ban_of(self.settings)
 
     @cached_property
-    def _tokens(self) -> TokenCache:
-        return token_cache_of(self.settings)
+    def _tokens(self) -> TokenSource:
+        return TokenSource(self.settings, self._send, self._mask, self._log)
 
     # Connections
 
@@ -233,7 +231,7 @@ class DingTalkClient:
         if call.with_credentials:
             return await self._send(call, None, until, secrets)
         while True:
-            token = await self._token(attempts.refused, until)
+            token = self.settings.static_token or await self._tokens.get(attempts.refused, until)
             before, attempts.uncertain = attempts.uncertain, True
             try:
                 return await self._send(call, token.value, until, (*secrets, token.value))
@@ -257,7 +255,7 @@ class DingTalkClient:
                 code="addressBanned",
                 retry_after=banned,
             )
-        session, seconds = self.sessions[asyncio.get_running_loop()].session, _left(until)
+        session, seconds = self.sessions[asyncio.get_running_loop()].session, seconds_left(until)
         try:
             response = await session.send(call.request(token), seconds)
             result = read_response(call, response, time.time(), secrets)
@@ -268,41 +266,6 @@ class DingTalkClient:
         return result
 
     # Access tokens
-
-    async def _token(self, refused: Token | None, until: float) -> Token:
-        """Return a token other than the refused one: the shared one, or else a fresh one."""
-        if self.settings.static_token:
-            return self.settings.static_token
-        token = self._tokens.get(refused, time.time())
-        if token is None:
-            # Half of the time that is left is kept for the call itself.
-            async with self._tokens.fetching(_left(until) / 2):
-                token = self._tokens.get(refused, time.time()) or await self._fetch_token(until)
-        if token != self._masked:  # another process may have fetched it
-            await self._mask([token.value])
-            self._masked = token
-        return token
-
-    async def _fetch_token(self, until: float) -> Token:
-        """Fetch a token, and share it; the caller holds the right to."""
-        app = cast("App", self.settings.app)  # nobody asks when there is a static token
-        pushed = suite_ticket_of(self.settings).pushed if app.suite_ticket else None
-        token = None
-        if pushed and pushed != app.suite_ticket:
-            await self._mask([pushed])
-            try:
-                token = await self._token_of(replace(app, suite_ticket=pushed), until)
-            except CredentialsError as error:
-                if error.code != "invalidSuiteTicket":
-                    raise  # else the ticket of the Airflow connection may be the newer one
-        token = token or await self._token_of(app, until)
-        self._log.info("access token: fetched for the %s %s", app.kind, app.client_id)
-        self._tokens.put(token)
-        return token
-
-    async def _token_of(self, app: App, until: float) -> Token:
-        call = replace(app.token_call(), read=partial(read_token, fetched_at=time.time()))
-        return cast("Token", (await self._send(call, None, until, app.secrets)).content)
 
     async def test(self) -> Token | None:
         """Fetch a token, or prove a static one with the cheapest reading call.
@@ -325,10 +288,7 @@ class DingTalkClient:
         until = time.monotonic() + self.max_seconds
 
         async def work() -> Token:
-            if not fresh:
-                return await self._token(None, until)
-            async with self._tokens.fetching(_left(until) / 2):
-                return await self._fetch_token(until)
+            return await (self._tokens.fetch(until) if fresh else self._tokens.get(None, until))
 
         return await self._retried(cast("App", self.settings.app).token_call(), Attempts(quiet=True), work)
 
@@ -470,11 +430,3 @@ class DingTalkClient:
     async def events_address(self) -> Address:
         """Ask DingTalk for the address of the app's event stream, for one connection."""
         return cast("Address", (await self.call(open_call(self.settings.events_app))).content)
-
-
-def _left(until: float) -> float:
-    """Return the seconds that are left of a call's time."""
-    left = until - time.monotonic()
-    if left <= 0:
-        raise CallTimeoutError("no time is left for the call (max_seconds)", code="timeout")
-    return left

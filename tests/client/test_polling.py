@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from waiting import QUICK, QuickTrigger, event_of
 
-from airflow_provider_dingconf import hooks
+from airflow_provider_dingconf import connection_hook
 from airflow_provider_dingconf.client.polling import Poll, PollSettings, log
 from airflow_provider_dingconf.dingtalk.conferences import ConferenceStatus, check_reference
 from airflow_provider_dingconf.dingtalk.errors import ConferenceClosedError, ConnectionLostError, Outcome
@@ -734,7 +734,7 @@ def test_a_connection_that_cannot_be_looked_up_is_looked_up_again(
 ) -> None:
     meeting = sandbox.create_conference()
     lookups: list[str] = []
-    usual = hooks.get_async_connection
+    usual = connection_hook.get_async_connection
 
     async def flaky(conn_id: str, hook: Any = None) -> Any:
         lookups.append(conn_id)
@@ -742,7 +742,7 @@ def test_a_connection_that_cannot_be_looked_up_is_looked_up_again(
             raise RuntimeError("the API server said 500, for s3cret")
         return await usual(conn_id, hook=hook)
 
-    monkeypatch.setattr(hooks, "get_async_connection", flaky)
+    monkeypatch.setattr(connection_hook, "get_async_connection", flaky)
 
     async def then() -> None:
         await rounds(sandbox, 1)

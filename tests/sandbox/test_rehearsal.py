@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +10,6 @@ import requests
 from airflow_provider_dingconf.dingtalk.error_codes import ERRORS, LOCAL_CODES
 from airflow_provider_dingconf.dingtalk.errors import CredentialsError
 from airflow_provider_dingconf.sandbox import Fault, Sandbox
-from airflow_provider_dingconf.sandbox.reserved import listing
 
 from .conftest import CONFERENCES, Caller, Clock, code
 
@@ -122,12 +120,6 @@ def test_a_refused_token_comes_before_what_a_meeting_rehearses(caller: Caller) -
     assert code(caller.lock("sandbox-flaky")) == (400, "InvalidAuthentication")
     caller.authorise(caller.sandbox.issue_token())
     assert [caller.lock("sandbox-flaky").status_code for _ in range(3)] == [500, 500, 200]
-
-
-def test_the_documentation_lists_every_reserved_meeting() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "sandbox.md").read_text(encoding="utf-8")
-    for ids, rehearses in listing():
-        assert f"| `{ids}` | {rehearses} |" in page
 
 
 @pytest.mark.parametrize("times", [1, 3])

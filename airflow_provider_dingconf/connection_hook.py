@@ -1,0 +1,151 @@
+"""``ConnectionHook``: what ``DingTalkConferenceHook`` does with its Airflow connection.
+
+It reads the connection, masks the secrets, holds the client that makes the calls, and tests the connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, cast
+
+from airflow.providers.common.compat.sdk import BaseHook
+
+from airflow_provider_dingconf.client.client import DingTalkClient
+from airflow_provider_dingconf.client.settings import read_connection
+from airflow_provider_dingconf.client.sync import run, run_later
+from airflow_provider_dingconf.compat import get_async_connection, mask_secret
+from airflow_provider_dingconf.dingtalk.errors import DingTalkError, PermissionDeniedError
+from airflow_provider_dingconf.dingtalk.limits import MAX_ATTEMPTS, MAX_SECONDS, check_limits
+from airflow_provider_dingconf.metrics import count_request
+
+if TYPE_CHECKING:
+    import logging
+    from collections.abc import Iterable
+
+    from typing_extensions import Self
+
+    from airflow_provider_dingconf.client.settings import Settings
+    from airflow_provider_dingconf.tries import Try
+
+
+class ConnectionHook(BaseHook):
+    """A hook with an Airflow connection to DingTalk; parameters as ``DingTalkConferenceHook``."""
+
+    conn_name_attr = "dingtalk_conn_id"
+    default_conn_name = "dingtalk_default"
+    conn_type = "dingtalk"
+    hook_name = "DingTalk"
+    _this_try: Try | None = None
+    """The try of a task that uses the hook, and is to roll nothing back once it is superseded."""
+
+    def __init__(
+        self,
+        dingtalk_conn_id: str = default_conn_name,
+        *,
+        max_attempts: int = MAX_ATTEMPTS,
+        max_seconds: float = MAX_SECONDS,
+    ) -> None:
+        super().__init__()
+        check_limits(max_attempts, max_seconds)
+        self.dingtalk_conn_id = dingtalk_conn_id
+        self.max_attempts = max_attempts
+        self.max_seconds = max_seconds
+        self._client: DingTalkClient | None = None
+
+    @property
+    def settings(self) -> Settings:
+        """The Airflow connection, read and checked.
+
+        :raises InvalidConnectionError: a field is missing, contradictory, unknown, or of a wrong type.
+        """
+        return self._connect().settings
+
+    def _connect(self) -> DingTalkClient:
+        if self._client is None:
+            settings = read_connection(self.get_connection(self.dingtalk_conn_id), self.dingtalk_conn_id)
+            _mask(settings.secrets)
+            self._client = self._client or self._client_of(settings)
+        return self._client
+
+    async def _aconnect(self) -> DingTalkClient:
+        """Read the connection without blocking the event loop."""
+        if self._client is None:
+            conn = await get_async_connection(self.dingtalk_conn_id, hook=self)
+            settings = read_connection(conn, self.dingtalk_conn_id)
+            await _amask(settings.secrets)
+            self._client = self._client or self._client_of(settings)  # others may have awaited it, too
+        return self._client
+
+    def _client_of(self, settings: Settings) -> DingTalkClient:
+        client = DingTalkClient(
+            settings,
+            max_attempts=self.max_attempts,
+            max_seconds=self.max_seconds,
+            mask=_amask,
+            count=count_request,
+            log=cast("logging.Logger", self.log),
+        )
+        if self._this_try is not None:
+            client.is_superseded = self._this_try.is_superseded
+        weakref.finalize(self, run_later, client.close).atexit = False
+        return client
+
+    def close(self) -> None:
+        """Close the connections to DingTalk; the next call opens new ones."""
+        if self._client is not None:
+            run_later(self._client.close)
+
+    async def __aenter__(self) -> Self:
+        """Keep the connections to DingTalk open between the async calls of the block, in this event loop."""
+        await (await self._aconnect()).__aenter__()
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        """Close the connections to DingTalk, once no call uses them."""
+        await (await self._aconnect()).__aexit__(*exc_info)
+
+    async def atest_connection(self) -> tuple[bool, str]:
+        """Fetch an access token, or prove a static one with the cheapest reading call.
+
+        :returns: whether that worked, and a sentence for the person who pressed the button.
+        """
+        try:
+            client = await self._aconnect()
+            try:
+                token = await client.test()
+            except PermissionDeniedError as error:
+                # A static token may lock without being allowed to read.
+                if client.settings.app or not (error.code or "").endswith("AccessTokenPermissionDenied"):
+                    raise
+                token = None
+        except DingTalkError as error:
+            return False, str(error)
+        app, url = client.settings.app, client.settings.base_url
+        if app is None or token is None:
+            return True, f"{url} accepts the access token of the connection."
+        until = datetime.fromtimestamp(token.fetched_at + (token.lifetime or 0), timezone.utc)
+        return True, (
+            f"{url} gave an access token for the {app.kind} {app.client_id}, "
+            f"valid until {until:%Y-%m-%d %H:%M:%S} UTC."
+        )
+
+    def test_connection(self) -> tuple[bool, str]:
+        """Fetch an access token, or prove a static one; see :meth:`atest_connection`."""
+        try:
+            self._connect()
+        except DingTalkError as error:
+            return False, str(error)
+        return run(self.atest_connection)
+
+
+def _mask(secrets: Iterable[str]) -> None:
+    """Register secrets with Airflow's masker, so that no log shows them."""
+    for secret in secrets:
+        mask_secret(secret)
+
+
+async def _amask(secrets: Iterable[str]) -> None:
+    # In the triggerer the masker waits for its supervisor. Not in asgiref's thread, which a fork lacks.
+    await asyncio.to_thread(_mask, list(secrets))
