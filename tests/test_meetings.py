@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import closing
 from datetime import datetime, timezone
 from itertools import pairwise
 from statistics import median
@@ -24,6 +25,7 @@ from airflow_provider_dingconf.dingtalk.errors import (
     PermissionDeniedError,
     ResponseError,
 )
+from airflow_provider_dingconf.hooks import DingTalkConferenceHook
 from airflow_provider_dingconf.sandbox import Fault, Sandbox
 
 pytestmark = pytest.mark.usefixtures("conn")
@@ -223,6 +225,14 @@ def test_a_list_that_goes_round_in_a_circle_is_an_error(face: Any, sandbox: Sand
 
 
 # Many at once
+
+
+def test_the_meetings_to_lock_may_come_from_another_method_of_the_hook(sandbox: Sandbox) -> None:
+    made = sandbox.create_conference("Release")
+    with closing(DingTalkConferenceHook()) as hook:
+        found = hook.running_conferences(title_pattern="^Release$")
+        (result,) = hook.lock_conferences(meeting.conference_id for meeting in found)
+    assert (result.conference_id, result.success) == (made, True)
 
 
 def test_many_meetings_are_locked_for_one_call_each_and_one_for_the_token(

@@ -15,7 +15,7 @@ import asyncio
 import os
 import signal
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import copy_context
@@ -23,7 +23,7 @@ from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, cast
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable, Iterator
+    from collections.abc import AsyncGenerator, Awaitable
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -231,7 +231,9 @@ def sync(
     @wraps(method)
     def wait(self: C, *args: P.args, **kwargs: P.kwargs) -> T:
         self._connect()  # here: Airflow looks connections up for the main thread
-        work: Work[T] = partial(method, self, *args, **kwargs)
+        # An iterator is consumed here: it may wait for the background event loop itself.
+        given: Any = [list(each) if isinstance(each, Iterator) else each for each in args]
+        work: Work[T] = partial(method, self, *given, **kwargs)
         result: T = run(work, partial(undo, self) if undo else None)
         return result
 
