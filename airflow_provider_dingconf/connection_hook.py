@@ -141,7 +141,7 @@ class ConnectionHook(BaseHook):
 
 
 def _mask(secrets: Iterable[str]) -> None:
-    """Register secrets with Airflow's masker, so that no log shows them."""
+    """Register secrets with Airflow's masker: no log then shows them."""
     for secret in secrets:
         mask_secret(secret)
 

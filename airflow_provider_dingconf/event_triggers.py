@@ -82,7 +82,7 @@ class Sweeps:
 
     While an event waits for its run, the scheduler overlooks all events that come after it, until another one
     comes when none waits. So an event is overlooked only if the scheduler has been away since the one before
-    it. It is then likely to stay away about as long again, and nearer sweeps are left out. The last one finds
+    it. It is then likely to stay away about as long again, and nearer sweeps are omitted. The last one finds
     what was overlooked unless the scheduler is away for longer than its distance.
 
     :param distances: seconds from an event to each of its sweeps.

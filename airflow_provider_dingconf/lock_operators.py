@@ -290,7 +290,7 @@ class LockConferenceOperator(ConferenceOperator):
 class UnlockConferenceOperator(ConferenceOperator):
     """Unlock a DingTalk video meeting: people can join it again.
 
-    ``conference_id`` takes the XCom of a lock, whatever came of the lock. Of one that failed, was skipped or
+    ``conference_id`` takes the XCom of a lock, whether or not the lock succeeded. Of one that failed, was skipped or
     was refused there is nothing to unlock, and the task succeeds; a meeting whose lock lost its response is
     unlocked. A task that fails logs which meetings are still locked, and how to unlock them by hand. Airflow
     lets a task end as a success whose run was marked as failed meanwhile: that error in its log then is the
