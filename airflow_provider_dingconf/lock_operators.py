@@ -290,11 +290,11 @@ class LockConferenceOperator(ConferenceOperator):
 class UnlockConferenceOperator(ConferenceOperator):
     """Unlock a DingTalk video meeting: people can join it again.
 
-    ``conference_id`` takes the XCom of a lock, whether or not the lock succeeded. Of one that failed, was skipped or
-    was refused there is nothing to unlock, and the task succeeds; a meeting whose lock lost its response is
-    unlocked. A task that fails logs which meetings are still locked, and how to unlock them by hand. Airflow
-    lets a task end as a success whose run was marked as failed meanwhile: that error in its log then is the
-    only sign of a refused unlock.
+    ``conference_id`` takes the XCom of a lock, whether or not the lock succeeded. If the lock failed, was
+    skipped or was refused, there is nothing to unlock, and the task succeeds. A meeting whose lock lost its
+    response is unlocked. A task that fails logs which meetings are still locked, and how to unlock them by
+    hand. If the run is marked as failed meanwhile, Airflow lets the task end as a success: that error in its
+    log then is the only sign of a refused unlock.
 
     Parameters, XCom and errors are those of :class:`LockConferenceOperator`.
     """
