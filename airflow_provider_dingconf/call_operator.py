@@ -7,17 +7,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow_provider_dingconf.dingtalk.calls import any_call
 from airflow_provider_dingconf.dingtalk.errors import DingTalkError, InvalidInputError
-from airflow_provider_dingconf.dingtalk.limits import MAX_ATTEMPTS, MAX_SECONDS
 from airflow_provider_dingconf.links import ErrorDocumentationLink
-from airflow_provider_dingconf.outcomes import check_on_error
 from airflow_provider_dingconf.tasks import CallingTask
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from airflow.providers.common.compat.sdk import Context
-
-    from airflow_provider_dingconf.outcomes import Outcome
 
 
 class _ParamsAreQueryParams(type(CallingTask)):
@@ -103,10 +99,6 @@ class DingTalkOperator(CallingTask, metaclass=_ParamsAreQueryParams):
         query_params: Mapping[str, Any] | None = None,
         json: Mapping[str, Any] | list[Any] | None = None,
         repeatable: bool = True,
-        dingtalk_conn_id: str = "dingtalk_default",
-        on_error: Mapping[str, Outcome | str] | None = None,
-        max_attempts: int = MAX_ATTEMPTS,
-        max_seconds: float = MAX_SECONDS,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -117,10 +109,6 @@ class DingTalkOperator(CallingTask, metaclass=_ParamsAreQueryParams):
         self.query_params = query_params
         self.json = json
         self.repeatable = repeatable
-        self.dingtalk_conn_id = dingtalk_conn_id
-        self.on_error = check_on_error(on_error)
-        self.max_attempts = max_attempts
-        self.max_seconds = max_seconds
 
     @classmethod
     def partial(cls, **kwargs: Any) -> Any:

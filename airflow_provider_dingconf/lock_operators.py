@@ -16,8 +16,6 @@ from airflow_provider_dingconf.dingtalk.errors import (
 from airflow_provider_dingconf.dingtalk.limits import (
     CALLS_PER_SECOND,
     CONCURRENCY,
-    MAX_ATTEMPTS,
-    MAX_SECONDS,
     check_bulk_limits,
 )
 from airflow_provider_dingconf.many import (
@@ -26,7 +24,6 @@ from airflow_provider_dingconf.many import (
     meetings_in,
     tries_are_left,
 )
-from airflow_provider_dingconf.outcomes import check_on_error
 from airflow_provider_dingconf.roll_back import RollBack, log_still_locked
 from airflow_provider_dingconf.tasks import CallingTask
 
@@ -37,7 +34,6 @@ if TYPE_CHECKING:
 
     from airflow_provider_dingconf.dingtalk.conferences import Conference
     from airflow_provider_dingconf.hooks import DingTalkConferenceHook
-    from airflow_provider_dingconf.outcomes import Outcome
 
 _NOT_GIVEN: Any = object()
 
@@ -67,10 +63,6 @@ class ConferenceOperator(CallingTask):
         creator_id: str = _NOT_GIVEN,
         max_meetings: int | None = None,
         dry_run: bool = False,
-        dingtalk_conn_id: str = "dingtalk_default",
-        on_error: Mapping[str, Outcome | str] | None = None,
-        max_attempts: int = MAX_ATTEMPTS,
-        max_seconds: float = MAX_SECONDS,
         concurrency: int = CONCURRENCY,
         calls_per_second: float | None = None,
         **kwargs: Any,
@@ -102,10 +94,6 @@ class ConferenceOperator(CallingTask):
         self.creator_id = creator_id if "creator_id" in self.filters else None
         self.max_meetings = max_meetings
         self.only_listed = dry_run  # dry_run is a method of Airflow's operators
-        self.dingtalk_conn_id = dingtalk_conn_id
-        self.on_error = check_on_error(on_error)
-        self.max_attempts = max_attempts
-        self.max_seconds = max_seconds
         self.concurrency = concurrency
         self.calls_per_second = calls_per_second
 

@@ -20,8 +20,6 @@ from airflow_provider_dingconf.dingtalk.hosting import (
     close_call,
     create_call,
 )
-from airflow_provider_dingconf.dingtalk.limits import MAX_ATTEMPTS, MAX_SECONDS
-from airflow_provider_dingconf.outcomes import check_on_error
 from airflow_provider_dingconf.tasks import CallingTask
 
 if TYPE_CHECKING:
@@ -34,27 +32,7 @@ if TYPE_CHECKING:
     from airflow_provider_dingconf.hooks import DingTalkConferenceHook
 
 
-class MeetingOperator(CallingTask):
-    """What the operators of this module have in common."""
-
-    def __init__(
-        self,
-        *,
-        dingtalk_conn_id: str = "dingtalk_default",
-        on_error: Mapping[str, Outcome | str] | None = None,
-        max_attempts: int = MAX_ATTEMPTS,
-        max_seconds: float = MAX_SECONDS,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(**kwargs)
-        self.check_parameters(locals())
-        self.dingtalk_conn_id = dingtalk_conn_id
-        self.on_error = check_on_error(on_error)
-        self.max_attempts = max_attempts
-        self.max_seconds = max_seconds
-
-
-class CreateConferenceOperator(MeetingOperator):
+class CreateConferenceOperator(CallingTask):
     """Create a DingTalk video meeting.
 
     .. code-block:: python
@@ -185,7 +163,7 @@ class CreateConferenceOperator(MeetingOperator):
         return str(self.title)
 
 
-class CloseConferenceOperator(MeetingOperator):
+class CloseConferenceOperator(CallingTask):
     """Close a DingTalk video meeting: it ends for everybody in it.
 
     A meeting that has ended already counts as closed. The XCom is a dict of ``conference_id``, ``action``,
@@ -263,7 +241,7 @@ class CloseConferenceOperator(MeetingOperator):
         return str(_meeting_in(self.conference_id))
 
 
-class ConferenceMembersOperator(MeetingOperator):
+class ConferenceMembersOperator(CallingTask):
     """List who is or was in a DingTalk video meeting.
 
     The XCom is a list of dicts: ``union_id``, ``user_nick``, ``conference_id``, ``attend_status`` (1

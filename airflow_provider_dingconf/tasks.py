@@ -133,7 +133,11 @@ class DingTalkTask(BaseOperator):
 class CallingTask(DingTalkTask):
     """A task that makes its calls while it occupies a worker slot.
 
-    It has attributes ``dingtalk_conn_id``, ``max_attempts`` and ``max_seconds``.
+    :param dingtalk_conn_id: the Airflow connection, of type ``dingtalk``. (templated)
+    :param on_error: outcomes by error code or error class, in place of the defaults.
+    :param max_attempts: attempts of one call in all; not Airflow's own ``retries``.
+    :param max_seconds: seconds of one call in all, the waits between attempts included.
+    :raises InvalidInputError: a parameter is wrong; when the DAG is parsed.
     """
 
     action: ClassVar[str]
@@ -142,13 +146,22 @@ class CallingTask(DingTalkTask):
     ui_color = "#1677ff"
     ui_fgcolor = "#ffffff"
 
-    dingtalk_conn_id: str
-    max_attempts: int
-    max_seconds: float
-
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        dingtalk_conn_id: str = "dingtalk_default",
+        on_error: Mapping[str, Outcome | str] | None = None,
+        max_attempts: int = MAX_ATTEMPTS,
+        max_seconds: float = MAX_SECONDS,
+        **kwargs: Any,
+    ) -> None:
         kwargs["default_args"] = {**self.airflow_defaults, **(kwargs.get("default_args") or {})}
         super().__init__(**kwargs)
+        CallingTask.check_parameters(locals())
+        self.dingtalk_conn_id = dingtalk_conn_id
+        self.on_error = check_on_error(on_error)
+        self.max_attempts = max_attempts
+        self.max_seconds = max_seconds
         self._calling = self._killed = False
 
     @classmethod
