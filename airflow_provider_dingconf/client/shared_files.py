@@ -142,7 +142,8 @@ class SharedFile:
             with open(descriptor, "wb") as file:  # noqa: PTH123
                 if _is_of_group(directory):
                     os.fchown(descriptor, -1, directory.st_gid)
-                    os.fchmod(descriptor, 0o660)  # nosec B103 - the group that the connection names
+                    # The group is the one that the connection names.
+                    os.fchmod(descriptor, 0o660)  # nosec B103
                 file.write(content)
             yield Path(name)
         finally:

@@ -47,7 +47,7 @@ _FORBIDDEN = "Forbidden.AccessDenied."
 # Meanings and remedies that several codes share.
 _FAULT = "The fault is on DingTalk's side."
 _PARAMETER = "A parameter is wrong."
-_SECRET = "Client ID and Client Secret do not belong together."  # noqa: S105  # nosec B105 - a sentence
+_SECRET = "Client ID and Client Secret do not belong together."  # noqa: S105  # nosec B105
 _PER_SECOND = "DingTalk allows fewer calls per second."
 _PER_MINUTE = "DingTalk allows fewer calls per minute."
 _BUSY = "DingTalk is busy, or called too often."
