@@ -47,7 +47,7 @@ def deployment(tmp_path_factory: pytest.TempPathFactory, dingtalk: Sandbox) -> I
         "AIRFLOW__CORE__PARALLELISM": "4",
         # On a busy machine the wait is over when it begins, and Airflow's scheduler may take the end of the
         # deferral for that of the task that goes on after it, and fail that one.
-        "AIRFLOW__CORE__DEFAULT_TASK_RETRIES": "1",
+        "AIRFLOW__CORE__DEFAULT_TASK_RETRIES": "5",
         "AIRFLOW__CORE__DEFAULT_TASK_RETRY_DELAY": "1",
     }
     with deployed(home, dingtalk, **settings) as running:
