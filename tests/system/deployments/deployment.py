@@ -174,6 +174,12 @@ class Deployment:
         arguments, settings = self._arguments[name]
         self.start(name, *arguments, **settings)
 
+    def start_ended_again(self) -> None:
+        """Start the components again that have ended by themselves, as the supervisor of a deployment does."""
+        for name, component in list(self.components.items()):
+            if component.has_ended:
+                self.start_again(name)
+
     def kill(self, name: str) -> None:
         """End a component as a power cut does."""
         self.components.pop(name).kill()

@@ -5,10 +5,8 @@ from __future__ import annotations
 import base64
 import os
 import signal
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -17,7 +15,6 @@ from airflow_provider_dingconf.sandbox import Fault, Sandbox
 from system.airflow_processes import wait_for
 from system.deployments.deployment import SILENCE, Deployment, Run, deployed
 
-MANY = 120
 THROTTLED = "Forbidden.AccessDenied.QpmLimitForAppkeyAndApi"
 
 
@@ -49,16 +46,11 @@ class Section:
     """
 
     def __init__(
-        self,
-        deployment: Deployment,
-        meeting: str,
-        desk: Path,
-        dag_id: str = "locked_section",
-        **conf: Any,
+        self, deployment: Deployment, meeting: str, desk: Path, dag_id: str = "locked_section"
     ) -> None:
         self.meeting = meeting
         self._pid, self._done = desk / "pid", desk / "done"
-        self.run: Run = deployment.run(dag_id, conference_id=meeting, desk=str(desk), **conf)
+        self.run: Run = deployment.run(dag_id, conference_id=meeting, desk=str(desk))
 
     def working(self, apart_from: int = 0) -> int:
         """Wait until the work is being done, by another process than this one, and return the process."""
@@ -205,32 +197,6 @@ def test_a_try_that_thaws_during_its_retry_rolls_nothing_back(
     assert not {("unlock", 200)} & {*calls_about(dingtalk, section.meeting)}
     section.finish()
     assert section.end(dingtalk) == "success"
-
-
-def test_all_of_many_are_locked_when_the_work_begins_although_the_scheduler_was_killed_meanwhile(
-    deployment: Deployment, dingtalk: Sandbox, meeting: str, tmp_path: Path
-) -> None:
-    """The process that locks lives on without its scheduler, until Airflow tells it that it is superseded."""
-    meetings = [dingtalk.create_conference() for _ in range(MANY)]
-
-    def locked() -> int:
-        return sum(dingtalk.conference(each).locked for each in meetings)
-
-    section = Section(deployment, meeting, tmp_path, "section_of_many", conference_ids=meetings)
-    section.run.wait_for(lambda: locked() > MANY / 4, "locks")
-    killed = deployment.components["scheduler"]
-    os.kill(killed.pid, signal.SIGKILL)
-    try:
-        deployment.start_again("scheduler")
-        section.working()
-        assert locked() == MANY
-        time.sleep(5)
-        assert locked() == MANY
-        section.finish()
-        assert section.run.end() == "success"
-        wait_for(lambda: locked() == 0, "unlocked meetings")
-    finally:
-        killed.kill()
 
 
 def test_the_notifier_unlocks_when_a_run_reaches_its_timeout(
