@@ -95,6 +95,7 @@ def left(deployment: Deployment, dingtalk: Sandbox) -> dict[str, bytes]:
             deployment.run("example_lock_when_started"),
             deployment.run("example_exam", conference_id=meetings[0]),
             deployment.run("example_conference", creator_id="chris"),
+            deployment.run("example_any_call", conference_id=meetings[1], host_id="chris", guest_id="ann"),
             deployment.run("example_wait_and_lock", room_code=dingtalk.conference(meetings[4]).room_code),
         ]
         # That of example_lock_when_started, which stays.
