@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from airflow_provider_dingconf.get_provider_info import CONNECTION_TYPE
-from airflow_provider_dingconf.sandbox import Sandbox
+from airflow_provider_dingconf.sandbox import Fault, Sandbox
 from system.ui.standalone import USER, Standalone, running_standalone
 from system.ui.window import Window
 
@@ -41,8 +41,12 @@ def at_home(airflow: Standalone, window: Window) -> Window:
 def connected(airflow: Standalone, at_home: Window, dingtalk: Sandbox) -> Window:
     """Return the window after ``dingtalk_default`` was made with the form."""
     open_form(airflow, at_home)
-    fill_in(at_home, dingtalk, "dingtalk_default", dingtalk.client_secret)
+    # The picture is of an app of DingTalk's, and not of the sandbox's.
+    fill_in(
+        at_home, "https://api.dingtalk.com", "dingq7xkp2mw4hnt8ruv", "a-secret", "dingtalk_default", "443"
+    )
     at_home.picture("connection-form", height=940)
+    fill_in_the_sandbox(at_home, dingtalk, "dingtalk_default", dingtalk.client_secret)
     save(at_home, "dingtalk_default")
     return at_home
 
@@ -69,13 +73,19 @@ def open_form(airflow: Standalone, window: Window) -> None:
     window.click("[role=option]", "DingTalk", until=f"{FORM} input[name=login]")
 
 
-def fill_in(window: Window, dingtalk: Sandbox, conn_id: str, secret: str) -> None:
+def fill_in(window: Window, host: str, client_id: str, secret: str, conn_id: str, port: str) -> None:
     """Fill in what an internal app needs, and the port, which Airflow 3.3.1 and 3.3.2 want for a test."""
     window.fill_in(f"{FORM} input[name=connection_id]", conn_id)
-    window.fill_in(f"{FORM} input[name=host]", dingtalk.url)
-    window.fill_in(f"{FORM} input[name=login]", dingtalk.client_id)
+    window.fill_in(f"{FORM} input[name=host]", host)
+    window.fill_in(f"{FORM} input[name=login]", client_id)
     window.fill_in(f"{FORM} input[name=password]", secret)
-    window.fill_in(f"{FORM} input[name=port]", dingtalk.url.rpartition(":")[2])
+    window.fill_in(f"{FORM} input[name=port]", port)
+
+
+def fill_in_the_sandbox(window: Window, dingtalk: Sandbox, conn_id: str, secret: str) -> None:
+    """Fill in the sandbox's app."""
+    port = dingtalk.url.rpartition(":")[2]
+    fill_in(window, dingtalk.url, dingtalk.client_id, secret, conn_id, port)
 
 
 def save(window: Window, conn_id: str) -> None:
@@ -134,7 +144,7 @@ def test_the_test_button_says_what_to_correct(
 ) -> None:
     window = at_home
     open_form(airflow, window)
-    fill_in(window, dingtalk, "dingtalk_wrong", WRONG)
+    fill_in_the_sandbox(window, dingtalk, "dingtalk_wrong", WRONG)
     save(window, "dingtalk_wrong")
     press_test(airflow, window, "dingtalk_wrong")
     window.wait_for_text(
@@ -160,10 +170,14 @@ def test_each_outcome_is_a_state(at_home: Window, run: str) -> None:
     window.click("button[aria-label^='Show Grid']")
 
 
-def test_a_failed_task_says_what_to_do(at_home: Window, dingtalk: Sandbox, run: str) -> None:
-    window = at_home
-    (call,) = [call for call in dingtalk.calls_of("lock") if call.conference_id == "sandbox-noPermission"]
-    window.open(f"{run}/tasks/lock_forbidden")
+def test_a_failed_task_says_what_to_do(airflow: Standalone, connected: Window, dingtalk: Sandbox) -> None:
+    window, meeting, dag_id = connected, "644272f14ba3310ae5b0c71d", "example_lock_conference"
+    dingtalk.fail(Fault(call="lock", path=f"/{meeting}/", code="noPermission"))
+    airflow.wait_for_dags(dag_id)
+    run_id = airflow.run(dag_id, conference_id=meeting)
+    assert airflow.end(dag_id, run_id) == "failed"
+    (call,) = [call for call in dingtalk.calls_of("lock") if call.conference_id == meeting]
+    window.open(f"{airflow.url}/dags/{dag_id}/runs/{run_id}/tasks/lock_conference")
     sentence = (
         f"noPermission (HTTP 400, request id {call.request_id}). The app may not act on this meeting. "
         "Check that the meeting belongs to the organisation of the connection, and the app's permissions."
@@ -189,11 +203,21 @@ def test_a_task_that_went_well_links_to_the_call_alone(at_home: Window, run: str
     assert not at_home.all("a", "DingTalk error codes")
 
 
-def test_a_mapped_task_bears_the_id_of_its_meeting(airflow: Standalone, connected: Window) -> None:
-    meetings = ["sandbox-open", "sandbox-flaky", "sandbox-confClosed"]
+def test_a_mapped_task_bears_the_id_of_its_meeting(
+    airflow: Standalone, connected: Window, dingtalk: Sandbox
+) -> None:
+    meetings = [f"64427{number}f14ba3310ae5b0c71d" for number in range(3)]
+    for meeting in meetings:
+        dingtalk.create_conference("Exam", conference_id=meeting)
+    dingtalk.end(meetings[2])
     dag_id = "example_mapped_locks"
     airflow.wait_for_dags(dag_id)
     run_id = airflow.run(dag_id, conference_ids=meetings)
     connected.open(f"{airflow.url}/dags/{dag_id}/runs/{run_id}/tasks/room.lock_room/mapped")
-    connected.wait_for_text("sandbox-open\nSuccess", "sandbox-flaky\nSuccess", "sandbox-confClosed\nSkipped")
+    connected.wait_for_text(
+        *(
+            f"{meeting}\n{state}"
+            for meeting, state in zip(meetings, ("Success", "Success", "Skipped"), strict=True)
+        )
+    )
     connected.picture("mapped-tasks", height=620)
