@@ -180,7 +180,8 @@ def test_tasks_inside_a_section_know_the_meeting_and_no_password_shows(
     assert set(states(run).values()) == {"success"}
     (meeting,) = sandbox.conferences.values()
     assert (meeting.title, meeting.creator_id, meeting.status) == ("Exam of open", "chris", "ended")
-    said = "".join(capfd.readouterr())
+    lines = "".join(capfd.readouterr()).splitlines(keepends=True)
+    said = "".join(line for line in lines if "MaskSecret(" not in line)  # Airflow 3.0 logs it at DEBUG
     assert f"Come to https://meeting.dingtalk.invalid/j/{meeting.room_code} {meeting.room_code}" in said
     xcoms = xcoms_of(run)
     assert xcoms["create_conference", -1, "password"] == meeting.password
