@@ -206,7 +206,7 @@ def test_a_task_that_went_well_links_to_the_call_alone(at_home: Window, run: str
 def test_a_mapped_task_bears_the_id_of_its_meeting(
     airflow: Standalone, connected: Window, dingtalk: Sandbox
 ) -> None:
-    meetings = [f"64427{number}f14ba3310ae5b0c71d" for number in range(3)]
+    meetings = [f"64427{number}f14ba3310be7a92d4" for number in range(3)]
     for meeting in meetings:
         dingtalk.create_conference("Exam", conference_id=meeting)
     dingtalk.end(meetings[2])
