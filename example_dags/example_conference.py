@@ -13,7 +13,10 @@ from airflow_provider_dingconf.operators import conference
 with DAG(
     dag_id="example_conference",
     schedule=None,
-    params={"creator_id": Param(type="string", minLength=1, description="unionId of the host")},
+    params={
+        "title": Param("Incident", type="string", minLength=1, description="title of the meeting"),
+        "creator_id": Param(type="string", minLength=1, description="unionId of the host"),
+    },
     tags=["dingtalk", "example"],
     doc_md=__doc__,
 ):
@@ -28,5 +31,5 @@ with DAG(
         """Stand in for the work during which the meeting is open."""
         print("Repaired.")
 
-    with conference("Incident {{ ds }}", creator_id="{{ params.creator_id }}") as section:
+    with conference("{{ params.title }}", creator_id="{{ params.creator_id }}") as section:
         announce(section.join_url, section.room_code) >> repair()
