@@ -234,7 +234,7 @@ with DAG("sections", schedule=None, params={"meeting": "skips"}) as sections:
     unlock = UnlockConferenceOperator.partial(task_id="unlock_mapped").expand(conference_id=meetings)
     lock.as_setup() >> fail.override(task_id="work_mapped")() >> unlock.as_teardown(setups=lock)
 
-with DAG("release", schedule=None) as release, conference_lock("release"):
+with DAG("locked_release", schedule=None) as release, conference_lock("release"):
     EmptyOperator(task_id="work")
 
 with DAG("broken", schedule=None) as broken, conference_lock("release"):

@@ -150,7 +150,7 @@ open_one = section("open", lambda section: announce(section.join_url, section.ro
 locked = section(
     "locked", lambda section: ConferenceMembersOperator(task_id="work", conference_id=section.conference_id), lock=True
 )
-broken = section("broken", lambda section: fail.override(task_id="work")(), lock=True)
+broken = section("broken_meeting", lambda section: fail.override(task_id="work")(), lock=True)
 """
 
 
