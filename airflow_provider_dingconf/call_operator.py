@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from airflow_provider_dingconf.dingtalk.calls import any_call
 from airflow_provider_dingconf.dingtalk.errors import DingTalkError, InvalidInputError
 from airflow_provider_dingconf.links import ErrorDocumentationLink
-from airflow_provider_dingconf.tasks import CallingTask
+from airflow_provider_dingconf.tasks import CallingTask, check_switches
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -119,8 +119,7 @@ class DingTalkOperator(CallingTask, metaclass=_ParamsAreQueryParams):
     def check_parameters(cls, given: Mapping[str, Any]) -> None:
         """Check parameters that no template fills in, when the DAG is parsed."""
         super().check_parameters(given)
-        if not isinstance(repeatable := given.get("repeatable", True), bool):
-            raise InvalidInputError(f"repeatable: {repeatable!r} is not True or False; it is not a template")
+        check_switches(given, "repeatable")
         templated = ("path", "path_params", "query_params", "json")
         known = {name: given[name] for name in templated if name in given and _is_final(given[name])}
         path, path_params = "/v1.0", None

@@ -418,7 +418,7 @@ class DingTalkConferenceHook(ConnectionHook):
 
     call = sync(acall)
 
-    def _call(self, call: Call, attempts: Attempts) -> CallResult:
+    def _call(self, call: Call, attempts: Attempts | None = None) -> CallResult:
         """Make a call for an operator."""
         return run(partial(self._connect().call, call, attempts))
 

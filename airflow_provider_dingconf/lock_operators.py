@@ -25,7 +25,7 @@ from airflow_provider_dingconf.many import (
     tries_are_left,
 )
 from airflow_provider_dingconf.roll_back import RollBack, log_still_locked
-from airflow_provider_dingconf.tasks import CallingTask
+from airflow_provider_dingconf.tasks import CallingTask, check_switches
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -103,9 +103,7 @@ class ConferenceOperator(CallingTask):
         super().check_parameters(given)
         rate = given.get("calls_per_second")
         check_bulk_limits(given.get("concurrency", CONCURRENCY), CALLS_PER_SECOND if rate is None else rate)
-        for name in ("running", "dry_run", "unlock_on_failure"):
-            if not isinstance(value := given.get(name, False), bool):
-                raise InvalidInputError(f"{name}: {value!r} is not True or False; it is not a template")
+        check_switches(given, "running", "dry_run", "unlock_on_failure")
         most = given.get("max_meetings")
         if most is not None and (isinstance(most, bool) or not isinstance(most, int) or most < 1):
             raise InvalidInputError(f"max_meetings: {most!r} is not a whole number of at least 1")

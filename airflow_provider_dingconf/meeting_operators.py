@@ -20,7 +20,7 @@ from airflow_provider_dingconf.dingtalk.hosting import (
     close_call,
     create_call,
 )
-from airflow_provider_dingconf.tasks import CallingTask
+from airflow_provider_dingconf.tasks import CallingTask, check_switches
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -97,13 +97,10 @@ class CreateConferenceOperator(CallingTask):
     def check_parameters(cls, given: Mapping[str, Any]) -> None:
         """Check parameters that no template fills in, when the DAG is parsed."""
         super().check_parameters(given)
-        for name in ("with_password", "invite_creator"):
-            if not isinstance(value := given.get(name, False), bool):
-                raise InvalidInputError(f"{name}: {value!r} is not True or False; it is not a template")
+        check_switches(given, "with_password", "invite_creator")
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Create the meeting, and give the task the state that belongs to how that ended."""
-        from airflow_provider_dingconf.client.client import Attempts
         from airflow_provider_dingconf.client.sync import interruptions_held
 
         self._killed = False
@@ -115,7 +112,7 @@ class CreateConferenceOperator(CallingTask):
             call = create_call(self.title, self.creator_id, self.invite, invite_creator=self.invite_creator)
             self.log.info("Creating the meeting %r, whose host is %s", self.title, self.creator_id)
             with interruptions_held():  # the response alone says which meeting is to be closed
-                made = hook._call(call, Attempts()).content
+                made = hook._call(call).content
             if self._killed:
                 raise SystemExit("create was interrupted")
         except DingTalkError as error:
@@ -141,8 +138,7 @@ class CreateConferenceOperator(CallingTask):
         return {name: getattr(made, name, None) for name in names} | {"title": self.title}
 
     def _say_what_may_exist(self, error: DingTalkError) -> None:
-        error.outcome = Outcome.FAIL  # Airflow does not retry the task
-        error.remedy = (
+        error.remedy = (  # its outcome is FAIL: the call is not repeatable
             f"A meeting {self.title!r} of {self.creator_id} may exist although the response was lost. Look "
             "for it in DingTalk or with DingTalkConferenceHook().running_conferences(), and close it before "
             "you run this task again."
@@ -150,11 +146,9 @@ class CreateConferenceOperator(CallingTask):
 
     def _close(self, hook: DingTalkConferenceHook, made: CreatedConference) -> None:
         """Close a meeting that no later task will know of."""
-        from airflow_provider_dingconf.client.client import Attempts
-
         self.log.warning("The task was interrupted: closing the meeting %s", made.conference_id)
         try:
-            hook._call(close_call(check_reference(made.conference_id), self.creator_id), Attempts())
+            hook._call(close_call(check_reference(made.conference_id), self.creator_id))
         except DingTalkError as error:
             self.log.error("%s is still open, and its host has to end it: %s", made.conference_id, error)
 

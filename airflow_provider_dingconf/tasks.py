@@ -203,6 +203,16 @@ class CallingTask(DingTalkTask):
             self._calling = False
 
 
+def check_switches(given: Mapping[str, Any], *names: str) -> None:
+    """Check that parameters, of those that are given, are True or False.
+
+    :raises InvalidInputError: one of them is something else, such as a template.
+    """
+    for name in names:
+        if not isinstance(value := given.get(name, False), bool):
+            raise InvalidInputError(f"{name}: {value!r} is not True or False; it is not a template")
+
+
 @cache
 def _own_parameters(cls: type) -> frozenset[str]:
     """Return the parameters of a task that not every operator of Airflow's has."""

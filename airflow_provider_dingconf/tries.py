@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import get_current_context
 
-from airflow_provider_dingconf.client.sync import CLEAN_UP_SECONDS
-
 if TYPE_CHECKING:
     from typing_extensions import Self
 
@@ -47,8 +45,11 @@ class Try:
 
     async def is_superseded(self) -> bool:
         """Return whether Airflow has begun another try; if Airflow does not say so in time, it has not."""
+        from airflow_provider_dingconf.client.http import within
+        from airflow_provider_dingconf.client.sync import CLEAN_UP_SECONDS
+
         with suppress(asyncio.TimeoutError):
-            if await asyncio.wait_for(asyncio.to_thread(self._is_superseded), CLEAN_UP_SECONDS / 2):
+            if await within(asyncio.to_thread(self._is_superseded), CLEAN_UP_SECONDS / 2):
                 log.warning("Airflow has begun another try of this task: nothing is rolled back")
                 return True
         return False
