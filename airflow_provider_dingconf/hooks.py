@@ -154,7 +154,8 @@ class DingTalkConferenceHook(ConnectionHook):
         :raises ConferenceNotRunningError: no meeting, or more than one, is running under that name.
         :raises DingTalkError: any other failure; the subclass says which.
         """
-        return await self._lock("lock", conference_id, room_code, schedule_conference_id)
+        client, meeting = await self._meeting(conference_id, room_code, schedule_conference_id)
+        return cast("LockResult", (await client.lock("lock", meeting)).as_dict(with_error=False))
 
     async def aunlock_conference(
         self,
@@ -167,12 +168,17 @@ class DingTalkConferenceHook(ConnectionHook):
 
         Unlocking an unlocked meeting succeeds. Parameters and errors are those of :meth:`lock_conference`.
         """
-        return await self._lock("unlock", conference_id, room_code, schedule_conference_id)
+        client, meeting = await self._meeting(conference_id, room_code, schedule_conference_id)
+        return cast("LockResult", (await client.lock("unlock", meeting)).as_dict(with_error=False))
 
-    async def _lock(self, action: str, *named: str | None) -> LockResult:
+    async def _meeting(self, *named: str | None) -> tuple[DingTalkClient, Reference]:
+        """Return the client, and the meeting that is named: of a room code or schedule, the running one."""
+        reference = check_reference(*named)
         client = self._client or await self._aconnect()
-        meeting = await _meeting(client, check_reference(*named))
-        return cast("LockResult", (await client.lock(action, meeting)).as_dict(with_error=False))
+        if reference.name != "conference_id":
+            running = the_running(await client.find_conferences(reference), reference)
+            reference = check_reference(running.conference_id)
+        return client, reference
 
     async def _unlock_interrupted(self, result: LockResult) -> None:
         """Unlock a meeting whose lock succeeded at the moment of an interruption."""
@@ -197,8 +203,9 @@ class DingTalkConferenceHook(ConnectionHook):
         :raises DingTalkError: the meeting could not be locked (the block is then not entered), or could not
             be unlocked.
         """
-        client = await self._aconnect()
-        meeting = await _meeting(client, check_reference(conference_id, **named))
+        client, meeting = await self._meeting(
+            conference_id, named.get("room_code"), named.get("schedule_conference_id")
+        )
         with cancelled_by_termination():
             try:
                 locked = await client.lock("lock", meeting)
@@ -421,13 +428,6 @@ class DingTalkConferenceHook(ConnectionHook):
     def _call(self, call: Call, attempts: Attempts | None = None) -> CallResult:
         """Make a call for an operator."""
         return run(partial(self._connect().call, call, attempts))
-
-
-async def _meeting(client: DingTalkClient, reference: Reference) -> Reference:
-    """Return the meeting that is named: of a room code or schedule, the one that is running."""
-    if reference.name == "conference_id":
-        return reference
-    return check_reference(the_running(await client.find_conferences(reference), reference).conference_id)
 
 
 async def _unlock_on_exit(

@@ -45,7 +45,7 @@ from airflow_provider_dingconf.dingtalk.responses import read_response
 from airflow_provider_dingconf.dingtalk.retries import retry_policy
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
 
     from tenacity import RetryCallState
     from typing_extensions import Self
@@ -173,18 +173,20 @@ class DingTalkClient:
 
     # One call
 
-    async def call(self, call: Call, attempts: Attempts | None = None) -> CallResult:
-        """Make a call, and retry it as its errors ask.
+    def call(self, call: Call, attempts: Attempts | None = None) -> Coroutine[Any, Any, CallResult]:
+        """Make a call, and retry it as its errors ask; to be awaited.
 
         :param call: what to ask for.
         :param attempts: counts the attempts.
         :raises DingTalkError: the last attempt failed; the subclass says why.
         """
         attempts = attempts or Attempts()
-        until = time.monotonic() + self.max_seconds
-        return await self._retried(call, attempts, partial(self._exchange, call, attempts, until))
+        return self._retried(call, attempts, partial(self._exchange, call, attempts))
 
-    async def _retried(self, call: Call, attempts: Attempts, work: Callable[[], Awaitable[T]]) -> T:
+    async def _retried(self, call: Call, attempts: Attempts, work: Callable[[float], Awaitable[T]]) -> T:
+        """Do some work again and again, as a call's errors ask; it is given the time by which it must end."""
+        until = time.monotonic() + self.max_seconds
+
         def before_wait(state: RetryCallState) -> None:
             error = state.outcome and state.outcome.exception()
             if attempts.limiter and isinstance(error, ThrottledError):
@@ -195,7 +197,7 @@ class DingTalkClient:
         )
         async with self:
             try:
-                return await retrying(self._attempt, call, attempts, work)
+                return await retrying(self._attempt, call, attempts, partial(work, until))
             except DingTalkError as error:
                 error.uncertain = attempts.uncertain
                 if error.uncertain and not call.repeatable:
@@ -285,11 +287,7 @@ class DingTalkClient:
 
         :param fresh: whether to fetch one even if there is a shared one.
         """
-        until = time.monotonic() + self.max_seconds
-
-        async def work() -> Token:
-            return await (self._tokens.fetch(until) if fresh else self._tokens.get(None, until))
-
+        work = self._tokens.fetch if fresh else partial(self._tokens.get, None)
         return await self._retried(cast("App", self.settings.app).token_call(), Attempts(quiet=True), work)
 
     # Meetings

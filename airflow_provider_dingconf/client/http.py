@@ -78,8 +78,8 @@ class HttpSession:
         )
         _open_sessions.add(self)
 
-    async def send(self, request: Request, seconds: float) -> Response:
-        """Send a request and return the response.
+    def send(self, request: Request, seconds: float) -> Awaitable[Response]:
+        """Send a request and return the response; to be awaited.
 
         :param request: what goes over the wire.
         :param seconds: the time limit of the whole exchange.
@@ -92,7 +92,7 @@ class HttpSession:
         )
         run: Any = self._http.run  # it takes bytes, and returns what _request returns
         options = {"verb": request.method, "timeout": timeout}
-        response: Response = await run(
+        response: Awaitable[Response] = run(
             request.target, data=request.content, headers=request.headers, extra_options=options
         )
         return response
