@@ -171,9 +171,9 @@ class DingTalkConferenceHook(ConnectionHook):
         client, meeting = await self._meeting(conference_id, room_code, schedule_conference_id)
         return cast("LockResult", (await client.lock("unlock", meeting)).as_dict(with_error=False))
 
-    async def _meeting(self, *named: str | None) -> tuple[DingTalkClient, Reference]:
+    async def _meeting(self, *given: str | None, **named: Unpack[Named]) -> tuple[DingTalkClient, Reference]:
         """Return the client, and the meeting that is named: of a room code or schedule, the running one."""
-        reference = check_reference(*named)
+        reference = check_reference(*given, **named)
         client = self._client or await self._aconnect()
         if reference.name != "conference_id":
             running = the_running(await client.find_conferences(reference), reference)
@@ -182,7 +182,7 @@ class DingTalkConferenceHook(ConnectionHook):
 
     async def _unlock_interrupted(self, result: LockResult) -> None:
         """Unlock a meeting whose lock succeeded at the moment of an interruption."""
-        await self._aroll_back([str(result["conference_id"])], quickly=True)
+        await self._connect().roll_back([str(result["conference_id"])], quickly=True)
 
     lock_conference = sync(alock_conference, undo=_unlock_interrupted)
     unlock_conference = sync(aunlock_conference)
@@ -203,15 +203,13 @@ class DingTalkConferenceHook(ConnectionHook):
         :raises DingTalkError: the meeting could not be locked (the block is then not entered), or could not
             be unlocked.
         """
-        client, meeting = await self._meeting(
-            conference_id, named.get("room_code"), named.get("schedule_conference_id")
-        )
+        client, meeting = await self._meeting(conference_id, **named)
         with cancelled_by_termination():
             try:
                 locked = await client.lock("lock", meeting)
             except DingTalkError as error:
                 if error.uncertain:  # the response was lost
-                    await shielded(client.roll_back([meeting], quickly=True))
+                    await shielded(client.roll_back([meeting.value], quickly=True))
                 raise
             try:
                 yield cast("LockResult", locked.as_dict(with_error=False))
@@ -297,16 +295,10 @@ class DingTalkConferenceHook(ConnectionHook):
 
     async def _unlock_all_interrupted(self, results: list[ConferenceResult]) -> None:
         locked = [one.conference_id for one in results if one.error is None or one.error.uncertain]
-        await self._aroll_back(locked, quickly=True)
+        await self._connect().roll_back(locked, quickly=True)
 
     lock_conferences = sync(alock_conferences, undo=_unlock_all_interrupted)
     unlock_conferences = sync(aunlock_conferences)
-
-    async def _aroll_back(
-        self, conference_ids: Iterable[str], *, quickly: bool = False
-    ) -> list[ConferenceResult]:
-        meetings = check_conference_ids(conference_ids)
-        return await (await self._aconnect()).roll_back(meetings, quickly=quickly)
 
     def _roll_back(self, conference_ids: Iterable[str], *, quickly: bool = False) -> list[ConferenceResult]:
         """Unlock meetings that a task has locked and that are not to stay locked; interruptions wait.
@@ -314,8 +306,7 @@ class DingTalkConferenceHook(ConnectionHook):
         :param quickly: whether the process is about to be killed.
         :returns: the result of each meeting; no error is raised.
         """
-        self._connect()
-        return run_uninterrupted(partial(self._aroll_back, conference_ids, quickly=quickly))
+        return run_uninterrupted(partial(self._connect().roll_back, conference_ids, quickly=quickly))
 
     # Reading
 
@@ -442,5 +433,5 @@ async def _unlock_on_exit(
     except DingTalkError as error:
         raise error from earlier
     except asyncio.CancelledError:
-        await shielded(client.roll_back([meeting], quickly=True))
+        await shielded(client.roll_back([meeting.value], quickly=True))
         raise

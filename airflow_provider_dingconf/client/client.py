@@ -28,7 +28,13 @@ from airflow_provider_dingconf.client.sync import CLEAN_UP_SECONDS, is_backgroun
 from airflow_provider_dingconf.client.token_cache import address_ban_of
 from airflow_provider_dingconf.client.token_source import TokenSource, seconds_left
 from airflow_provider_dingconf.dingtalk.calls import Call, lock_call
-from airflow_provider_dingconf.dingtalk.conferences import BATCH, conference_call, list_call, query_call
+from airflow_provider_dingconf.dingtalk.conferences import (
+    BATCH,
+    check_conference_ids,
+    conference_call,
+    list_call,
+    query_call,
+)
 from airflow_provider_dingconf.dingtalk.errors import (
     AccessTokenError,
     AddressBannedError,
@@ -307,7 +313,7 @@ class DingTalkClient:
             result = await self.call(lock_call(meeting, action), attempts)
         except asyncio.CancelledError:
             if action == "lock" and attempts.uncertain:
-                await shielded(self.roll_back([meeting], quickly=True))
+                await shielded(self.roll_back([meeting.value], quickly=True))
             raise
         return ConferenceResult(meeting.value, action, attempts.made, result.request_id)
 
@@ -353,15 +359,17 @@ class DingTalkClient:
             )
 
     async def roll_back(
-        self, meetings: Sequence[Reference], *, quickly: bool = False
+        self, conference_ids: Iterable[str], *, quickly: bool = False
     ) -> list[ConferenceResult]:
         """Unlock meetings whose lock is not wanted any more, unless superseded; raises nothing.
 
+        :param conference_ids: of meetings that were locked, or may be.
         :param quickly: whether the process is about to be killed: all of it then has
             :data:`~airflow_provider_dingconf.client.sync.CLEAN_UP_SECONDS`.
         """
         if await self.is_superseded():
             return []
+        meetings = check_conference_ids(conference_ids)
         client = copy.copy(self)
         # Whatever the task allows its calls: the roll-back is to succeed.
         client.max_attempts, client.max_seconds = MAX_ATTEMPTS, MAX_SECONDS
