@@ -81,6 +81,8 @@ def meetings(sandbox: Sandbox, conn: Any) -> Sandbox:
         "Release 1.0", conference_id="644272f14ba3310xxxxxxxxx", room_code="1234567890", creator_id="sandbox"
     )
     sandbox.create_conference("Exam 1", conference_id="644272f14ba3310yyyyyyyyy")
+    for each in ("644272f14ba3310xxxxxxxxx", "644272f14ba3310yyyyyyyyy"):
+        sandbox.conference(each).start_time -= 600_000  # type: ignore[operator]  # the delay of a sensor is over
     return sandbox
 
 
@@ -124,7 +126,17 @@ def run(dag_id: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "dag_id", ["release", "locked_section", "separate_tasks", "lock_a_list", "mapped_locks", "attendance"]
+    "dag_id",
+    [
+        "release",
+        "locked_section",
+        "separate_tasks",
+        "lock_a_list",
+        "lock_rooms",
+        "lock_during_the_exam",
+        "mapped_locks",
+        "attendance",
+    ],
 )
 def test_a_dag_on_a_page_locks_its_meeting_and_unlocks_it(
     dag_id: str, airflow_db: None, meetings: Sandbox
@@ -140,6 +152,20 @@ def test_a_dag_on_a_page_creates_its_meeting_and_closes_it(
 ) -> None:
     assert run(dag_id) == "success"
     assert len(meetings.calls_of("create")) == len(meetings.calls_of("close")) == 1
+
+
+@pytest.mark.parametrize(("dag_id", "call"), [("check_dingtalk", "list"), ("unlock_by_hand", "unlock")])
+def test_a_dag_on_a_page_makes_its_call(dag_id: str, call: str, airflow_db: None, meetings: Sandbox) -> None:
+    assert run(dag_id) == "success"
+    assert len(meetings.calls_of(call)) == 1
+    assert not meetings.calls_of("lock")
+
+
+def test_a_dag_on_a_page_that_events_start_does_nothing_without_events(
+    airflow_db: None, meetings: Sandbox
+) -> None:
+    assert run("exams_that_started") == "success"
+    assert not meetings.calls
 
 
 def test_the_five_calls_on_a_page_are_made(airflow_db: None, meetings: Sandbox) -> None:
