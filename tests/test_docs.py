@@ -17,6 +17,7 @@ from airflow_provider_dingconf import __version__
 from airflow_provider_dingconf.dingtalk.error_codes import ERRORS
 from airflow_provider_dingconf.dingtalk.errors import DingTalkError
 from airflow_provider_dingconf.get_provider_info import CONNECTION_TYPE, get_provider_info
+from airflow_provider_dingconf.sandbox import Fault
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -152,6 +153,22 @@ def test_a_dag_on_a_page_creates_its_meeting_and_closes_it(
 ) -> None:
     assert run(dag_id) == "success"
     assert len(meetings.calls_of("create")) == len(meetings.calls_of("close")) == 1
+
+
+@pytest.mark.parametrize(
+    ("call", "code", "state", "unlocks"),
+    [
+        ("unlock", "confClosed", "success", 1),
+        ("unlock", "noPermission", "failed", 1),
+        ("lock", "noPermission", "failed", 0),
+    ],
+)
+def test_a_section_on_a_page_ends_as_its_table_says(
+    call: str, code: str, state: str, unlocks: int, airflow_db: None, meetings: Sandbox
+) -> None:
+    meetings.fail(Fault(call=call, code=code))
+    assert run("locked_section") == state
+    assert len(meetings.calls_of("unlock")) == unlocks
 
 
 @pytest.mark.parametrize(("dag_id", "call"), [("check_dingtalk", "list"), ("unlock_by_hand", "unlock")])
