@@ -172,7 +172,7 @@ class ConferenceEventTrigger(BaseEventTrigger):
         super().__init__()  # type: ignore[no-untyped-call]
         self.dingtalk_conn_id = dingtalk_conn_id
         try:
-            self.filter = EventFilter(scenes, title_pattern, creator_id)
+            self.filter = EventFilter(title_pattern, creator_id, scenes=scenes)
         except InvalidInputError as error:
             raise InvalidFilterError(str(error)) from None
         self._watch: Watch | None = None

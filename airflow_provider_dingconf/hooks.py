@@ -374,7 +374,7 @@ class DingTalkConferenceHook(ConnectionHook):
         """
         call = partial(members_call, check_reference(conference_id))
         async for page in (await self._aconnect()).pages(call):
-            for member in page.members:
+            for member in page.items:
                 yield member
 
     get_conference = sync(aget_conference)

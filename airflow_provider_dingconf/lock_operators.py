@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from airflow.providers.common.compat.sdk import AirflowTaskTimeout
 
-from airflow_provider_dingconf.dingtalk.calls import LOCK_PAGE
 from airflow_provider_dingconf.dingtalk.conferences import given_name
+from airflow_provider_dingconf.dingtalk.endpoints import LOCK
 from airflow_provider_dingconf.dingtalk.errors import (
     ConferenceClosedError,
     DingTalkError,
@@ -178,7 +178,7 @@ class ConferenceOperator(CallingTask):
             raise
         finally:
             self._calling = False
-        self.keep_links(context, base_url, LOCK_PAGE, error, conference.join_url if conference else None)
+        self.keep_links(context, base_url, LOCK.page, error, conference.join_url if conference else None)
         if error:
             self._end_one_in(error, context, result)
         return result

@@ -6,8 +6,8 @@ import logging
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_dingconf.dingtalk.calls import LOCK_PAGE
 from airflow_provider_dingconf.dingtalk.conferences import conference_id_in
+from airflow_provider_dingconf.dingtalk.endpoints import LOCK
 from airflow_provider_dingconf.dingtalk.errors import (
     ConferenceClosedError,
     ConferencesError,
@@ -106,7 +106,7 @@ class ManyMeetings:
             return self._would_act(given)
         results, error = self._results(given)
         xcom = [one.as_dict() for one in results]
-        self._task.keep_links(self._context, self._hook.settings.base_url, LOCK_PAGE, error)
+        self._task.keep_links(self._context, self._hook.settings.base_url, LOCK.page, error)
         if error is not None:
             self._task.push_anyway(self._context, xcom)
             self._task.end_in(error)

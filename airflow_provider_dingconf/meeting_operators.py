@@ -7,19 +7,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 from airflow_provider_dingconf.compat import mask_secret
 from airflow_provider_dingconf.dingtalk.conferences import check_reference
+from airflow_provider_dingconf.dingtalk.endpoints import CLOSE, CREATE, LIST_MEMBERS
 from airflow_provider_dingconf.dingtalk.errors import (
     ConferenceClosedError,
     DingTalkError,
     InvalidInputError,
     Outcome,
 )
-from airflow_provider_dingconf.dingtalk.hosting import (
-    CLOSE_PAGE,
-    CREATE_PAGE,
-    MEMBERS_PAGE,
-    close_call,
-    create_call,
-)
+from airflow_provider_dingconf.dingtalk.hosting import close_call, create_call
 from airflow_provider_dingconf.tasks import CallingTask, check_switches
 
 if TYPE_CHECKING:
@@ -116,7 +111,7 @@ class CreateConferenceOperator(CallingTask):
             if self._killed:
                 raise SystemExit("create was interrupted")
         except DingTalkError as error:
-            self.keep_links(context, base_url, CREATE_PAGE, error)
+            self.keep_links(context, base_url, CREATE.page, error)
             if error.uncertain:
                 self._say_what_may_exist(error)
             self.end_in(error)
@@ -128,7 +123,7 @@ class CreateConferenceOperator(CallingTask):
         finally:
             hook.close()
         self.log.info("The meeting %s has the room code %s", made.conference_id, made.room_code)
-        self.keep_links(context, base_url, CREATE_PAGE, join_url=made.join_url)
+        self.keep_links(context, base_url, CREATE.page, join_url=made.join_url)
         if made.password and self.with_password:
             mask_secret(made.password)
         return self._result(made)
@@ -201,7 +196,7 @@ class CloseConferenceOperator(CallingTask):
             with self.interruptible():
                 request_id = hook._call(call, attempts).request_id
         except DingTalkError as error:
-            self.keep_links(context, base_url, CLOSE_PAGE, error)
+            self.keep_links(context, base_url, CLOSE.page, error)
             result = ConferenceResult(meeting, self.action, error.attempts, error.request_id, error)
             self._end_in(error, meeting)
             if isinstance(error, ConferenceClosedError):
@@ -212,7 +207,7 @@ class CloseConferenceOperator(CallingTask):
             raise
         finally:
             hook.close()
-        self.keep_links(context, base_url, CLOSE_PAGE)
+        self.keep_links(context, base_url, CLOSE.page)
         return ConferenceResult(meeting, self.action, attempts.made, request_id).as_dict(with_error=False)
 
     def _end_in(self, error: DingTalkError, meeting: str) -> None:
@@ -270,13 +265,13 @@ class ConferenceMembersOperator(CallingTask):
             with self.interruptible():
                 members = [each.as_dict() for each in hook.conference_members(self.conference_id)]
         except DingTalkError as error:
-            self.keep_links(context, base_url, MEMBERS_PAGE, error)
+            self.keep_links(context, base_url, LIST_MEMBERS.page, error)
             self.end_in(error)
             return members
         finally:
             hook.close()
         self.log.info("%d members", len(members))
-        self.keep_links(context, base_url, MEMBERS_PAGE)
+        self.keep_links(context, base_url, LIST_MEMBERS.page)
         return members
 
     def shown_meeting(self) -> str:

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 
 from airflow.providers.common.compat.sdk import Stats, conf
 
+from airflow_provider_dingconf.dingtalk.endpoints import ACCESS_TOKEN
 from airflow_provider_dingconf.dingtalk.error_codes import find_code
 from airflow_provider_dingconf.dingtalk.errors import DingTalkError, ThrottledError
-from airflow_provider_dingconf.dingtalk.tokens import TOKEN_CALL
 
 if TYPE_CHECKING:
     from airflow_provider_dingconf.dingtalk.calls import Call
@@ -42,12 +42,12 @@ def count_request(call: Call, error: BaseException | None) -> None:
 
 def _count(call: Call, error: BaseException | None) -> None:
     outcome = _outcome(error)
-    Stats.incr("dingtalk.calls", tags={"call": call.kind, "outcome": outcome})
+    Stats.incr("dingtalk.calls", tags={"call": call.endpoint.kind, "outcome": outcome})
     if has_dotted_names():
-        Stats.incr(f"dingtalk.calls.{call.kind}.{outcome.replace('.', '__')}")
+        Stats.incr(f"dingtalk.calls.{call.endpoint.kind}.{outcome.replace('.', '__')}")
     if isinstance(error, ThrottledError):
         Stats.incr("dingtalk.throttled")
-    if call.kind == TOKEN_CALL and error is None:
+    if call.endpoint is ACCESS_TOKEN and error is None:
         Stats.incr("dingtalk.token_fetches")
 
 

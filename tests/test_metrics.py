@@ -267,4 +267,4 @@ def test_the_name_of_a_call_has_the_words_of_its_path_and_no_ids(path: str, kind
 
 def test_an_id_in_path_params_is_never_in_the_name_of_a_call() -> None:
     call = any_call("GET", "/v1.0/contact/users/{user}", path_params={"user": "manager"})
-    assert call.kind == "GET_contact_users"
+    assert call.endpoint.kind == "GET_contact_users"

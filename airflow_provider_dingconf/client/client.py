@@ -206,7 +206,7 @@ class DingTalkClient:
                 return await retrying(self._attempt, call, attempts, partial(work, until))
             except DingTalkError as error:
                 error.uncertain = attempts.uncertain
-                if error.uncertain and not call.repeatable:
+                if error.uncertain and not call.endpoint.repeatable:
                     error.must_not_be_repeated()
                 raise error.with_traceback(None) from None  # a log that prints locals would print secrets
 
@@ -236,7 +236,7 @@ class DingTalkClient:
     async def _exchange(self, call: Call, attempts: Attempts, until: float) -> CallResult:
         """Get a token, send the call and read the response; after a refused token, once more."""
         secrets = self.settings.secrets
-        if call.with_credentials:
+        if call.endpoint.with_credentials:
             return await self._send(call, None, until, secrets)
         while True:
             token = self.settings.static_token or await self._tokens.get(attempts.refused, until)
@@ -403,12 +403,12 @@ class DingTalkClient:
     async def find_conferences(self, reference: Reference) -> list[Conference]:
         """Return the meetings of a room code or schedule, whatever their status."""
         pages = self.pages(partial(list_call, reference))
-        return [each async for page in pages for each in page.conferences]
+        return [each async for page in pages for each in page.items]
 
     async def running_conferences(self, wanted: ConferenceFilter) -> AsyncIterator[Conference]:
         """Yield the running meetings of the organisation; each page is asked for when it is needed."""
         async for page in self.pages(partial(list_call, None)):
-            for each in page.conferences:
+            for each in page.items:
                 if wanted.takes(each.title, each.creator_id):
                     yield each
 

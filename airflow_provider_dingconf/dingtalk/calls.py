@@ -1,4 +1,4 @@
-"""DingTalk's documented calls as plain values: method, path, body, and the documentation page.
+"""DingTalk's calls as plain values: what is sent, and what comes back.
 
 A :class:`Call` says what to ask for. With the access token it becomes a :class:`Request`, the bytes for the
 wire; a :class:`Response` is what DingTalk sends back. Nothing here sends anything.
@@ -10,16 +10,18 @@ import json as jsonlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta, timezone
-from functools import cached_property
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote, urlencode
 
 from airflow_provider_dingconf import __version__
-from airflow_provider_dingconf.dingtalk.errors import InvalidConferenceIdError, InvalidInputError
+from airflow_provider_dingconf.dingtalk.endpoints import LOCK, UNLOCK, Endpoint
+from airflow_provider_dingconf.dingtalk.errors import InvalidInputError
+from airflow_provider_dingconf.dingtalk.inputs import SEGMENT_CHAR, check_text, digits_of, shown
+from airflow_provider_dingconf.dingtalk.records import read_page
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from airflow_provider_dingconf.dingtalk.conferences import Reference
 
@@ -30,70 +32,40 @@ CHINA_HOST = "https://api.dingtalk.com"
 TOKEN_HEADER = "x-acs-dingtalk-access-token"  # noqa: S105  # nosec B105
 USER_AGENT = f"airflow-provider-dingconf/{__version__}"
 
-LOCK_PAGE = "api-lockconference"
 ERROR_CODES_PAGE = "server-api-error-codes-1"
 
-MAX_CONFERENCE_ID_LENGTH = 256
-
-# RFC 3986's characters of a path segment, less "%": they go over the wire unchanged.
-_CHAR = r"[A-Za-z0-9\-._~!$&'()*+,;=:@]"
-_SEGMENT = re.compile(f"{_CHAR}+")
-_PATH = re.compile(f"(/({_CHAR}|%[0-9A-Fa-f]{{2}})+)+")
+_PATH = re.compile(f"(/({SEGMENT_CHAR}|%[0-9A-Fa-f]{{2}})+)+")
 _WORD = re.compile("[a-z]+([A-Z][a-z]+)*")
 _PLACEHOLDER = re.compile(r"\{([^{}/]*)\}")
 _METHODS = frozenset({"GET", "POST", "PUT", "PATCH", "DELETE"})
+_to_json = jsonlib.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode
 
 
 @dataclass(frozen=True)
 class Call:
     """One call of DingTalk's API.
 
+    :param endpoint: what is called.
     :param name: the name of the call in a log.
-    :param method: the HTTP method.
-    :param path: the path, percent-encoded, beginning with ``/``.
-    :param body: the JSON body; None sends none.
-    :param params: the query parameters.
-    :param page: the name of the call's page in DingTalk's documentation.
-    :param with_credentials: whether the app's credentials are in the body, and no access token is sent.
-    :param repeatable: whether sending the call twice has the same effect as sending it once.
-    :param kind: what a metric calls the call, without ids; by default, made of method and path.
-    :param any_body: whether a successful response may have no body or any JSON, not only a JSON object.
-    :param confirms: the field that is True in a successful response; None if the call documents none.
-    :param read: converts the JSON of a successful response, or raises a ResponseError.
+    :param target: path and query, percent-encoded.
+    :param content: the bytes of the JSON body; None for no body.
+    :param read: converts the JSON of a successful response, or raises a ResponseError; None: leaves it.
     """
 
+    endpoint: Endpoint
     name: str
-    method: str
-    path: str
-    body: Mapping[str, Any] | list[Any] | None = field(default=None, repr=False)
-    params: Mapping[str, Any] | None = None
-    page: str | None = None
-    with_credentials: bool = False
-    repeatable: bool = True
-    kind: str = ""
-    any_body: bool = False
-    confirms: str | None = None
-    read: Callable[[Any], Any] = field(default=lambda content: content, repr=False, compare=False)
-
-    def __post_init__(self) -> None:
-        if not self.kind:
-            object.__setattr__(self, "kind", kind_of(self.method, self.path))
+    target: str
+    content: bytes | None = field(default=None, repr=False)
+    read: Callable[[Any], Any] | None = field(default=None, repr=False, compare=False)
 
     def request(self, access_token: str | None = None) -> Request:
         """Return the request for the wire: what DingTalk's official SDK sends, and nothing else."""
         headers = {"Accept": "application/json", "User-Agent": USER_AGENT}
-        if self._content is not None:
+        if self.content is not None:
             headers["Content-Type"] = "application/json; charset=utf-8"
         if access_token is not None:
             headers[TOKEN_HEADER] = access_token
-        query = f"?{urlencode(_query(self.params))}" if self.params else ""
-        return Request(self.method, self.path + query, headers, self._content)
-
-    @cached_property
-    def _content(self) -> bytes | None:
-        if self.body is None:
-            return None
-        return jsonlib.dumps(self.body, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+        return Request(self.endpoint.method, self.target, headers, self.content)
 
 
 @dataclass(frozen=True)
@@ -124,10 +96,52 @@ class Response:
     content: bytes = field(repr=False)
 
 
+def call_to(
+    endpoint: Endpoint,
+    about: object = "",
+    *,
+    params: Mapping[str, Any] | None = None,
+    body: Mapping[str, Any] | list[Any] | None = None,
+    read: Callable[[Any], Any] | None = None,
+) -> Call:
+    """Return a call.
+
+    :param endpoint: what is called.
+    :param about: what stands for the ``{}`` in its path and its name.
+    :param params: query parameters: texts, numbers and booleans.
+    :param body: the JSON body; None sends none.
+    :param read: converts the JSON of a successful response, or raises a ResponseError.
+    :raises TypeError, ValueError, RecursionError: a parameter or the body cannot be sent.
+    """
+    query = f"?{urlencode(_query(params))}" if params else ""
+    content = None if body is None else _to_json(body).encode()
+    return Call(endpoint, endpoint.name.format(about), endpoint.path.format(about) + query, content, read)
+
+
+def page_call(
+    endpoint: Endpoint,
+    about: str,
+    tokens: Sequence[str],
+    max_results: int,
+    *,
+    key: str,
+    read: Callable[[object], Any],
+) -> Call:
+    """Return the call for one page of a list; its response is read as a :class:`~.records.Page`.
+
+    :param endpoint: what is called.
+    :param about: what stands for the ``{}`` in its path and its name.
+    :param tokens: the ``next_token`` of every page before; none for the first page.
+    :param max_results: items on the page.
+    :param key: what DingTalk calls the list.
+    :param read: reads one item.
+    """
+    params = {"maxResults": max_results, **({"nextToken": tokens[-1]} if tokens else {})}
+    return call_to(endpoint, about, params=params, read=partial(read_page, key=key, read=read, tokens=tokens))
+
+
 def lock_call(meeting: Reference, action: str) -> Call:
     """Return the call that locks or unlocks a meeting.
-
-    Source: `Lock a meeting <https://help.dingtalk.io/open/development/api-lockconference>`__.
 
     :param meeting: the meeting by its ``conference_id``.
     :param action: ``lock`` or ``unlock``.
@@ -135,9 +149,8 @@ def lock_call(meeting: Reference, action: str) -> Call:
     """
     if action not in ("lock", "unlock"):
         raise InvalidInputError(f"action: {shown(action)} is neither lock nor unlock")
-    path = f"/v1.0/conference/videoConferences/{meeting.conference_id}/lock"
-    name, body = f"{action} {meeting.conference_id}", {"action": action}
-    return Call(name, "POST", path, body, page=LOCK_PAGE, kind=action, confirms="success")
+    endpoint = LOCK if action == "lock" else UNLOCK
+    return call_to(endpoint, meeting.conference_id, body={"action": action})
 
 
 def any_call(
@@ -167,21 +180,12 @@ def any_call(
             f"json: a body of type {type(json).__name__} cannot be sent; give a dict or a list"
         )
     filled = _filled(path, path_params)
-    call = Call(
-        f"{method} {filled}",
-        method,
-        filled,
-        json,
-        params,
-        repeatable=repeatable,
-        kind=kind_of(method, path),
-        any_body=True,
-    )
+    kind, name = kind_of(method, path), f"{method} {filled}"
+    endpoint = Endpoint(kind, name, method, filled, page=None, repeatable=repeatable, any_body=True)
     try:
-        call.request()
+        return call_to(endpoint, params=params, body=json)
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidInputError(f"query parameters or body: they cannot be sent: {error}") from None
-    return call
 
 
 def kind_of(method: str, path: str) -> str:
@@ -250,105 +254,6 @@ def _query(params: Mapping[str, Any]) -> dict[str, str]:
     return {
         name: str(value).lower() if isinstance(value, bool) else str(value) for name, value in params.items()
     }
-
-
-# Checks of input
-
-_NAMES = (
-    "conference_id takes a meeting's conferenceId, room_code a room code as DingTalk shows it, "
-    "schedule_conference_id a schedule's scheduleConferenceId"
-)
-
-
-def check_segment(name: str, value: object) -> str:
-    """Return a value that names a meeting, if it is one path segment.
-
-    DingTalk's SDK turns a conference id of ``a/../b`` into ``b``; here such a value is refused.
-
-    :param name: its parameter: ``conference_id``, ``room_code`` or ``schedule_conference_id``.
-    :raises InvalidConferenceIdError: the value is anything else.
-    """
-    text = check_text(name, value, InvalidConferenceIdError)
-    if len(text) > MAX_CONFERENCE_ID_LENGTH:
-        problem = f"it has {len(text)} characters, more than {MAX_CONFERENCE_ID_LENGTH}"
-    elif text in {".", ".."}:
-        problem = f"{text!r} would change the path of the call"
-    elif not _SEGMENT.fullmatch(text):
-        wrong = next(char for char in text if not _SEGMENT.fullmatch(char))
-        problem = f"{shown(text)} has {wrong!a}, which cannot stand in a {name.replace('_', ' ')}"
-    else:
-        return text
-    raise InvalidConferenceIdError(f"{name}: {problem}; {_NAMES}")
-
-
-def check_text(name: str, value: object, error: type[InvalidInputError] = InvalidInputError) -> str:
-    """Return a text that a template may have rendered.
-
-    :param name: the parameter that has the value.
-    :param error: the class of the error.
-    :raises InvalidInputError: the value is not a string, or is what a template without a value renders to.
-    """
-    if value is None or (isinstance(value, str) and value.strip() in ("", "None")):
-        problem = "expected a string, got None" if value is None else "it is 'None'"
-        if isinstance(value, str) and not value.strip():
-            problem = "it is blank" if value else "it is empty"
-        raise error(
-            f"{name}: {problem}, as a template or XCom without a value renders; check where it comes from"
-        )
-    if not isinstance(value, str):
-        raise error(
-            f"{name}: expected a string, got {shown(value)} of type {type(value).__name__}; if it comes from "
-            "a template, render_template_as_native_obj=True is the likely cause: quotes in it keep a string"
-        )
-    return value
-
-
-def digits_of(value: object) -> object:
-    """Return an int as its digits, from which native rendering made it; any other value unchanged."""
-    return str(value) if type(value) is int and 0 <= value < 10**18 else value
-
-
-def shown(value: object) -> str:
-    """Return a value for a message, in ASCII and short."""
-    try:
-        text = ascii(value)
-    except (ValueError, RecursionError):  # an int of thousands of digits, a deep list
-        text = f"a {type(value).__name__}"
-    return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-# Fields of a response
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
-_UNSTORABLE = re.compile("[\0\ud800-\udfff]")
-
-
-def text_of(content: Mapping[str, Any], *names: str) -> str | None:
-    """Return the first of the named fields of a JSON object that holds a text or a whole number.
-
-    NUL and half of a surrogate pair, as in a text cut within an emoji, are replaced: no database takes them.
-
-    :param content: what DingTalk sent.
-    :param names: the names the field may have, in order of preference.
-    """
-    for name in names:
-        value = content.get(name)
-        if isinstance(value, str) and value:
-            return _UNSTORABLE.sub("\N{REPLACEMENT CHARACTER}", value)
-        if type(value) is int:  # not a bool
-            return str(value)
-    return None
-
-
-def moment_of(content: Mapping[str, Any], name: str) -> datetime | None:
-    """Return the moment in a field of milliseconds since the epoch; None if the field holds none, or 0."""
-    milliseconds = text_of(content, name) or ""
-    if not re.fullmatch("0*[1-9][0-9]{0,14}", milliseconds):
-        return None
-    try:
-        return _EPOCH + timedelta(milliseconds=int(milliseconds))
-    except OverflowError:
-        return None
 
 
 def documentation_url(page: str, base_url: str = INTERNATIONAL_HOST) -> str:

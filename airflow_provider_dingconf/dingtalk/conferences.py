@@ -1,37 +1,42 @@
-"""Meetings: what names one, the calls that read them, and their responses as typed values.
-
-Source: `Query a meeting
-<https://help.dingtalk.io/open/development/querying-video-conference-information>`__ and the pages beside it.
-"""
+"""Meetings: what names one, the calls that read them, and their responses as typed values."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime  # noqa: TC003  # who reads a record's types finds it
 from enum import Enum
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_dingconf.dingtalk.calls import (
-    Call,
-    check_segment,
-    check_text,
-    digits_of,
-    moment_of,
-    shown,
-    text_of,
+from airflow_provider_dingconf.dingtalk.calls import Call, call_to, page_call
+from airflow_provider_dingconf.dingtalk.endpoints import (
+    FIND_BY_ROOM_CODE,
+    FIND_BY_SCHEDULE,
+    GET_CONFERENCE,
+    QUERY_CONFERENCES,
+    RUNNING_CONFERENCES,
 )
 from airflow_provider_dingconf.dingtalk.errors import (
     ConferenceClosedError,
     ConferenceNotRunningError,
     InvalidConferenceIdError,
     InvalidInputError,
-    ResponseError,
+)
+from airflow_provider_dingconf.dingtalk.inputs import SEGMENT_CHAR, check_text, digits_of, shown
+from airflow_provider_dingconf.dingtalk.records import (
+    listed_in,
+    moment_of,
+    number_of,
+    plain,
+    said,
+    said_in,
+    text_of,
+    unreadable,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
+    from typing import TypeGuard
 
 BATCH = 100
 """Meetings in one batch query; DingTalk documents no limit."""
@@ -42,8 +47,9 @@ PAGE = 20
 MAX_TITLE = 256
 """Characters of a title that a pattern is searched in: the triggerer's one event loop searches, too."""
 
-_CONFERENCES = "/v1.0/conference/videoConferences"
-_SCHEDULE_PAGE = "query-appointment-meeting-history-meeting-information"
+MAX_CONFERENCE_ID_LENGTH = 256
+
+_SEGMENT = re.compile(rf"(?!(\.{{1,2}}|None)\Z){SEGMENT_CHAR}{{1,{MAX_CONFERENCE_ID_LENGTH}}}")
 _SEPARATORS = re.compile(r"[\s\-\u2010-\u2015]+")
 _MAX_LISTED = 5
 
@@ -64,22 +70,43 @@ STATUS: Mapping[int | None, ConferenceStatus] = {
 """The meaning of DingTalk's numbers."""
 
 
-def facts_of(meeting: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what calls and events say of a meeting in the same way, by the names used here."""
-    return {
-        "room_code": text_of(meeting, "roomCode"),
-        "start_time": moment_of(meeting, "startTime"),
-        "end_time": moment_of(meeting, "endTime"),
-        "creator_id": text_of(meeting, "creatorId"),
-        "creator_nick": text_of(meeting, "creatorNick"),
-        "join_url": text_of(meeting, "externalLinkUrl"),
-        "schedule_conference_id": text_of(meeting, "scheduleConferenceId"),
-        "biz_type": text_of(meeting, "bizType"),
-    }
+def status_of(content: Mapping[str, Any], name: str) -> ConferenceStatus | None:
+    """Return the status in a field."""
+    return STATUS.get(number_of(content, name))
+
+
+def facts_of(record: type[Any], content: object, what: str) -> dict[str, Any]:
+    """Return what a JSON object of DingTalk's says of the fields of a meeting.
+
+    :param record: the class that has the fields.
+    :param what: what the object should be, for the message.
+    :raises ResponseError: the object names no meeting.
+    """
+    conference_id = content.get("conferenceId") if isinstance(content, dict) else None
+    if not isinstance(content, dict) or not isinstance(conference_id, str) or not conference_id:
+        raise unreadable(f"{what} without conferenceId")
+    return said_in(record, content)
 
 
 @dataclass(frozen=True)
-class Conference:
+class Meeting:
+    """What calls and events say of a meeting in the same way; see :class:`Conference`."""
+
+    conference_id: str = said(text_of, "conferenceId")
+    title: str | None = said(text_of, "title")
+    status: ConferenceStatus | None = said(status_of, "status")
+    room_code: str | None = said(text_of, "roomCode")
+    start_time: datetime | None = said(moment_of, "startTime")
+    end_time: datetime | None = said(moment_of, "endTime")
+    creator_id: str | None = said(text_of, "creatorId")
+    creator_nick: str | None = said(text_of, "creatorNick")
+    join_url: str | None = said(text_of, "externalLinkUrl")
+    schedule_conference_id: str | None = said(text_of, "scheduleConferenceId")
+    biz_type: str | None = said(text_of, "bizType")
+
+
+@dataclass(frozen=True)
+class Conference(Meeting):
     """A meeting as DingTalk describes it; None is what the response does not say.
 
     :param conference_id: its conferenceId.
@@ -95,17 +122,8 @@ class Conference:
     :param biz_type: ``0`` instant, ``3`` scheduled, ``audio_conf``.
     """
 
-    conference_id: str
-    title: str
-    status: ConferenceStatus
-    room_code: str | None = None
-    start_time: datetime | None = None
-    end_time: datetime | None = None
-    creator_id: str | None = None
-    creator_nick: str | None = None
-    join_url: str | None = None
-    schedule_conference_id: str | None = None
-    biz_type: str | None = None
+    title: str = said(text_of, "title")
+    status: ConferenceStatus = said(status_of, "status")
 
     @classmethod
     def read(cls, meeting: object) -> Conference:
@@ -113,22 +131,14 @@ class Conference:
 
         :raises ResponseError: the object is no meeting.
         """
-        if not isinstance(meeting, dict) or not isinstance(meeting.get("conferenceId"), str):
-            raise unreadable("a meeting without conferenceId")
-        number = meeting.get("status")
-        status = STATUS.get(number) if type(number) is int else None
-        if status is None:
+        facts = facts_of(cls, meeting, "a meeting")
+        if facts["status"] is None:
             raise unreadable("a meeting of no known status")
-        title = text_of(meeting, "title") or ""
-        return cls(meeting["conferenceId"], title, status, **facts_of(meeting))
+        return cls(**{**facts, "title": facts["title"] or ""})
 
     def as_dict(self) -> dict[str, Any]:
         """Return the meeting as plain values for an XCom, times in ISO 8601."""
-        values = {**vars(self), "status": self.status.value}
-        return {
-            name: value.isoformat() if isinstance(value, datetime) else value
-            for name, value in values.items()
-        }
+        return plain(self)
 
     def __str__(self) -> str:
         """Name the meeting in a message."""
@@ -154,8 +164,8 @@ class ConferenceFilter:
             raise InvalidInputError(
                 "title_pattern: expected a string, got a compiled pattern; pass pattern.pattern"
             )
-        for name, value in vars(self).items():
-            if value is not None:
+        for name in ("title_pattern", "creator_id"):
+            if (value := getattr(self, name)) is not None:
                 check_text(name, value)
         try:
             re.compile(self.title_pattern or "")
@@ -174,6 +184,14 @@ class ConferenceFilter:
 # What names a meeting
 
 
+def is_segment(value: object) -> TypeGuard[str]:
+    """Return whether a value is one path segment, which every id of a meeting is.
+
+    DingTalk's SDK turns a conference id of ``a/../b`` into ``b``; here such a value is refused.
+    """
+    return isinstance(value, str) and bool(_SEGMENT.fullmatch(value))
+
+
 @dataclass(frozen=True)
 class Reference:
     """A meeting by the parameter that names it. A reference holds nothing but one path segment.
@@ -188,7 +206,20 @@ class Reference:
 
     def __post_init__(self) -> None:
         """Check the value: the one place for all that goes into the path of a call."""
-        check_segment(self.name, self.value)
+        if is_segment(self.value):
+            return
+        text = check_text(self.name, self.value, InvalidConferenceIdError)
+        if len(text) > MAX_CONFERENCE_ID_LENGTH:
+            problem = f"it has {len(text)} characters, more than {MAX_CONFERENCE_ID_LENGTH}"
+        elif text in {".", ".."}:
+            problem = f"{text!r} would change the path of the call"
+        else:
+            wrong = next(char for char in text if not re.match(SEGMENT_CHAR, char))
+            problem = f"{shown(text)} has {wrong!a}, which cannot stand in a {self.name.replace('_', ' ')}"
+        raise InvalidConferenceIdError(
+            f"{self.name}: {problem}; conference_id takes a meeting's conferenceId, room_code a room code as "
+            "DingTalk shows it, schedule_conference_id a schedule's scheduleConferenceId"
+        )
 
     @property
     def conference_id(self) -> str:
@@ -220,14 +251,18 @@ def check_reference(
             "conference_id: it is missing, or a template or XCom rendered to None; "
             "give it, a room_code or a schedule_conference_id"
         )
-    value = conference_id_in(value) if name == "conference_id" else digits_of(value)
-    if name == "conference_id" and isinstance(value, dict):
-        keys = ", ".join(map(shown, list(value)[:10])) or "none"
-        raise InvalidConferenceIdError(
-            f"{name}: expected a dict with a conference_id, got one with no value for it; its keys: {keys}"
-        )
-    if name == "room_code" and isinstance(value, str):
-        value = _SEPARATORS.sub("", value)
+    if isinstance(value, dict) and name == "conference_id":
+        value = conference_id_in(value)
+        if isinstance(value, dict):
+            keys = ", ".join(map(shown, list(value)[:10])) or "none"
+            raise InvalidConferenceIdError(
+                "conference_id: expected a dict with a conference_id, got one with no value for it; "
+                f"its keys: {keys}"
+            )
+    elif name != "conference_id":
+        value = digits_of(value)
+        if name == "room_code" and isinstance(value, str):
+            value = _SEPARATORS.sub("", value)
     return Reference(name, value)  # type: ignore[arg-type]  # the reference checks it
 
 
@@ -275,68 +310,22 @@ def conference_id_in(value: Any) -> Any:
 
 # Calls
 
+_FIND = {"room_code": FIND_BY_ROOM_CODE, "schedule_conference_id": FIND_BY_SCHEDULE}
+
 
 def conference_call(meeting: Reference) -> Call:
-    """Return the call that reads one meeting, named by its ``conference_id``.
-
-    Source: `Query a meeting
-    <https://help.dingtalk.io/open/development/querying-video-conference-information>`__.
-    """
-    path, page = f"{_CONFERENCES}/{meeting.conference_id}", "querying-video-conference-information"
-    name = f"query {meeting.conference_id}"
-    return Call(name, "GET", path, page=page, kind="get_conference", read=_read_conference)
-
-
-def query_call(conference_ids: Sequence[str]) -> Call:
-    """Return the call that says which of at most :data:`BATCH` meetings are running, by id.
-
-    Source: `Query meetings
-    <https://help.dingtalk.io/open/development/batch-query-of-video-conference-information>`__.
-    """
-    name, body = f"query {len(conference_ids)} meetings", {"conferenceIdList": list(conference_ids)}
-    page = "batch-query-of-video-conference-information"
-    path = f"{_CONFERENCES}/query"
-    return Call(name, "POST", path, body, page=page, kind="query_conferences", read=_read_running)
-
-
-def list_call(meetings: Reference | None = None, *tokens: str, max_results: int = PAGE) -> Call:
-    """Return the call for one page of a list of meetings; its response is read as a :class:`Page`.
-
-    Source: `Query the running meetings of an organisation
-    <https://help.dingtalk.io/open/development/api-queryorgconferencelist>`__, `the meetings of a room code
-    <https://help.dingtalk.io/open/development/api-queryconferenceinfobyroomcode>`__ and `of a schedule
-    <https://help.dingtalk.io/open/development/query-appointment-meeting-history-meeting-information>`__.
-
-    :param meetings: a room code or a schedule; None for the running meetings of the organisation.
-    :param tokens: the ``next_token`` of every page before; none for the first page.
-    :param max_results: meetings on the page.
-    """
-    name, path, page = "running meetings", "/v1.0/conference/orgConferences", "api-queryorgconferencelist"
-    kind = f"find_by_{meetings.name}" if meetings else "running_conferences"
-    if meetings and meetings.name == "room_code":
-        name, page = f"meetings of room code {meetings.value}", "api-queryconferenceinfobyroomcode"
-        path = f"/v1.0/conference/roomCodes/{meetings.value}/infos"
-    elif meetings:
-        path, page = f"{_CONFERENCES}/scheduleConferences/{meetings.value}", _SCHEDULE_PAGE
-        name = f"meetings of schedule {meetings.value}"
-    params: dict[str, Any] = {"maxResults": max_results}
-    if tokens:
-        params["nextToken"] = tokens[-1]
-    read = partial(Page.read, tokens=tokens)
-    return Call(name, "GET", path, params=params, page=page, kind=kind, read=read)
-
-
-def page_of(reference: Reference) -> str:
-    """Return the name of the page of DingTalk's documentation on the call that reads a reference."""
-    call = conference_call if reference.name == "conference_id" else list_call
-    return call(reference).page or ""
-
-
-# Responses
+    """Return the call that reads one meeting, named by its ``conference_id``, as a :class:`Conference`."""
+    return call_to(GET_CONFERENCE, meeting.conference_id, read=_read_conference)
 
 
 def _read_conference(content: Mapping[str, Any]) -> Conference:
     return Conference.read(content.get("confInfo"))
+
+
+def query_call(conference_ids: Sequence[str]) -> Call:
+    """Return the call that says which of at most :data:`BATCH` meetings are running, by id."""
+    body = {"conferenceIdList": list(conference_ids)}
+    return call_to(QUERY_CONFERENCES, len(conference_ids), body=body, read=_read_running)
 
 
 def _read_running(content: Mapping[str, Any]) -> dict[str, Conference]:
@@ -344,40 +333,24 @@ def _read_running(content: Mapping[str, Any]) -> dict[str, Conference]:
     return {one.conference_id: one for one in listed if one.status is ConferenceStatus.STARTED}
 
 
-@dataclass(frozen=True)
-class Page:
-    """One page of a list of meetings.
+def list_call(meetings: Reference | None = None, *tokens: str, max_results: int = PAGE) -> Call:
+    """Return the call for one page of a list of meetings.
 
-    :param next_token: what the next page is asked for with; None on the last page.
+    :param meetings: a room code or a schedule; None for the running meetings of the organisation.
+    :param tokens: the ``next_token`` of every page before; none for the first page.
+    :param max_results: meetings on the page.
     """
-
-    conferences: tuple[Conference, ...]
-    next_token: str | None
-
-    @classmethod
-    def read(cls, content: Mapping[str, Any], tokens: Sequence[str] = ()) -> Page:
-        """Return the page in a response.
-
-        :param tokens: the tokens of the pages before.
-        :raises ResponseError: the response is not as documented, or the list is endless.
-        """
-        key = "onGoingConfList" if "onGoingConfList" in content else "conferenceList"
-        conferences = tuple(map(Conference.read, listed_in(content, key)))
-        return cls(conferences, next_token_of(content, tokens))
+    endpoint, about = (_FIND[meetings.name], meetings.value) if meetings else (RUNNING_CONFERENCES, "")
+    key = "conferenceList" if meetings else "onGoingConfList"
+    return page_call(endpoint, about, tokens, max_results, key=key, read=Conference.read)
 
 
-def next_token_of(content: Mapping[str, Any], tokens: Sequence[str]) -> str | None:
-    """Return what the next page is asked for with; None on the last page.
+def page_of(reference: Reference) -> str:
+    """Return the name of the page of DingTalk's documentation on the call that reads a reference."""
+    return _FIND.get(reference.name, GET_CONFERENCE).page or ""
 
-    A token continues the list unless ``hasMore`` is false: of some lists, DingTalk sends no ``hasMore``.
 
-    :param tokens: the tokens of the pages before; one of them again would be an endless list.
-    :raises ResponseError: the list is endless.
-    """
-    token = None if content.get("hasMore") is False else text_of(content, "nextToken")
-    if token in tokens:
-        raise unreadable("a page that follows itself")
-    return token
+# Of several meetings, the one that runs
 
 
 def started_of(found: Iterable[Conference], reference: Reference) -> Conference | None:
@@ -420,16 +393,3 @@ def _not_running(what: str, listed: Sequence[Conference], reference: Reference) 
     return ConferenceNotRunningError(
         f"{what} under {reference.name} {reference.value}: {names}{more}", code="confNotRunning"
     )
-
-
-def listed_in(content: Mapping[str, Any], key: str) -> list[object]:
-    """Return a list in a response; a missing one is empty."""
-    listed = content.get(key)
-    if not isinstance(listed, (list, type(None))):
-        raise unreadable(f"{key} that is no list")
-    return listed or []
-
-
-def unreadable(what: str) -> ResponseError:
-    """Return the error of a response that is not as documented."""
-    return ResponseError(f"the response holds {what}", code="unreadableAnswer")

@@ -12,22 +12,25 @@ import difflib
 import json
 import re
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import asdict, dataclass, field
-from datetime import datetime
-from functools import cached_property
+from dataclasses import dataclass, field
+from datetime import datetime  # noqa: TC003  # who reads a record's types finds it
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
-from airflow_provider_dingconf.dingtalk.calls import (
-    USER_AGENT,
-    Call,
-    check_segment,
+from airflow_provider_dingconf.dingtalk.calls import USER_AGENT, Call, call_to
+from airflow_provider_dingconf.dingtalk.conferences import ConferenceFilter, Meeting, is_segment
+from airflow_provider_dingconf.dingtalk.endpoints import EVENT_STREAM
+from airflow_provider_dingconf.dingtalk.errors import InvalidInputError, ResponseError
+from airflow_provider_dingconf.dingtalk.inputs import shown
+from airflow_provider_dingconf.dingtalk.records import (
+    flag_of,
     moment_of,
-    shown,
+    number_of,
+    plain,
+    said,
+    said_in,
     text_of,
 )
-from airflow_provider_dingconf.dingtalk.conferences import STATUS, ConferenceFilter, facts_of
-from airflow_provider_dingconf.dingtalk.errors import InvalidInputError, ResponseError
 
 if TYPE_CHECKING:
     from airflow_provider_dingconf.dingtalk.tokens import App
@@ -49,8 +52,6 @@ SCENES: Mapping[str, str] = {
 """What can happen in a meeting, and the type of the event that says so."""
 
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
-_MAX_NUMBER = 2**63 - 1
-"""The largest whole number that every reader of JSON, and every database, can hold."""
 
 
 class FrameError(ValueError):
@@ -76,21 +77,13 @@ class Address:
 
 def open_call(app: App) -> Call:
     """Return the call that asks for a connection to all events of an app."""
-    return Call(
-        name="event stream",
-        method="POST",
-        path="/v1.0/gateway/connections/open",
-        body={
-            "clientId": app.client_id,
-            "clientSecret": app.client_secret,
-            "subscriptions": [{"type": "EVENT", "topic": "*"}],
-            "ua": USER_AGENT,
-        },
-        page="introduction-to-stream-mode",
-        with_credentials=True,
-        kind="open_stream",
-        read=address_from,
-    )
+    body = {
+        "clientId": app.client_id,
+        "clientSecret": app.client_secret,
+        "subscriptions": [{"type": "EVENT", "topic": "*"}],
+        "ua": USER_AGENT,
+    }
+    return call_to(EVENT_STREAM, body=body, read=address_from)
 
 
 def address_from(content: Mapping[str, Any]) -> Address:
@@ -117,25 +110,25 @@ class Frame:
     """One message of the stream.
 
     :param kind: ``SYSTEM``, ``EVENT`` or ``CALLBACK``.
-    :param topic: the topic of a system message.
-    :param message_id: goes back in the reply; DingTalk gives another one when it delivers again.
     :param data: the JSON document in it; an empty dict if it is not an object.
     :param raw_data: the same as the text that arrived.
+    :param topic: the topic of a system message.
+    :param message_id: goes back in the reply; DingTalk gives another one when it delivers again.
     :param event_type: of an event.
     :param event_id: of an event: the same when it is delivered again.
     :param corp_id: the organisation of the event.
     :param born_at: when the event happened.
     """
 
-    kind: str
-    topic: str
-    message_id: str
-    data: Mapping[str, Any] = field(default_factory=dict, repr=False)
-    raw_data: str = field(default="", repr=False)
-    event_type: str | None = None
-    event_id: str | None = None
-    corp_id: str | None = None
-    born_at: datetime | None = None
+    kind: str | None
+    data: Mapping[str, Any] = field(repr=False)
+    raw_data: str = field(repr=False)
+    topic: str | None = said(text_of, "topic")
+    message_id: str | None = said(text_of, "messageId")
+    event_type: str | None = said(text_of, "eventType")
+    event_id: str | None = said(text_of, "eventId")
+    corp_id: str | None = said(text_of, "eventCorpId")
+    born_at: datetime | None = said(moment_of, "eventBornTime")
 
     @property
     def is_event(self) -> bool:
@@ -173,17 +166,7 @@ def read_frame(text: str) -> Frame:
         data = _object(raw)
     except FrameError:
         data = {}
-    return Frame(
-        kind=text_of(content, "type") or "",
-        topic=text_of(headers, "topic") or "",
-        message_id=str(text_of(headers, "messageId")),
-        data=data,
-        raw_data=raw,
-        event_type=text_of(headers, "eventType"),
-        event_id=text_of(headers, "eventId"),
-        corp_id=text_of(headers, "eventCorpId"),
-        born_at=moment_of(headers, "eventBornTime"),
-    )
+    return Frame(text_of(content, "type"), data, raw, **said_in(Frame, headers))
 
 
 def reply(frame: Frame, *, taken: bool = True) -> str:
@@ -206,42 +189,30 @@ def suite_ticket(frame: Frame) -> str | None:
 
 
 @dataclass(frozen=True)
-class ConferenceEvent:
-    """Something that happened in a meeting.
+class ConferenceEvent(Meeting):
+    """Something that happened in a meeting, of which an event about members says no more than its id.
 
     :param event_id: the same however often DingTalk delivers the event.
     :param event_type: ``meeting_status_change`` or ``meeting_member_status_change``.
     :param scene: what happened, one of :data:`SCENES`.
+    :param corp_id: the organisation.
     :param sequence: orders the events of a meeting.
     :param happened_at: when the event happened.
-    :param status: ``not_started``, ``started`` or ``ended``; None if the event does not say.
-    :param creator_id: the creator's id. It and all that follow are None in an event about members.
     :param members: the members of an event about members, each with ``user_id``, ``nick``, ``host``,
         ``co_host``, ``attend_status`` and ``join_time``.
     """
 
-    event_id: str
-    event_type: str
-    scene: str
-    conference_id: str
+    event_id: str = ""
+    event_type: str = ""
+    scene: str = ""
     corp_id: str | None = None
     sequence: int | None = None
     happened_at: datetime | None = None
-    title: str | None = None
-    status: str | None = None
-    start_time: datetime | None = None
-    end_time: datetime | None = None
-    creator_id: str | None = None
-    creator_nick: str | None = None
-    room_code: str | None = None
-    join_url: str | None = None
-    schedule_conference_id: str | None = None
-    biz_type: str | None = None
     members: tuple[Mapping[str, Any], ...] = ()
 
     def payload(self) -> dict[str, Any]:
         """Return the event as plain JSON, with times as ISO 8601 in UTC."""
-        return {name: _plain(value) for name, value in asdict(self).items()}
+        return plain(self, "milliseconds")
 
 
 def conference_events(frame: Frame) -> list[ConferenceEvent]:
@@ -256,62 +227,55 @@ def conference_events(frame: Frame) -> list[ConferenceEvent]:
     meetings: dict[str, list[dict[str, Any]]] = {}
     for model in models if isinstance(models, list) else []:
         conference_id = text_of(model, "conferenceId") if isinstance(model, dict) else None
-        try:
-            meetings.setdefault(check_segment("conference_id", conference_id), []).append(model)
-        except InvalidInputError:
-            continue
+        if is_segment(conference_id):
+            meetings.setdefault(conference_id, []).append(model)
     return [_event(frame, conference_id, found) for conference_id, found in meetings.items()]
 
 
 def _event(frame: Frame, conference_id: str, models: list[dict[str, Any]]) -> ConferenceEvent:
     about_members = frame.event_type == MEMBER_CHANGE
-    model: Mapping[str, Any] = {} if about_members else models[0]
-    status = STATUS.get(_number(model.get("status")))
+    meeting = {"conferenceId": conference_id} if about_members else models[0]
     return ConferenceEvent(
-        event_id=str(frame.event_id),
-        event_type=str(frame.event_type),
+        **said_in(ConferenceEvent, meeting),
+        event_id=frame.event_id or "",
+        event_type=frame.event_type or "",
         scene=text_of(frame.data, "changeScene") or "",
-        conference_id=conference_id,
         corp_id=frame.corp_id,
-        sequence=_number(frame.data.get("statusSeqNum")),
+        sequence=number_of(frame.data, "statusSeqNum"),
         happened_at=frame.born_at,
-        title=text_of(model, "title"),
-        status=status and status.value,
-        **facts_of(model),
         members=tuple(map(_member, models)) if about_members else (),
     )
 
 
 def _member(model: Mapping[str, Any]) -> dict[str, Any]:
+    joined = moment_of(model, "joinTime")
     return {
         "user_id": text_of(model, "userId"),
         "nick": text_of(model, "userNick"),
-        "host": model.get("host") is True,
-        "co_host": model.get("coHost") is True,
-        "attend_status": _number(model.get("attendStatus")),
-        "join_time": _plain(moment_of(model, "joinTime")),
+        "host": flag_of(model, "host"),
+        "co_host": flag_of(model, "coHost"),
+        "attend_status": number_of(model, "attendStatus"),
+        "join_time": joined and joined.isoformat(timespec="milliseconds"),
     }
 
 
 @dataclass(frozen=True)
-class EventFilter:
+class EventFilter(ConferenceFilter):
     """Selects events of meetings. An event that does not say what the filter asks for is not selected.
 
-    :param scenes: what happened, of :data:`SCENES`: one, or several in any order; kept sorted, each once.
     :param title_pattern: a regular expression to be found in the meeting's title; ``^`` is its beginning.
     :param creator_id: the meeting's creator.
+    :param scenes: what happened, of :data:`SCENES`: one, or several in any order; kept sorted, each once.
     :raises InvalidInputError: a scene is unknown or its events never say what is asked for, or title or
         creator are refused by :class:`~airflow_provider_dingconf.dingtalk.conferences.ConferenceFilter`.
     """
 
-    scenes: Collection[str] = (STARTED,)
-    title_pattern: str | None = None
-    creator_id: str | None = None
+    scenes: Collection[str] = field(default=(STARTED,), kw_only=True)
 
     def __post_init__(self) -> None:
         """Check the values."""
         object.__setattr__(self, "scenes", _scenes(self.scenes))
-        _ = self._of_conference
+        super().__post_init__()
         asked = [name for name in ("title_pattern", "creator_id") if getattr(self, name) is not None]
         silent = [scene for scene in self.scenes if SCENES[scene] == MEMBER_CHANGE]
         if asked and silent:
@@ -319,13 +283,9 @@ class EventFilter:
                 f"{asked[0]}: an event {silent[0]!r} does not hold the meeting's title or creator"
             )
 
-    @cached_property
-    def _of_conference(self) -> ConferenceFilter:
-        return ConferenceFilter(self.title_pattern, self.creator_id)
-
     def wants(self, event: ConferenceEvent) -> bool:
         """Return whether an event is selected."""
-        return event.scene in self.scenes and self._of_conference.takes(event.title, event.creator_id)
+        return event.scene in self.scenes and self.takes(event.title, event.creator_id)
 
 
 def _scenes(scenes: object) -> tuple[str, ...]:
@@ -353,16 +313,3 @@ def _object(text: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise FrameError("the message is not a JSON object")
     return value
-
-
-def _number(value: object) -> int | None:
-    """Return the whole number in a number or a text of digits; None for anything else."""
-    if isinstance(value, str) and re.fullmatch(r"[0-9]{1,18}", value):
-        return int(value)
-    return value if type(value) is int and abs(value) <= _MAX_NUMBER else None
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, datetime):
-        return value.isoformat(timespec="milliseconds")
-    return [dict(one) for one in value] if isinstance(value, tuple) else value

@@ -20,16 +20,28 @@ STREAM_SILENCE = 1_800.0
 """Seconds without a message after which the event stream is opened anew."""
 
 
+SECONDS = f"a number of seconds above 0 and up to a day ({LONGEST_SECONDS})"
+"""What :func:`is_seconds` takes, for a message."""
+
+
+def is_number(value: object) -> TypeGuard[float]:
+    """Return whether a value is a number; a boolean is none."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def is_seconds(value: object) -> TypeGuard[float]:
+    """Return whether a value is a number of seconds that something may take."""
+    return is_number(value) and 0 < value <= LONGEST_SECONDS
+
+
 def check_limits(max_attempts: object, max_seconds: object) -> None:
     """Check the limits of a call.
 
     :raises InvalidInputError: one of them is not such a number, or is more than a day.
     """
-    if isinstance(max_attempts, bool) or not isinstance(max_attempts, int) or max_attempts < 1:
-        raise InvalidInputError(f"max_attempts: {max_attempts!r} is not a whole number of at least 1")
-    if not _is_number(max_seconds) or not 0 < max_seconds <= LONGEST_SECONDS:
-        asked = f"a number of seconds above 0 and up to a day ({LONGEST_SECONDS})"
-        raise InvalidInputError(f"max_seconds: {max_seconds!r} is not {asked}")
+    _check_count("max_attempts", max_attempts)
+    if not is_seconds(max_seconds):
+        raise InvalidInputError(f"max_seconds: {max_seconds!r} is not {SECONDS}")
 
 
 def check_bulk_limits(concurrency: object, calls_per_second: object = None) -> None:
@@ -37,11 +49,11 @@ def check_bulk_limits(concurrency: object, calls_per_second: object = None) -> N
 
     :raises InvalidInputError: one of them is not a positive number.
     """
-    if isinstance(concurrency, bool) or not isinstance(concurrency, int) or concurrency < 1:
-        raise InvalidInputError(f"concurrency: {concurrency!r} is not a whole number of at least 1")
-    if calls_per_second is not None and not (_is_number(calls_per_second) and calls_per_second > 0):
+    _check_count("concurrency", concurrency)
+    if calls_per_second is not None and not (is_number(calls_per_second) and calls_per_second > 0):
         raise InvalidInputError(f"calls_per_second: {calls_per_second!r} is not a number above 0")
 
 
-def _is_number(value: object) -> TypeGuard[float]:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+def _check_count(name: str, value: object) -> None:
+    if not is_number(value) or not isinstance(value, int) or value < 1:
+        raise InvalidInputError(f"{name}: {value!r} is not a whole number of at least 1")

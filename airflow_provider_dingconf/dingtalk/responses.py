@@ -13,7 +13,6 @@ from datetime import datetime
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_dingconf.dingtalk.calls import text_of
 from airflow_provider_dingconf.dingtalk.error_codes import error_class, find_code
 from airflow_provider_dingconf.dingtalk.errors import (
     AccessTokenError,
@@ -25,6 +24,8 @@ from airflow_provider_dingconf.dingtalk.errors import (
     Scope,
     ThrottledError,
 )
+from airflow_provider_dingconf.dingtalk.limits import is_number
+from airflow_provider_dingconf.dingtalk.records import text_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -58,7 +59,11 @@ _ANOTHER_SERVER = re.compile(
 )
 _LIMIT_ENDS = re.compile(r"将在\s*(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d)\s*结束")  # in China time
 _FINE = frozenset({None, "0", "200", "OK"})
+
+# What DingTalk calls a field, in its newer and its older forms.
+_CODE = ("code", "Code", "errcode")
 _MESSAGE = ("message", "Message", "errmsg")
+_REQUEST_ID = ("requestid", "requestId", "RequestId", "request_id", "uuid")
 
 
 @dataclass(frozen=True)
@@ -85,119 +90,112 @@ def read_response(call: Call, response: Response, now: float, secrets: Iterable[
     return _Reading(call, response, now, tuple(secrets)).result()
 
 
-@dataclass(frozen=True)
 class _Reading:
-    """One response being read."""
+    """One response being read: by one rule after the other, until one says what it means."""
 
-    call: Call
-    response: Response
-    now: float
-    secrets: tuple[str, ...]
+    def __init__(self, call: Call, response: Response, now: float, secrets: tuple[str, ...]) -> None:
+        self.call, self.endpoint = call, call.endpoint
+        self.response, self.status = response, response.status
+        self.now = now
+        self.secrets = secrets
+        self.content: Mapping[str, Any] = {}
 
     def result(self) -> CallResult:
-        status = self.response.status
-        if 300 <= status < 400:
+        if 300 <= self.status < 400:
             target = self.response.headers.get("location", "an unnamed place")
-            raise self._made(f"the response redirects to {target}, which is not followed", "redirect", {})
+            raise self._made(f"the response redirects to {target}, which is not followed", "redirect")
         body = _decompressed(self.response)
         if body is None:
-            raise self._made(f"the response is longer than {MAX_RESPONSE_BYTES} bytes", _UNREADABLE, {})
+            raise self._made(f"the response is longer than {MAX_RESPONSE_BYTES} bytes", _UNREADABLE)
         content = _json(body)
         if not isinstance(content, dict):
-            if self.call.any_body and status < 300 and (content is not _NOT_JSON or not body.strip()):
-                return CallResult(None if content is _NOT_JSON else content, self._request_id({}))
+            if self.endpoint.any_body and self.status < 300 and content is not _NOT_JSON:
+                return CallResult(content, self._request_id())
             raise self._page(body) if _HTML.match(body) else self._no_object(body)
+        self.content = content
         if "punish" in content or (content.get("status") == 1111 and "wait" in content):
-            seconds = _minutes(content.get("wait"))
-            raise self._made("this public address is banned", "addressBanned", content, wait=seconds)
-        code = text_of(content, "code", "Code", "errcode")
+            raise self._made("this public address is banned", "addressBanned", wait=_ban(content.get("wait")))
+        code = text_of(content, *_CODE)
         if code == "88":  # of the older form: what was refused is in the sub_code
             code = text_of(content, "sub_code") or code
-        if status >= 300 or (code not in _FINE and ("errcode" in content or find_code(code))):
-            raise self._error(content, code)
-        self._check_confirmed(content, code)
+        if self.status >= 300 or (code not in _FINE and ("errcode" in content or find_code(code))):
+            raise self._refusal(text_of(content, *_MESSAGE), code)
+        success = content.get("success", "missing")
+        if success is False or (self.endpoint.confirms and success is not True):
+            raise self._unconfirmed(success, code)
         try:
-            return CallResult(self.call.read(content), self._request_id(content))
+            return CallResult(self.call.read(content) if self.call.read else content, self._request_id())
         except ResponseError as error:
-            raise self._made(error.message, _UNREADABLE, content) from None
+            raise self._made(error.message, _UNREADABLE) from None
 
-    def _check_confirmed(self, content: Mapping[str, Any], code: str | None) -> None:
-        name = self.call.confirms or "success"
-        value = content.get(name, "missing")
-        if value is True or (not self.call.confirms and value is not False):
-            return
-        shown = str(value).lower() if isinstance(value, (bool, str)) else type(value).__name__
-        reasons = filter(None, (None if code in _FINE else code, text_of(content, *_MESSAGE)))
-        raise self._made(": ".join((f"{name} is {shown} in the response", *reasons)), "notConfirmed", content)
+    def _unconfirmed(self, success: object, code: str | None) -> DingTalkError:
+        shown = str(success).lower() if isinstance(success, (bool, str)) else type(success).__name__
+        reasons = filter(None, (None if code in _FINE else code, text_of(self.content, *_MESSAGE)))
+        return self._made(": ".join((f"success is {shown} in the response", *reasons)), "notConfirmed")
 
     def _page(self, body: bytes) -> DingTalkError:
         """Return the error of an HTML page: it is the address ban's, or of some other server."""
-        status = self.response.status
         text = masked(body.decode("utf-8", "replace"), self.secrets)
         title = _TITLE.search(text)
         shown = one_line(title[1] if title else _TAGS.sub(" ", text[:5_000])) or "without text"
         server = " ".join(self.response.headers.get(name, "") for name in ("server", "via"))
-        if _BAN_MARKS.search(body) or (status == 403 and not _ANOTHER_SERVER.search(f"{server} {text}")):
-            return self._made(f"an HTML page came, as in an address ban: {shown}", "addressBanned", {})
+        if _BAN_MARKS.search(body) or (self.status == 403 and not _ANOTHER_SERVER.search(f"{server} {text}")):
+            return self._made(f"an HTML page came, as in an address ban: {shown}", "addressBanned")
         said = f"an HTML page came, not JSON: {shown}"
-        if status >= 500 or status == 429:
-            return self._error({"message": said}, None)
-        if status < 300:
-            error = self._made(said, _UNREADABLE, {})
+        if self.status >= 500 or self.status == 429:
+            return self._refusal(said, None)
+        if self.status < 300:
+            error = self._made(said, _UNREADABLE)
             error.repeat = False  # the same page would come again
             return error
-        kind = AccessTokenError if status == 401 and not self.call.with_credentials else RefusedError
-        error = self._made(said, _UNREADABLE, {}, kind=kind)
+        asks_for_token = self.status == 401 and not self.endpoint.with_credentials
+        error = self._made(said, _UNREADABLE, kind=AccessTokenError if asks_for_token else RefusedError)
         error.scope = Scope.APP  # any other call would meet the same page
         return error
 
     def _no_object(self, body: bytes) -> DingTalkError:
         shown = body.decode("utf-8", "replace").strip()  # all of it: a cut could leave half a secret unmasked
         said = f"the response is not a JSON object: {shown}" if shown else "the response is empty"
-        if self.response.status < 300:
-            return self._made(said, _UNREADABLE, {})
-        return self._error({"message": said}, None)
+        return self._made(said, _UNREADABLE) if self.status < 300 else self._refusal(said, None)
 
-    def _error(self, content: Mapping[str, Any], code: str | None) -> DingTalkError:
+    def _refusal(self, said: str | None, code: str | None) -> DingTalkError:
         """Return the error that DingTalk's code or the HTTP status stands for."""
-        kind = error_class(code, self.response.status)
+        kind = error_class(code, self.status)
         refused = kind is AccessTokenError or (kind is RefusedError and not find_code(code))
-        if self.call.with_credentials:
+        if self.endpoint.with_credentials:
             # unknownError is how DingTalk refuses a Client ID or a corpId that it does not know.
             kind = CredentialsError if refused or code == "unknownError" else kind
-        elif self.response.status == 401:
+        elif self.status == 401:
             kind = AccessTokenError
-        said = text_of(content, *_MESSAGE) or "DingTalk gave no reason"
+        said = said or "DingTalk gave no reason"
         wait = parse_retry_after(self.response.headers.get("retry-after"), self.now)
         if wait is None and issubclass(kind, ThrottledError):
             wait = _until_limit_ends(said, self.now)
-        return self._made(said, code, content, kind=kind, wait=wait)
+        return self._made(said, code, kind=kind, wait=wait)
 
     def _made(
         self,
         said: str,
         code: str | None,
-        content: Mapping[str, Any],
         *,
         kind: type[DingTalkError] | None = None,
         wait: float | None = None,
     ) -> DingTalkError:
         """Return an error: its kind and its wait are given, or those of the code."""
         row = find_code(code)
-        kind = kind or error_class(code, self.response.status)
-        scopes = self._clean(_required_scopes(content)) if issubclass(kind, PermissionDeniedError) else ""
+        kind = kind or error_class(code, self.status)
+        scopes = _required_scopes(self.content) if issubclass(kind, PermissionDeniedError) else ""
         return kind(
             self._clean(said),
             code=code and self._clean(code),
-            http_status=self.response.status,
-            request_id=self._request_id(content),
+            http_status=self.status,
+            request_id=self._request_id(),
             retry_after=row.wait if wait is None and row else wait,
-            remedy=f"An administrator grants the app {scopes}." if scopes else None,
+            remedy=f"An administrator grants the app {self._clean(scopes)}." if scopes else None,
         )
 
-    def _request_id(self, content: Mapping[str, Any]) -> str | None:
-        found = text_of(content, "requestid", "requestId", "RequestId", "request_id", "uuid")
-        found = found or self.response.headers.get("x-acs-request-id")
+    def _request_id(self) -> str | None:
+        found = text_of(self.content, *_REQUEST_ID) or self.response.headers.get("x-acs-request-id")
         return self._clean(found) if found else None
 
     def _clean(self, text: str) -> str:
@@ -220,16 +218,14 @@ def _decompressed(response: Response) -> bytes | None:
 
 def _json(body: bytes) -> Any:
     try:
-        return json.loads(body)
+        return json.loads(body if body.strip() else "null")
     except (ValueError, RecursionError):
         return _NOT_JSON
 
 
-def _minutes(wait: object) -> float | None:
-    """Return the seconds in a number of minutes; None if it is no number to wait."""
-    if isinstance(wait, (int, float)) and not isinstance(wait, bool) and 0 < wait <= _MAX_BAN_MINUTES:
-        return float(wait) * 60
-    return None
+def _ban(minutes: object) -> float | None:
+    """Return the seconds of a ban; None if the response does not say."""
+    return float(minutes) * 60 if is_number(minutes) and 0 < minutes <= _MAX_BAN_MINUTES else None
 
 
 def _required_scopes(content: Mapping[str, Any]) -> str:
@@ -258,7 +254,9 @@ def masked(text: str, secrets: Iterable[str]) -> str:
 
 def one_line(text: str) -> str:
     """Return a foreign text as it may stand in a message: one line, printable, and short."""
-    line = " ".join("".join(char if char.isprintable() else " " for char in text).split())
+    if not text.isprintable():
+        text = "".join(char if char.isprintable() else " " for char in text)
+    line = " ".join(text.split())
     return line if len(line) <= _MAX_SHOWN else f"{line[:_MAX_SHOWN]}…"
 
 

@@ -55,7 +55,7 @@ def retry_policy(call: Call, max_attempts: int = MAX_ATTEMPTS, max_seconds: floa
     :param max_attempts: attempts in all.
     :param max_seconds: seconds in all, waits included.
     """
-    return _policy(call.repeatable, max_attempts, max_seconds)
+    return _policy(call.endpoint.repeatable, max_attempts, max_seconds)
 
 
 @lru_cache(maxsize=64)  # it is the same for call after call

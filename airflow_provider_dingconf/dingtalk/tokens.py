@@ -11,7 +11,8 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_dingconf.dingtalk.calls import Call
+from airflow_provider_dingconf.dingtalk.calls import Call, call_to
+from airflow_provider_dingconf.dingtalk.endpoints import ACCESS_TOKEN
 from airflow_provider_dingconf.dingtalk.errors import ResponseError
 
 if TYPE_CHECKING:
@@ -19,9 +20,6 @@ if TYPE_CHECKING:
 
 RENEW_AFTER = 7_000 / 7_200
 """The share of a token's lifetime after which it is renewed."""
-
-# The kind of the call, not a secret.
-TOKEN_CALL = "access_token"  # noqa: S105  # nosec B105
 
 _MAX_LIFETIME = 10**9  # seconds: anything longer is no lifetime, and no date can be made of it
 
@@ -55,19 +53,17 @@ class App:
 
     def token_call(self) -> Call:
         """Return the call that fetches an access token for this kind of app."""
-        body: dict[str, str | None]
         client, secret = self.client_id, self.client_secret
+        body: dict[str, str | None]
         if self.suite_ticket:
-            path, body = "corpAccessToken", {"authCorpId": self.corp_id, "suiteKey": client}
+            form, body = "corpAccessToken", {"authCorpId": self.corp_id, "suiteKey": client}
             body |= {"suiteSecret": secret, "suiteTicket": self.suite_ticket}
         elif self.corp_id:
-            path, body = f"{self.corp_id}/token", {"client_id": client, "client_secret": secret}
+            form, body = f"{self.corp_id}/token", {"client_id": client, "client_secret": secret}
             body["grant_type"] = "client_credentials"
         else:
-            path, body = "accessToken", {"appKey": client, "appSecret": secret}
-        page = "obtain-the-access-token-of-an-internal-app"
-        path = f"/v1.0/oauth2/{path}"
-        return Call("access token", "POST", path, body, page=page, with_credentials=True, kind=TOKEN_CALL)
+            form, body = "accessToken", {"appKey": client, "appSecret": secret}
+        return call_to(ACCESS_TOKEN, form, body=body)
 
 
 @dataclass(frozen=True)

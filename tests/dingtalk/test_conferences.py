@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_dingconf.dingtalk.calls import MAX_CONFERENCE_ID_LENGTH, lock_call
+from airflow_provider_dingconf.dingtalk.calls import lock_call
 from airflow_provider_dingconf.dingtalk.conferences import (
+    MAX_CONFERENCE_ID_LENGTH,
     MAX_TITLE,
     ConferenceFilter,
-    Page,
     Reference,
     check_reference,
     list_call,
@@ -170,13 +170,13 @@ def test_an_invalid_regular_expression_is_refused(pattern: str) -> None:
 def test_a_token_continues_a_list_unless_dingtalk_says_that_there_is_no_more(
     content: dict[str, Any], token: str | None
 ) -> None:
-    assert Page.read(content).next_token == token
+    assert list_call().read(content).next_token == token
 
 
 @pytest.mark.parametrize("tokens", [["a"], ["a", "b"], ["b", "c", "a"]])
 def test_a_token_that_comes_again_is_an_error(tokens: list[str]) -> None:
     call = list_call(Reference("schedule_conference_id", "s"), *tokens)
-    assert call.params == {"maxResults": 20, "nextToken": tokens[-1]}
+    assert call.target.endswith(f"?maxResults=20&nextToken={tokens[-1]}")
     with pytest.raises(DingTalkError, match="a page that follows itself") as raised:
         call.read({"nextToken": "a"})
     assert raised.value.code == "unreadableAnswer"

@@ -64,9 +64,9 @@ def test_every_link_leads_to_a_known_page() -> None:
 
 @pytest.mark.parametrize("call", CALLS, ids=lambda call: call.name)
 def test_every_call_names_a_known_page(call: Call) -> None:
-    assert call.page in PAGES
+    assert call.endpoint.page in PAGES
 
 
 def test_the_page_of_error_codes_is_known_and_any_call_has_none() -> None:
     assert ERROR_CODES_PAGE in PAGES
-    assert any_call("GET", "/v1.0/x").page is None
+    assert any_call("GET", "/v1.0/x").endpoint.page is None

@@ -212,7 +212,7 @@ def test_whatever_an_event_holds_its_payload_is_json(kind: str, model: Any, rest
         assert b"\\u0000" not in json.dumps(event.payload(), ensure_ascii=False).encode().replace(rb"\\", b"")
         numbers = [event.sequence, *(member["attend_status"] for member in event.members)]
         assert all(-(2**63) <= number < 2**63 for number in numbers if number is not None)
-        assert not EventFilter(tuple(SCENES)).wants(event) or event.scene in SCENES
+        assert not EventFilter(scenes=tuple(SCENES)).wants(event) or event.scene in SCENES
 
 
 # Events of meetings
@@ -368,9 +368,9 @@ def test_an_invalid_filter_is_refused(wanted: Any, says: str) -> None:
 
 
 def test_filters_of_the_same_scenes_are_equal_whatever_their_order_and_form() -> None:
-    first = EventFilter(["user_leave", "user_join", "user_leave"])
+    first = EventFilter(scenes=["user_leave", "user_join", "user_leave"])
     for same in (("user_join", "user_leave"), {"user_leave", "user_join"}, iter(["user_join", "user_leave"])):
-        assert EventFilter(same) == first  # type: ignore[arg-type]
+        assert EventFilter(scenes=same) == first  # type: ignore[arg-type]
     assert first.scenes == ("user_join", "user_leave")
-    assert EventFilter("user_join") == EventFilter(("user_join",))
-    assert hash(EventFilter("user_join")) == hash(EventFilter(["user_join"]))
+    assert EventFilter(scenes="user_join") == EventFilter(scenes=("user_join",))
+    assert hash(EventFilter(scenes="user_join")) == hash(EventFilter(scenes=["user_join"]))

@@ -69,7 +69,7 @@ def test_any_answer_is_a_good_one_or_a_dingtalk_error(
         good = read_response(call, answer, 1e9, ["s3cret"])  # type: ignore[arg-type]
         assert isinstance(good, CallResult)
         assert 200 <= status < 300 or status < 200
-        if call.with_credentials:  # type: ignore[attr-defined]
+        if call.endpoint.with_credentials:  # type: ignore[attr-defined]
             read_token(good.content, 1e9)
     except DingTalkError as error:
         assert str(error).isprintable()

@@ -1,0 +1,49 @@
+"""The table of DingTalk's calls that this package makes: one row each, on one line.
+
+A page is that of the call in `DingTalk's documentation
+<https://help.dingtalk.io/open/development/api-lockconference>`__; calls.documentation_url makes its address.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Endpoint(NamedTuple):
+    """What DingTalk documents of a call, whatever it is about."""
+
+    kind: str
+    """What a metric calls it."""
+    name: str
+    """What a log calls it; ``{}`` stands for what it is about."""
+    method: str
+    path: str
+    """Percent-encoded, with ``{}`` for the ids in it."""
+    page: str | None
+    """The name of its page in DingTalk's documentation."""
+    confirms: bool = False
+    """Whether a successful response says ``success``."""
+    repeatable: bool = True
+    """Whether sending the call twice has the same effect as sending it once."""
+    with_credentials: bool = False
+    """Whether the app's credentials are in the body, and no access token is sent."""
+    any_body: bool = False
+    """Whether a successful response may have no body or any JSON, not only a JSON object."""
+
+
+# fmt: off
+_MEETINGS = "/v1.0/conference/videoConferences"
+
+LOCK = Endpoint("lock", "lock {}", "POST", f"{_MEETINGS}/{{}}/lock", "api-lockconference", confirms=True)
+UNLOCK = LOCK._replace(kind="unlock", name="unlock {}")
+GET_CONFERENCE = Endpoint("get_conference", "query {}", "GET", f"{_MEETINGS}/{{}}", "querying-video-conference-information")
+QUERY_CONFERENCES = Endpoint("query_conferences", "query {} meetings", "POST", f"{_MEETINGS}/query", "batch-query-of-video-conference-information")
+RUNNING_CONFERENCES = Endpoint("running_conferences", "running meetings", "GET", "/v1.0/conference/orgConferences", "api-queryorgconferencelist")
+FIND_BY_ROOM_CODE = Endpoint("find_by_room_code", "meetings of room code {}", "GET", "/v1.0/conference/roomCodes/{}/infos", "api-queryconferenceinfobyroomcode")
+FIND_BY_SCHEDULE = Endpoint("find_by_schedule_conference_id", "meetings of schedule {}", "GET", f"{_MEETINGS}/scheduleConferences/{{}}", "query-appointment-meeting-history-meeting-information")
+LIST_MEMBERS = Endpoint("conference_members", "members of {}", "GET", f"{_MEETINGS}/{{}}/members", "querying-video-conference-members")
+CREATE = Endpoint("create_conference", "create a meeting", "POST", _MEETINGS, "create-a-video-conference", repeatable=False)
+CLOSE = Endpoint("close_conference", "close {}", "DELETE", f"{_MEETINGS}/{{}}", "close-audio-video-conference")
+ACCESS_TOKEN = Endpoint("access_token", "access token", "POST", "/v1.0/oauth2/{}", "obtain-the-access-token-of-an-internal-app", with_credentials=True)
+EVENT_STREAM = Endpoint("open_stream", "event stream", "POST", "/v1.0/gateway/connections/open", "introduction-to-stream-mode", with_credentials=True)
+# fmt: on

@@ -1,0 +1,47 @@
+"""Checks of what a user gives, and how a value stands in a message."""
+
+from __future__ import annotations
+
+from airflow_provider_dingconf.dingtalk.errors import InvalidInputError
+
+# RFC 3986's characters of a path segment, less "%": they go over the wire unchanged.
+SEGMENT_CHAR = r"[A-Za-z0-9\-._~!$&'()*+,;=:@]"
+
+
+def check_text(name: str, value: object, error: type[InvalidInputError] = InvalidInputError) -> str:
+    """Return a text that a template may have rendered.
+
+    :param name: the parameter that has the value.
+    :param error: the class of the error.
+    :raises InvalidInputError: the value is not a string, or is what a template without a value renders to.
+    """
+    if isinstance(value, str) and value.strip() not in ("", "None"):
+        return value
+    if value is None:
+        problem = "expected a string, got None"
+    elif not isinstance(value, str):
+        raise error(
+            f"{name}: expected a string, got {shown(value)} of type {type(value).__name__}; if it comes from "
+            "a template, render_template_as_native_obj=True is the likely cause: quotes in it keep a string"
+        )
+    elif value.strip():
+        problem = "it is 'None'"
+    else:
+        problem = "it is blank" if value else "it is empty"
+    raise error(
+        f"{name}: {problem}, as a template or XCom without a value renders; check where it comes from"
+    )
+
+
+def digits_of(value: object) -> object:
+    """Return an int as its digits, from which native rendering made it; any other value unchanged."""
+    return str(value) if type(value) is int and 0 <= value < 10**18 else value
+
+
+def shown(value: object) -> str:
+    """Return a value for a message, in ASCII and short."""
+    try:
+        text = ascii(value)
+    except (ValueError, RecursionError):  # an int of thousands of digits, a deep list
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,0 +1,148 @@
+"""What DingTalk's JSON says: fields by their kind, and records, whose fields know what DingTalk calls them.
+
+A field that DingTalk leaves out, or fills with something else, is None: one odd field costs no response.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field, fields
+from datetime import datetime, timedelta, timezone
+from enum import Enum
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from airflow_provider_dingconf.dingtalk.errors import ResponseError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+T = TypeVar("T")
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+_UNSTORABLE = re.compile("[\0\ud800-\udfff]")
+_MAX_NUMBER = 2**63 - 1
+"""The largest whole number that every reader of JSON, and every database, can hold."""
+_MAX_MILLISECONDS = 10**15
+
+
+def text_of(content: Mapping[str, Any], *names: str) -> str | None:
+    """Return the first of the named fields that holds a text or a whole number.
+
+    NUL and half of a surrogate pair, as in a text cut within an emoji, are replaced: no database takes them.
+
+    :param content: what DingTalk sent.
+    :param names: the names the field may have, in order of preference.
+    """
+    for name in names:
+        value = content.get(name)
+        if isinstance(value, str) and value:
+            return _UNSTORABLE.sub("\N{REPLACEMENT CHARACTER}", value)
+        if type(value) is int:  # not a bool
+            return str(value)
+    return None
+
+
+def number_of(content: Mapping[str, Any], name: str) -> int | None:
+    """Return the whole number in a field, which may be a text of digits."""
+    text = text_of(content, name) or ""
+    number = int(text) if re.fullmatch("-?[0-9]{1,19}", text) else None
+    return number if number is not None and abs(number) <= _MAX_NUMBER else None
+
+
+def duration_of(content: Mapping[str, Any], name: str) -> timedelta | None:
+    """Return the duration in a field of milliseconds."""
+    milliseconds = number_of(content, name)
+    if milliseconds is None or not 0 <= milliseconds < _MAX_MILLISECONDS:
+        return None
+    return timedelta(milliseconds=milliseconds)
+
+
+def moment_of(content: Mapping[str, Any], name: str) -> datetime | None:
+    """Return the moment in a field of milliseconds since the epoch; None also for 0."""
+    since = duration_of(content, name)
+    try:
+        return _EPOCH + since if since else None
+    except OverflowError:
+        return None
+
+
+def flag_of(content: Mapping[str, Any], name: str) -> bool:
+    """Return whether a field is true."""
+    return content.get(name) is True
+
+
+def said(kind: Callable[[Mapping[str, Any], str], Any], name: str, **options: Any) -> Any:
+    """Return a dataclass field that DingTalk fills; its default is what DingTalk says by leaving it out.
+
+    :param kind: the function above that reads it.
+    :param name: what DingTalk calls it.
+    :param options: of :func:`dataclasses.field`.
+    """
+    return field(default=kind({}, name), metadata={"read": kind, "name": name}, **options)
+
+
+def said_in(record: type[Any], content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a JSON object says of the fields of a record, by their names here."""
+    return {
+        one.name: one.metadata["read"](content, one.metadata["name"])
+        for one in fields(record)
+        if one.metadata
+    }
+
+
+def plain(record: object, timespec: str = "auto") -> dict[str, Any]:
+    """Return a record as plain values for an XCom: times in ISO 8601, durations in seconds."""
+    return {name: _plain(value, timespec) for name, value in vars(record).items()}
+
+
+def _plain(value: Any, timespec: str) -> Any:
+    if isinstance(value, datetime):
+        return value.isoformat(timespec=timespec)
+    if isinstance(value, timedelta):
+        return value.total_seconds()
+    if isinstance(value, tuple):
+        return [dict(one) for one in value]
+    return value.value if isinstance(value, Enum) else value
+
+
+@dataclass(frozen=True)
+class Page(Generic[T]):
+    """One page of a list.
+
+    :param next_token: what the next page is asked for with; None on the last page.
+    """
+
+    items: tuple[T, ...]
+    next_token: str | None
+
+
+def read_page(
+    content: Mapping[str, Any], key: str, read: Callable[[object], T], tokens: Sequence[str] = ()
+) -> Page[T]:
+    """Return the page in a response.
+
+    A token continues the list unless ``hasMore`` is false: of some lists, DingTalk sends no ``hasMore``.
+
+    :param key: what DingTalk calls the list.
+    :param read: reads one item.
+    :param tokens: the tokens of the pages before; one of them again would be an endless list.
+    :raises ResponseError: the response is not as documented, or the list is endless.
+    """
+    items = tuple(map(read, listed_in(content, key)))
+    token = None if content.get("hasMore") is False else text_of(content, "nextToken")
+    if token in tokens:
+        raise unreadable("a page that follows itself")
+    return Page(items, token)
+
+
+def listed_in(content: Mapping[str, Any], key: str) -> list[object]:
+    """Return a list in a response; a missing one is empty."""
+    listed = content.get(key)
+    if not isinstance(listed, (list, type(None))):
+        raise unreadable(f"{key} that is no list")
+    return listed or []
+
+
+def unreadable(what: str) -> ResponseError:
+    """Return the error of a response that is not as documented."""
+    return ResponseError(f"the response holds {what}", code="unreadableAnswer")
