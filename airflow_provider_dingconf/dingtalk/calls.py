@@ -119,25 +119,17 @@ def call_to(
 
 
 def page_call(
-    endpoint: Endpoint,
-    about: str,
-    tokens: Sequence[str],
-    max_results: int,
-    *,
-    key: str,
-    read: Callable[[object], Any],
+    endpoint: Endpoint, about: object, tokens: Sequence[str], max_results: int, read: Callable[[object], Any]
 ) -> Call:
     """Return the call for one page of a list; its response is read as a :class:`~.records.Page`.
 
-    :param endpoint: what is called.
-    :param about: what stands for the ``{}`` in its path and its name.
     :param tokens: the ``next_token`` of every page before; none for the first page.
     :param max_results: items on the page.
-    :param key: what DingTalk calls the list.
     :param read: reads one item.
     """
     params = {"maxResults": max_results, **({"nextToken": tokens[-1]} if tokens else {})}
-    return call_to(endpoint, about, params=params, read=partial(read_page, key=key, read=read, tokens=tokens))
+    read_items = partial(read_page, key=endpoint.items, read=read, tokens=tokens)
+    return call_to(endpoint, about, params=params, read=read_items)
 
 
 def lock_call(meeting: Reference, action: str) -> Call:

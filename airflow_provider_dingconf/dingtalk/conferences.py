@@ -6,16 +6,10 @@ import re
 from dataclasses import dataclass
 from datetime import datetime  # noqa: TC003  # who reads a record's types finds it
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from airflow_provider_dingconf.dingtalk import endpoints
 from airflow_provider_dingconf.dingtalk.calls import Call, call_to, page_call
-from airflow_provider_dingconf.dingtalk.endpoints import (
-    FIND_BY_ROOM_CODE,
-    FIND_BY_SCHEDULE,
-    GET_CONFERENCE,
-    QUERY_CONFERENCES,
-    RUNNING_CONFERENCES,
-)
 from airflow_provider_dingconf.dingtalk.errors import (
     ConferenceClosedError,
     ConferenceNotRunningError,
@@ -24,19 +18,17 @@ from airflow_provider_dingconf.dingtalk.errors import (
 )
 from airflow_provider_dingconf.dingtalk.inputs import SEGMENT_CHAR, check_text, digits_of, shown
 from airflow_provider_dingconf.dingtalk.records import (
-    listed_in,
+    Record,
+    id_of,
     moment_of,
     number_of,
-    plain,
+    read_page,
     said,
-    said_in,
     text_of,
-    unreadable,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
-    from typing import TypeGuard
 
 BATCH = 100
 """Meetings in one batch query; DingTalk documents no limit."""
@@ -75,24 +67,17 @@ def status_of(content: Mapping[str, Any], name: str) -> ConferenceStatus | None:
     return STATUS.get(number_of(content, name))
 
 
-def facts_of(record: type[Any], content: object, what: str) -> dict[str, Any]:
-    """Return what a JSON object of DingTalk's says of the fields of a meeting.
-
-    :param record: the class that has the fields.
-    :param what: what the object should be, for the message.
-    :raises ResponseError: the object names no meeting.
-    """
-    conference_id = content.get("conferenceId") if isinstance(content, dict) else None
-    if not isinstance(content, dict) or not isinstance(conference_id, str) or not conference_id:
-        raise unreadable(f"{what} without conferenceId")
-    return said_in(record, content)
+def _title_of(content: Mapping[str, Any], name: str) -> str:
+    return text_of(content, name) or ""
 
 
 @dataclass(frozen=True)
-class Meeting:
+class Meeting(Record):
     """What calls and events say of a meeting in the same way; see :class:`Conference`."""
 
-    conference_id: str = said(text_of, "conferenceId")
+    what: ClassVar[str] = "a meeting"
+
+    conference_id: str = said(id_of, "conferenceId", needed="conferenceId")
     title: str | None = said(text_of, "title")
     status: ConferenceStatus | None = said(status_of, "status")
     room_code: str | None = said(text_of, "roomCode")
@@ -122,23 +107,8 @@ class Conference(Meeting):
     :param biz_type: ``0`` instant, ``3`` scheduled, ``audio_conf``.
     """
 
-    title: str = said(text_of, "title")
-    status: ConferenceStatus = said(status_of, "status")
-
-    @classmethod
-    def read(cls, meeting: object) -> Conference:
-        """Return the meeting in a JSON object of DingTalk's.
-
-        :raises ResponseError: the object is no meeting.
-        """
-        facts = facts_of(cls, meeting, "a meeting")
-        if facts["status"] is None:
-            raise unreadable("a meeting of no known status")
-        return cls(**{**facts, "title": facts["title"] or ""})
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the meeting as plain values for an XCom, times in ISO 8601."""
-        return plain(self)
+    title: str = said(_title_of, "title")
+    status: ConferenceStatus = said(status_of, "status", needed="a known status")
 
     def __str__(self) -> str:
         """Name the meeting in a message."""
@@ -184,17 +154,11 @@ class ConferenceFilter:
 # What names a meeting
 
 
-def is_segment(value: object) -> TypeGuard[str]:
-    """Return whether a value is one path segment, which every id of a meeting is.
-
-    DingTalk's SDK turns a conference id of ``a/../b`` into ``b``; here such a value is refused.
-    """
-    return isinstance(value, str) and bool(_SEGMENT.fullmatch(value))
-
-
 @dataclass(frozen=True)
 class Reference:
     """A meeting by the parameter that names it. A reference holds nothing but one path segment.
+
+    DingTalk's SDK turns a conference id of ``a/../b`` into ``b``; here such a value is refused.
 
     :param name: ``conference_id``, ``room_code`` or ``schedule_conference_id``.
     :param value: the parameter's value.
@@ -206,7 +170,7 @@ class Reference:
 
     def __post_init__(self) -> None:
         """Check the value: the one place for all that goes into the path of a call."""
-        if is_segment(self.value):
+        if isinstance(self.value, str) and _SEGMENT.fullmatch(self.value):
             return
         text = check_text(self.name, self.value, InvalidConferenceIdError)
         if len(text) > MAX_CONFERENCE_ID_LENGTH:
@@ -310,12 +274,12 @@ def conference_id_in(value: Any) -> Any:
 
 # Calls
 
-_FIND = {"room_code": FIND_BY_ROOM_CODE, "schedule_conference_id": FIND_BY_SCHEDULE}
+_FIND = {"room_code": endpoints.FIND_BY_ROOM_CODE, "schedule_conference_id": endpoints.FIND_BY_SCHEDULE}
 
 
 def conference_call(meeting: Reference) -> Call:
     """Return the call that reads one meeting, named by its ``conference_id``, as a :class:`Conference`."""
-    return call_to(GET_CONFERENCE, meeting.conference_id, read=_read_conference)
+    return call_to(endpoints.GET_CONFERENCE, meeting.conference_id, read=_read_conference)
 
 
 def _read_conference(content: Mapping[str, Any]) -> Conference:
@@ -325,11 +289,11 @@ def _read_conference(content: Mapping[str, Any]) -> Conference:
 def query_call(conference_ids: Sequence[str]) -> Call:
     """Return the call that says which of at most :data:`BATCH` meetings are running, by id."""
     body = {"conferenceIdList": list(conference_ids)}
-    return call_to(QUERY_CONFERENCES, len(conference_ids), body=body, read=_read_running)
+    return call_to(endpoints.QUERY_CONFERENCES, len(conference_ids), body=body, read=_read_running)
 
 
 def _read_running(content: Mapping[str, Any]) -> dict[str, Conference]:
-    listed = map(Conference.read, listed_in(content, "infos"))
+    listed = read_page(content, "infos", Conference.read).items
     return {one.conference_id: one for one in listed if one.status is ConferenceStatus.STARTED}
 
 
@@ -340,14 +304,13 @@ def list_call(meetings: Reference | None = None, *tokens: str, max_results: int 
     :param tokens: the ``next_token`` of every page before; none for the first page.
     :param max_results: meetings on the page.
     """
-    endpoint, about = (_FIND[meetings.name], meetings.value) if meetings else (RUNNING_CONFERENCES, "")
-    key = "conferenceList" if meetings else "onGoingConfList"
-    return page_call(endpoint, about, tokens, max_results, key=key, read=Conference.read)
+    endpoint = _FIND[meetings.name] if meetings else endpoints.RUNNING_CONFERENCES
+    return page_call(endpoint, meetings and meetings.value, tokens, max_results, Conference.read)
 
 
 def page_of(reference: Reference) -> str:
     """Return the name of the page of DingTalk's documentation on the call that reads a reference."""
-    return _FIND.get(reference.name, GET_CONFERENCE).page or ""
+    return _FIND.get(reference.name, endpoints.GET_CONFERENCE).page or ""
 
 
 # Of several meetings, the one that runs

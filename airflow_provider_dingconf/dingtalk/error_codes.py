@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from airflow_provider_dingconf.dingtalk import errors as e
-from airflow_provider_dingconf.dingtalk.errors import DingTalkError, Outcome, Scope
+from airflow_provider_dingconf.dingtalk.errors import DingTalkError, Outcome, Scope, error_classes
 
 
 class ErrorCode(NamedTuple):
@@ -45,7 +45,7 @@ _MEETING, _APP, _ORGANISATION, _ADDRESS = Scope
 _FORBIDDEN = "Forbidden.AccessDenied."
 
 # Meanings and remedies that several codes share.
-_FAULT = "The fault is on DingTalk's side."
+_FAULT = e.ServerError.meaning
 _PARAMETER = "A parameter is wrong."
 _SECRET = "Client ID and Client Secret do not belong together."  # noqa: S105  # nosec B105
 _PER_SECOND = "DingTalk allows fewer calls per second."
@@ -58,8 +58,8 @@ _CHECK_SECRET = "Compare the connection's Client ID (login) and Client Secret (p
 _CHECK_TOKEN = "Check that the connection's app and host belong together; a static access token has to be replaced by a new one in Access token."  # noqa: S105  # nosec B105
 _CHECK_PATH = "Check the path, which begins with its version, such as /v1.0, and the connection's host."
 _GRANT = "An administrator grants the app VideoConference.Conference.Write (VideoConference.Conference.Read for reading calls)."
-_SLOW_DOWN = "Wait, then make fewer calls at a time: calls_per_second in the connection, Airflow's pools and max_active_tis_per_dag limit them."
-_PLAN = "Calls succeed again when the month ends or the organisation's plan grows; DingTalk's developer console shows what used them."
+_SLOW_DOWN = e.ThrottledError.remedy
+_PLAN = e.QuotaExhaustedError.remedy
 _PROXY = "Check that the connection's host is DingTalk's, and what proxies stand between."
 
 _SENT = (
@@ -155,14 +155,6 @@ def error_class(code: str | None, http_status: int) -> type[DingTalkError]:
         return row.error
     by_status = {401: e.AccessTokenError, 403: e.PermissionDeniedError, 429: e.ThrottledError}
     return by_status.get(http_status, e.ServerError if http_status >= 500 else e.RefusedError)
-
-
-def error_classes(kind: type[DingTalkError] = DingTalkError) -> dict[str, type[DingTalkError]]:
-    """Return an error class and all its subclasses, by name."""
-    found = {kind.__name__: kind}
-    for each in kind.__subclasses__():
-        found |= error_classes(each)
-    return found
 
 
 def error_names() -> list[str]:

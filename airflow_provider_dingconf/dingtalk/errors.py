@@ -115,8 +115,6 @@ class DingTalkError(Exception):
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> DingTalkError:
         """Return the error that :meth:`as_dict` turned into values."""
-        from airflow_provider_dingconf.dingtalk.error_codes import error_classes
-
         facts = {**values}
         kind, uncertain = error_classes()[facts.pop("type")], facts.pop("uncertain")
         error = kind(**facts)
@@ -225,7 +223,10 @@ class QuotaExhaustedError(RefusedError):
 
     scope = Scope.ORGANISATION
     meaning = "The organisation has used up its monthly quota of API calls."
-    remedy = "Calls succeed again when the month ends or the organisation's plan grows."
+    remedy = (
+        "Calls succeed again when the month ends or the organisation's plan grows; "
+        "DingTalk's developer console shows what used them."
+    )
 
 
 class CredentialsError(RefusedError):
@@ -271,7 +272,10 @@ class ThrottledError(TransientError):
 
     scope = Scope.APP
     meaning = "DingTalk is called too often."
-    remedy = "Wait, then make fewer calls at a time."
+    remedy = (
+        "Wait, then make fewer calls at a time: calls_per_second in the connection, Airflow's pools and "
+        "max_active_tis_per_dag limit them."
+    )
 
 
 class AddressBannedError(ThrottledError):
@@ -318,3 +322,11 @@ class ConferencesError(DingTalkError):
         rest = f", and {len(errors) - 1} more" if len(errors) > 1 else ""
         failed = f"{action} failed for {len(errors)} of {total} meetings"
         return cls(f"{failed}: {first_id}: {first.summary}{rest}")
+
+
+def error_classes(kind: type[DingTalkError] = DingTalkError) -> dict[str, type[DingTalkError]]:
+    """Return an error class and all its subclasses, by name."""
+    found = {kind.__name__: kind}
+    for each in kind.__subclasses__():
+        found |= error_classes(each)
+    return found

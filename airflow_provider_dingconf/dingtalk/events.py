@@ -12,13 +12,14 @@ import difflib
 import json
 import re
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime  # noqa: TC003  # who reads a record's types finds it
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
 from airflow_provider_dingconf.dingtalk.calls import USER_AGENT, Call, call_to
-from airflow_provider_dingconf.dingtalk.conferences import ConferenceFilter, Meeting, is_segment
+from airflow_provider_dingconf.dingtalk.conferences import ConferenceFilter, Meeting, Reference
 from airflow_provider_dingconf.dingtalk.endpoints import EVENT_STREAM
 from airflow_provider_dingconf.dingtalk.errors import InvalidInputError, ResponseError
 from airflow_provider_dingconf.dingtalk.inputs import shown
@@ -26,7 +27,6 @@ from airflow_provider_dingconf.dingtalk.records import (
     flag_of,
     moment_of,
     number_of,
-    plain,
     said,
     said_in,
     text_of,
@@ -212,7 +212,7 @@ class ConferenceEvent(Meeting):
 
     def payload(self) -> dict[str, Any]:
         """Return the event as plain JSON, with times as ISO 8601 in UTC."""
-        return plain(self, "milliseconds")
+        return self.as_dict("milliseconds")
 
 
 def conference_events(frame: Frame) -> list[ConferenceEvent]:
@@ -224,12 +224,11 @@ def conference_events(frame: Frame) -> list[ConferenceEvent]:
         return []
     about_members = frame.event_type == MEMBER_CHANGE
     models = frame.data.get("openMemberModels") if about_members else [frame.data.get("openConfModel")]
-    meetings: dict[str, list[dict[str, Any]]] = {}
+    meetings: dict[Reference, list[dict[str, Any]]] = {}
     for model in models if isinstance(models, list) else []:
-        conference_id = text_of(model, "conferenceId") if isinstance(model, dict) else None
-        if is_segment(conference_id):
-            meetings.setdefault(conference_id, []).append(model)
-    return [_event(frame, conference_id, found) for conference_id, found in meetings.items()]
+        with suppress(AttributeError, InvalidInputError):  # it is no object, or names no meeting
+            meetings.setdefault(Reference("conference_id", model.get("conferenceId")), []).append(model)
+    return [_event(frame, meeting.value, found) for meeting, found in meetings.items()]
 
 
 def _event(frame: Frame, conference_id: str, models: list[dict[str, Any]]) -> ConferenceEvent:

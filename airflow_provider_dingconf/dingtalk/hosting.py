@@ -4,28 +4,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta  # noqa: TC003  # who reads a record's types finds it
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow_provider_dingconf.dingtalk.calls import Call, call_to, page_call
-from airflow_provider_dingconf.dingtalk.conferences import facts_of
 from airflow_provider_dingconf.dingtalk.endpoints import CLOSE, CREATE, LIST_MEMBERS
 from airflow_provider_dingconf.dingtalk.errors import InvalidInputError
 from airflow_provider_dingconf.dingtalk.inputs import check_text, shown
 from airflow_provider_dingconf.dingtalk.records import (
+    Record,
     duration_of,
     flag_of,
+    id_of,
     moment_of,
     number_of,
-    plain,
     said,
-    said_in,
     text_of,
-    unreadable,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from airflow_provider_dingconf.dingtalk.conferences import Reference
 
 MEMBERS = 500
@@ -33,7 +29,7 @@ MEMBERS = 500
 
 
 @dataclass(frozen=True)
-class CreatedConference:
+class CreatedConference(Record):
     """A meeting that was just created. The host's password, which DingTalk sends as well, is not read.
 
     :param conference_id: its conferenceId.
@@ -42,22 +38,16 @@ class CreatedConference:
     :param password: the meeting's password.
     """
 
-    conference_id: str = said(text_of, "conferenceId")
+    what: ClassVar[str] = "a new meeting"
+
+    conference_id: str = said(id_of, "conferenceId", needed="conferenceId")
     room_code: str | None = said(text_of, "roomCode")
     join_url: str | None = said(text_of, "externalLinkUrl")
     password: str | None = said(text_of, "conferencePassword", repr=False)
 
-    @classmethod
-    def read(cls, content: Mapping[str, Any]) -> CreatedConference:
-        """Return the meeting in a response.
-
-        :raises ResponseError: the response names no meeting.
-        """
-        return cls(**facts_of(cls, content, "a new meeting"))
-
 
 @dataclass(frozen=True)
-class ConferenceMember:
+class ConferenceMember(Record):
     """Somebody who was invited to a meeting, is in it, or was; None is what the response does not say.
 
     :param union_id: their unionId.
@@ -74,6 +64,8 @@ class ConferenceMember:
     :param job_number: their number in the organisation.
     """
 
+    what: ClassVar[str] = "a member"
+
     union_id: str | None = said(text_of, "unionId")
     user_nick: str | None = said(text_of, "userNick")
     conference_id: str | None = said(text_of, "conferenceId")
@@ -86,20 +78,6 @@ class ConferenceMember:
     outer_org_member: bool = said(flag_of, "outerOrgMember")
     pstn_join: bool = said(flag_of, "pstnJoin")
     job_number: str | None = said(text_of, "jobNumber")
-
-    @classmethod
-    def read(cls, member: object) -> ConferenceMember:
-        """Return the member in a JSON object of DingTalk's.
-
-        :raises ResponseError: the object is no member.
-        """
-        if not isinstance(member, dict):
-            raise unreadable("a member that is no object")
-        return cls(**said_in(cls, member))
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the member as plain values for an XCom: times in ISO 8601, the duration in seconds."""
-        return plain(self)
 
 
 def create_call(
@@ -140,5 +118,4 @@ def members_call(meeting: Reference, *tokens: str) -> Call:
     :param meeting: the meeting by its ``conference_id``.
     :param tokens: the ``next_token`` of every page before; none for the first page.
     """
-    key, read = "memberModels", ConferenceMember.read
-    return page_call(LIST_MEMBERS, meeting.conference_id, tokens, MEMBERS, key=key, read=read)
+    return page_call(LIST_MEMBERS, meeting.conference_id, tokens, MEMBERS, ConferenceMember.read)

@@ -9,14 +9,14 @@ import re
 from dataclasses import dataclass, field, fields
 from datetime import datetime, timedelta, timezone
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow_provider_dingconf.dingtalk.errors import ResponseError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-T = TypeVar("T")
+    from typing_extensions import Self
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _UNSTORABLE = re.compile("[\0\ud800-\udfff]")
@@ -71,28 +71,51 @@ def flag_of(content: Mapping[str, Any], name: str) -> bool:
     return content.get(name) is True
 
 
-def said(kind: Callable[[Mapping[str, Any], str], Any], name: str, **options: Any) -> Any:
+def id_of(content: Mapping[str, Any], name: str) -> str | None:
+    """Return the id in a field; a number is none."""
+    return text_of(content, name) if isinstance(content.get(name), str) else None
+
+
+def said(kind: Callable[[Mapping[str, Any], str], Any], name: str, needed: str = "", **options: Any) -> Any:
     """Return a dataclass field that DingTalk fills; its default is what DingTalk says by leaving it out.
 
     :param kind: the function above that reads it.
     :param name: what DingTalk calls it.
+    :param needed: what a record without it lacks, for the message; empty if it may be None.
     :param options: of :func:`dataclasses.field`.
     """
-    return field(default=kind({}, name), metadata={"read": kind, "name": name}, **options)
+    return field(default=kind({}, name), metadata={"read": kind, "name": name, "needed": needed}, **options)
 
 
 def said_in(record: type[Any], content: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a JSON object says of the fields of a record, by their names here."""
-    return {
-        one.name: one.metadata["read"](content, one.metadata["name"])
-        for one in fields(record)
-        if one.metadata
-    }
+    said_fields = ((one.name, one.metadata) for one in fields(record) if one.metadata)
+    return {name: about["read"](content, about["name"]) for name, about in said_fields}
 
 
-def plain(record: object, timespec: str = "auto") -> dict[str, Any]:
-    """Return a record as plain values for an XCom: times in ISO 8601, durations in seconds."""
-    return {name: _plain(value, timespec) for name, value in vars(record).items()}
+@dataclass(frozen=True)
+class Record:
+    """What DingTalk says of one thing: the base of dataclasses with fields of :func:`said`."""
+
+    what: ClassVar[str]
+
+    @classmethod
+    def read(cls, content: object) -> Self:
+        """Return the record in a JSON object of DingTalk's.
+
+        :raises ResponseError: there is no object, or it lacks what the record needs.
+        """
+        if not isinstance(content, dict):
+            raise unreadable(f"{cls.what} that is no object")
+        values = said_in(cls, content)
+        for one in fields(cls):
+            if one.metadata.get("needed") and values[one.name] is None:
+                raise unreadable(f"{cls.what} without {one.metadata['needed']}")
+        return cls(**values)
+
+    def as_dict(self, timespec: str = "auto") -> dict[str, Any]:
+        """Return plain values for an XCom: times in ISO 8601, durations in seconds."""
+        return {name: _plain(value, timespec) for name, value in vars(self).items()}
 
 
 def _plain(value: Any, timespec: str) -> Any:
@@ -106,20 +129,20 @@ def _plain(value: Any, timespec: str) -> Any:
 
 
 @dataclass(frozen=True)
-class Page(Generic[T]):
+class Page:
     """One page of a list.
 
     :param next_token: what the next page is asked for with; None on the last page.
     """
 
-    items: tuple[T, ...]
+    items: tuple[Any, ...]
     next_token: str | None
 
 
 def read_page(
-    content: Mapping[str, Any], key: str, read: Callable[[object], T], tokens: Sequence[str] = ()
-) -> Page[T]:
-    """Return the page in a response.
+    content: Mapping[str, Any], key: str, read: Callable[[object], Any], tokens: Sequence[str] = ()
+) -> Page:
+    """Return the page in a response; it is empty if the list is missing.
 
     A token continues the list unless ``hasMore`` is false: of some lists, DingTalk sends no ``hasMore``.
 
@@ -128,19 +151,13 @@ def read_page(
     :param tokens: the tokens of the pages before; one of them again would be an endless list.
     :raises ResponseError: the response is not as documented, or the list is endless.
     """
-    items = tuple(map(read, listed_in(content, key)))
-    token = None if content.get("hasMore") is False else text_of(content, "nextToken")
-    if token in tokens:
-        raise unreadable("a page that follows itself")
-    return Page(items, token)
-
-
-def listed_in(content: Mapping[str, Any], key: str) -> list[object]:
-    """Return a list in a response; a missing one is empty."""
     listed = content.get(key)
     if not isinstance(listed, (list, type(None))):
         raise unreadable(f"{key} that is no list")
-    return listed or []
+    token = None if content.get("hasMore") is False else text_of(content, "nextToken")
+    if token in tokens:
+        raise unreadable("a page that follows itself")
+    return Page(tuple(map(read, listed or [])), token)
 
 
 def unreadable(what: str) -> ResponseError:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 import zlib
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from email.utils import parsedate_to_datetime
@@ -43,13 +44,13 @@ _MAX_BAN_MINUTES = 24 * 60  # DingTalk's ban lasts 5
 _MAX_LIMIT_SECONDS = 3600.0  # its rate limits count seconds and minutes; a longer wait is a wrong clock
 _GZIP_OR_ZLIB = 47  # zlib's wbits for "whichever of the two it is"
 _NOT_JSON = object()
-_HTML = re.compile(rb"\s*<(!doctype\s+html|!--|html|head|body)", re.IGNORECASE)
+_HTML = re.compile(r"\s*<(!doctype\s+html|!--|html|head|body)", re.IGNORECASE)
 _TITLE = re.compile(r"<title[^>]{0,100}>([^<]+)", re.IGNORECASE)
 _TAGS = re.compile(r"<(script|style)\b.*?</\1[^>]*>|<[^>]*>?", re.IGNORECASE | re.DOTALL)
 # What Alibaba's firewall puts into its pages. "Punish" and "deny" are words in any proxy's pages: they count
 # as a name of the firewall's, or in an address of its pages.
 _BAN_MARKS = re.compile(
-    rb"""x5secdata|_____tmd_____|\bbaxia|/punish[/?:"'.-]|["']punish["']|\bpunish=|alicdn\.com/\S{0,99}\bdeny\b""",
+    r"""x5secdata|_____tmd_____|\bbaxia|/punish[/?:"'.-]|["']punish["']|\bpunish=|alicdn\.com/\S{0,99}\bdeny\b""",
     re.IGNORECASE,
 )
 # Whose page it is if it is not DingTalk's: a proxy or another web server says so in its headers or its text.
@@ -104,14 +105,17 @@ class _Reading:
         if 300 <= self.status < 400:
             target = self.response.headers.get("location", "an unnamed place")
             raise self._made(f"the response redirects to {target}, which is not followed", "redirect")
-        body = _decompressed(self.response)
-        if body is None:
+        text = _text_in(self.response)
+        if text is None:
             raise self._made(f"the response is longer than {MAX_RESPONSE_BYTES} bytes", _UNREADABLE)
-        content = _json(body)
+        try:
+            content = json.loads(text.strip() or "null")
+        except (ValueError, RecursionError):
+            content = _NOT_JSON
         if not isinstance(content, dict):
             if self.endpoint.any_body and self.status < 300 and content is not _NOT_JSON:
                 return CallResult(content, self._request_id())
-            raise self._page(body) if _HTML.match(body) else self._no_object(body)
+            raise self._page(text) if _HTML.match(text) else self._no_object(text)
         self.content = content
         if "punish" in content or (content.get("status") == 1111 and "wait" in content):
             raise self._made("this public address is banned", "addressBanned", wait=_ban(content.get("wait")))
@@ -133,13 +137,13 @@ class _Reading:
         reasons = filter(None, (None if code in _FINE else code, text_of(self.content, *_MESSAGE)))
         return self._made(": ".join((f"success is {shown} in the response", *reasons)), "notConfirmed")
 
-    def _page(self, body: bytes) -> DingTalkError:
+    def _page(self, text: str) -> DingTalkError:
         """Return the error of an HTML page: it is the address ban's, or of some other server."""
-        text = masked(body.decode("utf-8", "replace"), self.secrets)
+        text = masked(text, self.secrets)
         title = _TITLE.search(text)
         shown = one_line(title[1] if title else _TAGS.sub(" ", text[:5_000])) or "without text"
         server = " ".join(self.response.headers.get(name, "") for name in ("server", "via"))
-        if _BAN_MARKS.search(body) or (self.status == 403 and not _ANOTHER_SERVER.search(f"{server} {text}")):
+        if _BAN_MARKS.search(text) or (self.status == 403 and not _ANOTHER_SERVER.search(f"{server} {text}")):
             return self._made(f"an HTML page came, as in an address ban: {shown}", "addressBanned")
         said = f"an HTML page came, not JSON: {shown}"
         if self.status >= 500 or self.status == 429:
@@ -153,9 +157,9 @@ class _Reading:
         error.scope = Scope.APP  # any other call would meet the same page
         return error
 
-    def _no_object(self, body: bytes) -> DingTalkError:
-        shown = body.decode("utf-8", "replace").strip()  # all of it: a cut could leave half a secret unmasked
-        said = f"the response is not a JSON object: {shown}" if shown else "the response is empty"
+    def _no_object(self, text: str) -> DingTalkError:
+        # All of it: a cut could leave half a secret unmasked.
+        said = f"the response is not a JSON object: {text}" if text.strip() else "the response is empty"
         return self._made(said, _UNREADABLE) if self.status < 300 else self._refusal(said, None)
 
     def _refusal(self, said: str | None, code: str | None) -> DingTalkError:
@@ -202,25 +206,16 @@ class _Reading:
         return one_line(masked(text, self.secrets))
 
 
-def _decompressed(response: Response) -> bytes | None:
-    """Return the body, decompressed if a proxy compressed it unasked; None if it is too long.
+def _text_in(response: Response) -> str | None:
+    """Return the body as text, decompressed if a proxy compressed it unasked; None if it is too long.
 
     A body that cannot be decompressed is left as it is, and so is no JSON.
     """
     body = response.content
     if response.headers.get("content-encoding", "identity").lower() in {"gzip", "x-gzip", "deflate"}:
-        try:
+        with suppress(zlib.error):
             body = zlib.decompressobj(_GZIP_OR_ZLIB).decompress(body, MAX_RESPONSE_BYTES + 1)
-        except zlib.error:
-            return body
-    return body if len(body) <= MAX_RESPONSE_BYTES else None
-
-
-def _json(body: bytes) -> Any:
-    try:
-        return json.loads(body if body.strip() else "null")
-    except (ValueError, RecursionError):
-        return _NOT_JSON
+    return body.decode("utf-8-sig", "replace") if len(body) <= MAX_RESPONSE_BYTES else None
 
 
 def _ban(minutes: object) -> float | None:
