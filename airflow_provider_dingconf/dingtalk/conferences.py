@@ -293,7 +293,7 @@ def query_call(conference_ids: Sequence[str]) -> Call:
 
 
 def _read_running(content: Mapping[str, Any]) -> dict[str, Conference]:
-    listed = read_page(content, "infos", Conference.read).items
+    listed = read_page(content, endpoints.QUERY_CONFERENCES.items, Conference.read).items
     return {one.conference_id: one for one in listed if one.status is ConferenceStatus.STARTED}
 
 

@@ -7,17 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from airflow_provider_dingconf.dingtalk.calls import ERROR_CODES_PAGE, Call, any_call, lock_call
-from airflow_provider_dingconf.dingtalk.conferences import (
-    Reference,
-    check_reference,
-    conference_call,
-    list_call,
-    query_call,
-)
-from airflow_provider_dingconf.dingtalk.events import open_call
-from airflow_provider_dingconf.dingtalk.hosting import close_call, create_call, members_call
-from airflow_provider_dingconf.dingtalk.tokens import App
+from airflow_provider_dingconf.dingtalk import endpoints
+from airflow_provider_dingconf.dingtalk.calls import ERROR_CODES_PAGE, any_call
+from airflow_provider_dingconf.dingtalk.endpoints import Endpoint
 
 ROOT = Path(__file__).parents[2]
 PAGES = {
@@ -33,21 +25,7 @@ FILES = [
     *(path for folder in ("docs", "example_dags", "airflow_provider_dingconf")
       for path in (ROOT / folder).rglob("*") if path.suffix in {".md", ".py"}),
 ]  # fmt: skip
-APP = App("id", "secret")
-MEETING = Reference("conference_id", "c")
-CALLS = [
-    lock_call(MEETING, "lock"),
-    conference_call(MEETING),
-    query_call(["c"]),
-    list_call(),
-    list_call(check_reference(room_code="1")),
-    list_call(check_reference(schedule_conference_id="s")),
-    APP.token_call(),
-    open_call(APP),
-    create_call("Exam", "chris"),
-    close_call(MEETING, "chris"),
-    members_call(MEETING),
-]
+ENDPOINTS = [each for each in vars(endpoints).values() if isinstance(each, Endpoint)]
 
 
 def test_every_link_leads_to_a_known_page() -> None:
@@ -62,9 +40,14 @@ def test_every_link_leads_to_a_known_page() -> None:
     assert unknown == []
 
 
-@pytest.mark.parametrize("call", CALLS, ids=lambda call: call.name)
-def test_every_call_names_a_known_page(call: Call) -> None:
-    assert call.endpoint.page in PAGES
+@pytest.mark.parametrize("endpoint", ENDPOINTS, ids=lambda each: each.kind)
+def test_every_call_names_a_known_page(endpoint: Endpoint) -> None:
+    assert endpoint.page in PAGES
+
+
+def test_no_two_calls_have_one_name() -> None:
+    for names in ({each.kind for each in ENDPOINTS}, {each.name for each in ENDPOINTS}):
+        assert len(names) == len(ENDPOINTS)
 
 
 def test_the_page_of_error_codes_is_known_and_any_call_has_none() -> None:

@@ -285,34 +285,27 @@ def test_an_event_that_names_no_meeting_is_none(data: Any, headers: Any) -> None
     assert conference_events(read_frame(text(data, **headers))) == []
 
 
-def test_a_suite_ticket_is_found() -> None:
-    assert suite_ticket(read_frame(text({"suiteTicket": "t1"}, eventType="suite_ticket"))) == "t1"
-
-
 @pytest.mark.parametrize(
-    ("data", "kind"),
+    ("data", "kind", "ticket"),
     [
-        ({"suiteTicket": ""}, "suite_ticket"),
-        ({"suiteTicket": "a\nb"}, "suite_ticket"),
-        ({}, "suite_ticket"),
-        ({"suiteTicket": "t1"}, "something"),
+        ({"suiteTicket": "t1"}, "suite_ticket", "t1"),
+        ({"suiteTicket": "t1"}, "something", None),
+        ({"suiteTicket": ""}, "suite_ticket", None),
+        ({"suiteTicket": "a\nb"}, "suite_ticket", None),
+        ({}, "suite_ticket", None),
     ],
 )
-def test_what_is_no_suite_ticket_is_not_taken_for_one(data: Any, kind: str) -> None:
-    assert suite_ticket(read_frame(text(data, eventType=kind))) is None
+def test_a_suite_ticket_is_found_in_its_event_alone(data: Any, kind: str, ticket: str | None) -> None:
+    assert suite_ticket(read_frame(text(data, eventType=kind))) == ticket
 
 
 # Filters
 
 
-def test_by_default_a_meeting_that_starts_is_wanted() -> None:
-    assert EventFilter().wants(only(STARTED))
-    assert not EventFilter().wants(only({**STARTED, "changeScene": "conference_closed"}))
-
-
 @pytest.mark.parametrize(
     ("wanted", "fits"),
     [
+        ({}, True),
         ({"title_pattern": "^发布"}, True),
         ({"title_pattern": r"1\.0$"}, True),
         ({"title_pattern": "^1"}, False),
@@ -325,18 +318,8 @@ def test_by_default_a_meeting_that_starts_is_wanted() -> None:
 )
 def test_a_filter_picks_by_scene_title_and_creator(wanted: Any, fits: bool) -> None:
     assert EventFilter(**wanted).wants(only(STARTED)) is fits
-
-
-def test_a_pattern_is_looked_for_in_the_beginning_of_a_long_title() -> None:
-    model = {"conferenceId": "c", "title": "Release " + "x" * 10_000 + "end"}
-    event = only({"openConfModel": model, "changeScene": "conference_created"})
-    assert EventFilter(title_pattern="^Release").wants(event)
-    assert not EventFilter(title_pattern="end").wants(event)
-
-
-def test_an_event_that_does_not_tell_its_title_is_not_wanted_for_one() -> None:
-    data = {"openConfModel": {"conferenceId": "c"}, "changeScene": "conference_created"}
-    assert not EventFilter(title_pattern="^a").wants(only(data))
+    untold = {"openConfModel": {"conferenceId": "c"}, "changeScene": "conference_created"}
+    assert EventFilter(**wanted).wants(only(untold)) is (fits and wanted.keys() <= {"scenes"})
 
 
 @pytest.mark.parametrize(
@@ -346,12 +329,6 @@ def test_an_event_that_does_not_tell_its_title_is_not_wanted_for_one() -> None:
         ({"scenes": ("xyz",)}, "known are conference_created"),
         ({"scenes": ()}, "none is given"),
         ({"title_pattern": "("}, "not a regular expression"),
-        ({"title_pattern": 5}, "title_pattern: expected a string, got 5 of type int"),
-        ({"title_pattern": re.compile("a")}, "pass pattern.pattern"),
-        ({"title_pattern": ""}, "title_pattern: it is empty"),
-        ({"title_pattern": " "}, "title_pattern: it is blank"),
-        ({"title_pattern": "None"}, "title_pattern: it is 'None', as a template"),
-        ({"creator_id": 123}, "creator_id: expected a string, got 123 of type int"),
         ({"creator_id": ""}, "creator_id: it is empty"),
         ({"scenes": 5}, "scenes: expected a list of strings, got 5"),
         ({"scenes": None}, "scenes: expected a list of strings, got None"),

@@ -70,11 +70,8 @@ def test_a_good_answer_is_its_content(body: dict[str, Any], call: Call) -> None:
 
 
 @pytest.mark.parametrize("name", ["requestid", "requestId", "RequestId", "request_id"])
-def test_the_request_id_of_a_good_answer_is_kept(name: str) -> None:
+def test_the_request_id_of_an_answer_is_kept(name: str) -> None:
     assert read(200, {"success": True, name: "R-1"}).request_id == "R-1"
-
-
-def test_the_request_id_can_come_as_a_header() -> None:
     assert read(200, {"success": True}, {"x-acs-request-id": "R-2"}).request_id == "R-2"
     assert error_of(502, b"", {"x-acs-request-id": "R-3"}).request_id == "R-3"
 
@@ -83,11 +80,8 @@ def test_the_request_id_can_come_as_a_header() -> None:
 def test_a_compressed_answer_is_read(encoding: str) -> None:
     plain = b'{"success":true}'
     packed = zlib.compress(plain) if encoding == "deflate" else gzip.compress(plain)
-    assert read(200, packed, {"content-encoding": encoding}).content == {"success": True}
-
-
-def test_a_plain_answer_that_says_it_is_compressed_is_read() -> None:
-    assert read(200, b'{"success":true}', {"content-encoding": "gzip"}).content == {"success": True}
+    for body in (packed, plain):  # a proxy can say it, and not do it
+        assert read(200, body, {"content-encoding": encoding}).content == {"success": True}
 
 
 # The table
@@ -137,12 +131,7 @@ DECISIONS: dict[str, tuple[int, Any, type[DingTalkError], str | None]] = {
     "success as a word": (200, {"success": "true"}, errors.ResponseError, "notConfirmed"),
     "success as a number": (200, {"success": 1}, errors.ResponseError, "notConfirmed"),
     "success missing": (200, {}, errors.ResponseError, "notConfirmed"),
-    "code with 200": (
-        200,
-        {"success": True, "code": "confClosed"},
-        errors.ConferenceClosedError,
-        "confClosed",
-    ),
+    "code with 200": (200, {"success": True, "code": "confClosed"}, errors.ConferenceClosedError, "confClosed"),
     "errcode with 200": (200, {"errcode": 90018, "errmsg": "slow"}, errors.ThrottledError, "90018"),
     "errcode as text": (200, {"errcode": "90002", "errmsg": "slow"}, errors.ThrottledError, "90002"),
     "unknown errcode with 200": (200, {"errcode": 40035}, errors.RefusedError, "40035"),
@@ -155,24 +144,9 @@ DECISIONS: dict[str, tuple[int, Any, type[DingTalkError], str | None]] = {
     "88, anything else": (200, {"errcode": 88, "sub_code": "isv.x"}, errors.RefusedError, "isv.x"),
     "quota with 200": (200, {"errcode": 90020}, errors.QuotaExhaustedError, "90020"),
     # Families of codes.
-    "unknown Qps": (
-        403,
-        {"code": f"{FORBIDDEN}QpsLimitForX"},
-        errors.ThrottledError,
-        f"{FORBIDDEN}QpsLimitForX",
-    ),
-    "unknown Qpm": (
-        403,
-        {"code": f"{FORBIDDEN}QpmLimitForX"},
-        errors.ThrottledError,
-        f"{FORBIDDEN}QpmLimitForX",
-    ),
-    "unknown quota": (
-        403,
-        {"code": f"{FORBIDDEN}ApiCountLimitForX"},
-        errors.QuotaExhaustedError,
-        f"{FORBIDDEN}ApiCountLimitForX",
-    ),
+    "unknown Qps": (403, {"code": f"{FORBIDDEN}QpsLimitForX"}, errors.ThrottledError, f"{FORBIDDEN}QpsLimitForX"),
+    "unknown Qpm": (403, {"code": f"{FORBIDDEN}QpmLimitForX"}, errors.ThrottledError, f"{FORBIDDEN}QpmLimitForX"),
+    "unknown quota": (403, {"code": f"{FORBIDDEN}ApiCountLimitForX"}, errors.QuotaExhaustedError, f"{FORBIDDEN}ApiCountLimitForX"),
     "another Forbidden": (403, {"code": f"{FORBIDDEN}X"}, errors.PermissionDeniedError, f"{FORBIDDEN}X"),
     "403 without anything": (403, b"", errors.PermissionDeniedError, None),
     "unknownError": (500, {"code": "unknownError"}, errors.ServerError, "unknownError"),
@@ -191,12 +165,7 @@ DECISIONS: dict[str, tuple[int, Any, type[DingTalkError], str | None]] = {
     "gateway 502": (502, b"<html><h1>502 Bad Gateway</h1></html>", errors.ServerError, None),
     "gateway 503 empty": (503, b"", errors.ServerError, None),
     "gateway 504 text": (504, b"upstream timed out", errors.ServerError, None),
-    "another server's 404": (
-        404,
-        b"<!doctype html><title>Not here</title>",
-        errors.RefusedError,
-        "unreadableAnswer",
-    ),
+    "another server's 404": (404, b"<!doctype html><title>Not here</title>", errors.RefusedError, "unreadableAnswer"),
     **{
         f"page with {status}": (status, b"<html><body>Access denied: deny</body></html>", kind, code)
         for status, kind, code in (
@@ -207,45 +176,24 @@ DECISIONS: dict[str, tuple[int, Any, type[DingTalkError], str | None]] = {
         )
     },
     "401 without JSON": (401, b"", errors.AccessTokenError, None),
-    "401 of a server that asks for a password": (
-        401,
-        b"<html><h1>401 Authorization Required</h1></html>",
-        errors.AccessTokenError,
-        "unreadableAnswer",
-    ),
+    "401 of a server that asks for a password": (401, b"<html><h1>401 Authorization Required</h1></html>", errors.AccessTokenError, "unreadableAnswer"),
     "407 of a proxy": (407, b"<html><h1>Proxy login</h1></html>", errors.RefusedError, "unreadableAnswer"),
     # The ban, whose status is not documented.
     **{
-        f"ban {status} JSON": (
-            status,
-            {"status": 1111, "wait": 5, "source": "x5", "punish": "deny", "uuid": "U-1"},
-            errors.AddressBannedError,
-            "addressBanned",
-        )
+        f"ban {status} JSON": (status, {"status": 1111, "wait": 5, "source": "x5", "punish": "deny", "uuid": "U-1"}, errors.AddressBannedError, "addressBanned")
         for status in (200, 400, 401, 403, 429, 500, 503)
     },
     **{
-        f"ban {status} HTML": (
-            status,
-            b'  <!DOCTYPE html>\n<html><script src="//g.alicdn.com/sd/baxia/baxiaCommon.js"></script></html>',
-            errors.AddressBannedError,
-            "addressBanned",
-        )
+        f"ban {status} HTML": (status, b'  <!DOCTYPE html>\n<html><script src="//g.alicdn.com/sd/baxia/baxiaCommon.js"></script></html>', errors.AddressBannedError, "addressBanned")
         for status in (200, 400, 403, 429, 503)
     },
-    "ban 403 HTML without marks": (
-        403,
-        b"<!DOCTYPE html><html><body>Access denied</body></html>",
-        errors.AddressBannedError,
-        "addressBanned",
-    ),
+    "ban 403 HTML without marks": (403, b"<!DOCTYPE html><html><body>Access denied</body></html>", errors.AddressBannedError, "addressBanned"),
     # Redirects.
     **{
         f"redirect {status}": (status, b"", errors.RedirectError, "redirect")
         for status in (301, 302, 303, 304, 307, 308)
     },
-}
-
+}  # fmt: skip
 
 MARKS = [
     b"x5secdata=1",
