@@ -8,7 +8,6 @@ and what DingTalk's SDKs for it send and accept.
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 from collections.abc import Collection, Iterable, Mapping
@@ -22,7 +21,7 @@ from airflow_provider_dingconf.dingtalk.calls import USER_AGENT, Call, call_to
 from airflow_provider_dingconf.dingtalk.conferences import ConferenceFilter, Meeting, Reference
 from airflow_provider_dingconf.dingtalk.endpoints import EVENT_STREAM
 from airflow_provider_dingconf.dingtalk.errors import InvalidInputError, ResponseError
-from airflow_provider_dingconf.dingtalk.inputs import shown
+from airflow_provider_dingconf.dingtalk.inputs import hint, shown
 from airflow_provider_dingconf.dingtalk.records import (
     flag_of,
     moment_of,
@@ -293,14 +292,11 @@ def _scenes(scenes: object) -> tuple[str, ...]:
     if not isinstance(given, Iterable) or isinstance(given, (bytes, Mapping)):
         raise InvalidInputError(f"scenes: expected a list of strings, got {shown(scenes)}")
     found = list(given)
-    known = f"known are {', '.join(SCENES)}"
     if not found:
-        raise InvalidInputError(f"scenes: none is given; {known}")
+        raise InvalidInputError(f"scenes: none is given; {hint('', SCENES)}")
     for scene in found:
         if not isinstance(scene, str) or scene not in SCENES:
-            near = difflib.get_close_matches(str(scene), SCENES, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else known
-            raise InvalidInputError(f"scenes: {shown(scene)} is unknown; {hint}")
+            raise InvalidInputError(f"scenes: {shown(scene)} is unknown; {hint(scene, SCENES)}")
     return tuple(sorted(set(found)))
 
 

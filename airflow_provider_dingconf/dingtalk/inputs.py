@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
+from typing import TYPE_CHECKING
+
 from airflow_provider_dingconf.dingtalk.errors import InvalidInputError
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
 
 # RFC 3986's characters of a path segment, less "%": they go over the wire unchanged.
 SEGMENT_CHAR = r"[A-Za-z0-9\-._~!$&'()*+,;=:@]"
@@ -36,6 +42,12 @@ def check_text(name: str, value: object, error: type[InvalidInputError] = Invali
 def digits_of(value: object) -> object:
     """Return an int as its digits, from which native rendering made it; any other value unchanged."""
     return str(value) if type(value) is int and 0 <= value < 10**18 else value
+
+
+def hint(name: object, known: Collection[str]) -> str:
+    """Return what a message says after an unknown name: the nearest known one, or all of them."""
+    near = difflib.get_close_matches(str(name), known, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
 
 
 def shown(value: object) -> str:
