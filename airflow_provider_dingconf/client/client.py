@@ -199,7 +199,8 @@ class DingTalkClient:
                 attempts.limiter.hold(state.upcoming_sleep)
 
         retrying = AsyncRetrying(
-            **retry_policy(call, self.max_attempts, self.max_seconds), before_sleep=before_wait
+            **retry_policy(call.endpoint.repeatable, self.max_attempts, self.max_seconds),
+            before_sleep=before_wait,
         )
         async with self:
             try:

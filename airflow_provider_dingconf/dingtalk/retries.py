@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Any
 
 from tenacity import (
-    RetryCallState,
     retry_if_exception,
     stop_after_attempt,
     stop_before_delay,
@@ -18,23 +17,9 @@ from airflow_provider_dingconf.dingtalk.errors import ThrottledError, TransientE
 from airflow_provider_dingconf.dingtalk.limits import MAX_ATTEMPTS, MAX_SECONDS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from tenacity.retry import retry_base
-    from tenacity.stop import stop_base
-
-    from airflow_provider_dingconf.dingtalk.calls import Call
+    from tenacity import RetryCallState
 
 _backoff = wait_exponential(multiplier=0.5, max=20) + wait_random(0, 0.5)
-
-
-class Policy(TypedDict):
-    """The arguments of an ``AsyncRetrying``."""
-
-    stop: stop_base
-    wait: Callable[[RetryCallState], float]
-    retry: retry_base
-    reraise: bool
 
 
 def wait_as_asked(state: RetryCallState) -> float:
@@ -44,22 +29,21 @@ def wait_as_asked(state: RetryCallState) -> float:
     return max(_backoff(state), asked or 0.0)
 
 
-def retry_policy(call: Call, max_attempts: int = MAX_ATTEMPTS, max_seconds: float = MAX_SECONDS) -> Policy:
-    """Return the policy for one call.
+@lru_cache(maxsize=64)  # it is the same for call after call
+def retry_policy(
+    repeatable: bool, max_attempts: int = MAX_ATTEMPTS, max_seconds: float = MAX_SECONDS
+) -> dict[str, Any]:
+    """Return the policy for a call: the arguments of an ``AsyncRetrying``.
 
     A wait that does not fit into the remaining time does not begin: the error is raised at once, and its
     ``retry_after`` says how long the wait would have been.
 
-    :param call: what is called; a call that cannot be repeated is retried only if it was not sent, or
+    :param repeatable: whether the call can be repeated; if not, it is retried only if it was not sent, or
         refused as too frequent.
     :param max_attempts: attempts in all.
     :param max_seconds: seconds in all, waits included.
     """
-    return _policy(call.endpoint.repeatable, max_attempts, max_seconds)
 
-
-@lru_cache(maxsize=64)  # it is the same for call after call
-def _policy(repeatable: bool, max_attempts: int, max_seconds: float) -> Policy:
     def may_repeat(error: BaseException) -> bool:
         return (
             isinstance(error, TransientError)

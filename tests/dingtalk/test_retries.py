@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 from tenacity import Retrying
 
-from airflow_provider_dingconf.dingtalk.calls import any_call
 from airflow_provider_dingconf.dingtalk.errors import (
     AccessTokenError,
     AddressBannedError,
@@ -24,12 +23,9 @@ from airflow_provider_dingconf.dingtalk.errors import (
 )
 from airflow_provider_dingconf.dingtalk.retries import retry_policy
 
-REPEATABLE = any_call("POST", "/v1.0/x")
-ONCE = any_call("POST", "/v1.0/x", repeatable=False)
-
 
 def waits_before_the_end(
-    error: BaseException, call: Any = REPEATABLE, times: int | None = None, **limits: Any
+    error: BaseException, repeatable: bool = True, times: int | None = None, **limits: Any
 ) -> list[float]:
     """Return the waits of a call that ends in the error so many times; always where ``times`` is None."""
     waits: list[float] = []
@@ -40,7 +36,7 @@ def waits_before_the_end(
             raise error
         return "done"
 
-    retrying = Retrying(**retry_policy(call, **limits), sleep=waits.append)
+    retrying = Retrying(**retry_policy(repeatable, **limits), sleep=waits.append)
     if times is None:
         with pytest.raises(type(error)):
             retrying(attempt)
@@ -69,9 +65,9 @@ def test_what_does_not_pass_is_not_tried_again(kind: type[Exception]) -> None:
 
 def test_a_call_that_creates_something_is_repeated_only_where_it_was_too_frequent() -> None:
     for kind in (ServerError, ResponseError, ConnectionLostError, CallTimeoutError):
-        assert waits_before_the_end(kind("x"), ONCE) == []
-    assert len(waits_before_the_end(ThrottledError("x"), ONCE, times=1)) == 1
-    assert waits_before_the_end(AddressBannedError("x"), ONCE) == []
+        assert waits_before_the_end(kind("x"), False) == []
+    assert len(waits_before_the_end(ThrottledError("x"), False, times=1)) == 1
+    assert waits_before_the_end(AddressBannedError("x"), False) == []
 
 
 def test_the_waits_grow_and_differ() -> None:
