@@ -114,7 +114,10 @@ class Record:
         return cls(**values)
 
     def as_dict(self, timespec: str = "auto") -> dict[str, Any]:
-        """Return plain values for an XCom: times in ISO 8601, durations in seconds."""
+        """Return plain values for an XCom: times in ISO 8601, durations in seconds.
+
+        :param timespec: how exact the times are: of ``datetime.isoformat``.
+        """
         return {name: _plain(value, timespec) for name, value in vars(self).items()}
 
 
