@@ -56,4 +56,5 @@ def retry_policy(
         "wait": wait_as_asked,
         "retry": retry_if_exception(may_repeat),
         "reraise": True,
+        "before": None,  # else tenacity looks, for call after call, at a function that does nothing
     }
