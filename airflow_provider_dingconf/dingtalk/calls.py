@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from airflow_provider_dingconf.dingtalk.conferences import Reference
 
 INTERNATIONAL_HOST = "https://api.dingtalk.io"
-CHINA_HOST = "https://api.dingtalk.com"
 
 # The name of a header, not a secret.
 TOKEN_HEADER = "x-acs-dingtalk-access-token"  # noqa: S105  # nosec B105

@@ -54,7 +54,7 @@ class ConferenceStatus(str, Enum):
     ENDED = "ended"
 
 
-STATUS: Mapping[int | None, ConferenceStatus] = {
+_STATUS: Mapping[int | None, ConferenceStatus] = {
     0: ConferenceStatus.NOT_STARTED,
     1: ConferenceStatus.ENDED,
     2: ConferenceStatus.STARTED,
@@ -62,9 +62,8 @@ STATUS: Mapping[int | None, ConferenceStatus] = {
 """The meaning of DingTalk's numbers."""
 
 
-def status_of(content: Mapping[str, Any], name: str) -> ConferenceStatus | None:
-    """Return the status in a field."""
-    return STATUS.get(number_of(content, name))
+def _status_of(content: Mapping[str, Any], name: str) -> ConferenceStatus | None:
+    return _STATUS.get(number_of(content, name))
 
 
 def _title_of(content: Mapping[str, Any], name: str) -> str:
@@ -79,7 +78,7 @@ class Meeting(Record):
 
     conference_id: str = said(id_of, "conferenceId", needed="conferenceId")
     title: str | None = said(text_of, "title")
-    status: ConferenceStatus | None = said(status_of, "status")
+    status: ConferenceStatus | None = said(_status_of, "status")
     room_code: str | None = said(text_of, "roomCode")
     start_time: datetime | None = said(moment_of, "startTime")
     end_time: datetime | None = said(moment_of, "endTime")
@@ -108,7 +107,7 @@ class Conference(Meeting):
     """
 
     title: str = said(_title_of, "title")
-    status: ConferenceStatus = said(status_of, "status", needed="a known status")
+    status: ConferenceStatus = said(_status_of, "status", needed="a known status")
 
     def __str__(self) -> str:
         """Name the meeting in a message."""

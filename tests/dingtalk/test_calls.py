@@ -10,7 +10,6 @@ from urllib.parse import unquote
 import pytest
 
 from airflow_provider_dingconf.dingtalk.calls import (
-    CHINA_HOST,
     TOKEN_HEADER,
     any_call,
     documentation_url,
@@ -187,8 +186,8 @@ def test_a_body_is_sent_as_it_was_when_it_was_checked() -> None:
     [
         ("https://api.dingtalk.io", "https://help.dingtalk.io/open/development/api-lockconference"),
         ("http://127.0.0.1:8790", "https://help.dingtalk.io/open/development/api-lockconference"),
-        (CHINA_HOST, "https://open.dingtalk.com/document/development/api-lockconference"),
-        (CHINA_HOST + "/", "https://open.dingtalk.com/document/development/api-lockconference"),
+        ("https://api.dingtalk.com", "https://open.dingtalk.com/document/development/api-lockconference"),
+        ("https://api.dingtalk.com/", "https://open.dingtalk.com/document/development/api-lockconference"),
     ],
 )
 def test_the_documentation_is_that_of_the_hosts_region(host: str, site: str) -> None:
