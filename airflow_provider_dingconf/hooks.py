@@ -29,6 +29,7 @@ from airflow_provider_dingconf.dingtalk.conferences import (
     check_conference_ids,
     check_named,
     check_reference,
+    list_call,
     the_running,
 )
 from airflow_provider_dingconf.dingtalk.errors import ConferenceClosedError, DingTalkError
@@ -356,8 +357,9 @@ class DingTalkConferenceHook(ConnectionHook):
         :raises DingTalkError: a call failed; the subclass says why.
         """
         wanted = ConferenceFilter(title_pattern, creator_id)
-        async for conference in (await self._aconnect()).running_conferences(wanted):
-            yield conference
+        async for conference in (await self._aconnect()).listed(partial(list_call, None)):
+            if wanted.takes(conference.title, conference.creator_id):
+                yield conference
 
     async def aconference_members(
         self, conference_id: str | Mapping[str, Any]
@@ -373,9 +375,8 @@ class DingTalkConferenceHook(ConnectionHook):
         :raises DingTalkError: another failure; the subclass says why.
         """
         call = partial(members_call, check_reference(conference_id))
-        async for page in (await self._aconnect()).pages(call):
-            for member in page.items:
-                yield member
+        async for member in (await self._aconnect()).listed(call):
+            yield member
 
     get_conference = sync(aget_conference)
     find_conferences = sync(afind_conferences)

@@ -58,7 +58,7 @@ if TYPE_CHECKING:
 
     from airflow_provider_dingconf.client.settings import Settings
     from airflow_provider_dingconf.client.token_cache import AddressBan
-    from airflow_provider_dingconf.dingtalk.conferences import Conference, ConferenceFilter, Reference
+    from airflow_provider_dingconf.dingtalk.conferences import Conference, Reference
     from airflow_provider_dingconf.dingtalk.events import Address
     from airflow_provider_dingconf.dingtalk.responses import CallResult
     from airflow_provider_dingconf.dingtalk.tokens import App, Token
@@ -403,25 +403,18 @@ class DingTalkClient:
 
     async def find_conferences(self, reference: Reference) -> list[Conference]:
         """Return the meetings of a room code or schedule, whatever their status."""
-        pages = self.pages(partial(list_call, reference))
-        return [each async for page in pages for each in page.items]
+        return [each async for each in self.listed(partial(list_call, reference))]
 
-    async def running_conferences(self, wanted: ConferenceFilter) -> AsyncIterator[Conference]:
-        """Yield the running meetings of the organisation; each page is asked for when it is needed."""
-        async for page in self.pages(partial(list_call, None)):
-            for each in page.items:
-                if wanted.takes(each.title, each.creator_id):
-                    yield each
-
-    async def pages(self, call: Callable[..., Call]) -> AsyncIterator[Any]:
-        """Yield the pages of a list; each is asked for when it is needed.
+    async def listed(self, call: Callable[..., Call]) -> AsyncIterator[Any]:
+        """Yield the items of a list; each page is asked for when it is needed.
 
         :param call: returns the call for a page from the tokens of the pages before.
         """
         tokens: list[str] = []
         while True:
             page = (await self.call(call(*tokens))).content
-            yield page
+            for item in page.items:
+                yield item
             if page.next_token is None:
                 return
             tokens.append(page.next_token)

@@ -6,7 +6,6 @@ sends an empty string for an empty field.
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 import re
@@ -25,7 +24,8 @@ from airflow_provider_dingconf.client import proxies
 from airflow_provider_dingconf.client.proxies import Proxy, ip_address, is_loopback, read_proxies, read_proxy
 from airflow_provider_dingconf.dingtalk.calls import INTERNATIONAL_HOST
 from airflow_provider_dingconf.dingtalk.errors import InvalidConnectionError, InvalidInputError
-from airflow_provider_dingconf.dingtalk.limits import CALLS_PER_SECOND, LONGEST_SECONDS, STREAM_SILENCE
+from airflow_provider_dingconf.dingtalk.inputs import hint
+from airflow_provider_dingconf.dingtalk.limits import CALLS_PER_SECOND, SECONDS, STREAM_SILENCE, is_seconds
 from airflow_provider_dingconf.dingtalk.tokens import App, Token
 from airflow_provider_dingconf.get_provider_info import CONNECTION_TYPE
 
@@ -90,9 +90,8 @@ def _timeout(value: Any) -> Timeout:
     value = _structured(value)
     pair = value if isinstance(value, (list, tuple)) and len(value) == 2 else [value, value]
     connect, read = map(_number, pair)
-    if not (0 < connect <= LONGEST_SECONDS and 0 < read <= LONGEST_SECONDS):
-        most = f"up to a day ({LONGEST_SECONDS})"
-        raise ValueError(f"expected a number of seconds above 0 and {most}, or [connect, read]")
+    if not is_seconds(connect) or not is_seconds(read):
+        raise ValueError(f"expected {SECONDS}, or [connect, read]")
     return Timeout(connect, read)
 
 
@@ -105,8 +104,8 @@ def _calls_per_second(value: Any) -> float:
 
 def _stream_silence(value: Any) -> float:
     seconds = _number(value)
-    if not 0 < seconds <= LONGEST_SECONDS:
-        raise ValueError(f"expected a number of seconds above 0 and up to a day ({LONGEST_SECONDS})")
+    if not is_seconds(seconds):
+        raise ValueError(f"expected {SECONDS}")
     return seconds
 
 
@@ -293,9 +292,7 @@ def _extra_of(conn: Connection) -> dict[str, Any]:
     extra = {name: value for name, value in extra.items() if (name, value) not in again.items()}
     for name in extra:
         if name not in _FIELDS:
-            near = difflib.get_close_matches(name, _FIELDS, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(_FIELDS))}"
-            _fail(f"extra {ascii(name)[:80]}", f"it is unknown; {hint}")
+            _fail(f"extra {ascii(name)[:80]}", f"it is unknown; {hint(name, sorted(_FIELDS))}")
     return {name: value for name, value in extra.items() if value is not None and value != ""}
 
 
