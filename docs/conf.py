@@ -14,7 +14,7 @@ if "AIRFLOW_HOME" not in os.environ:  # importing Airflow creates it
 
 from airflow_provider_dingconf import __version__
 from airflow_provider_dingconf.dingtalk.error_codes import ERRORS
-from airflow_provider_dingconf.sandbox.reserved import listing
+from airflow_provider_dingconf.sandbox.faults import listing
 
 project = "airflow-provider-dingconf"
 author = "airflow-provider-dingconf authors"

@@ -3,50 +3,47 @@
 from __future__ import annotations
 
 import argparse
-import math
 import signal
 import sys
 import threading
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
-from airflow_provider_dingconf.sandbox.reserved import listing
+from pydantic import Field, FiniteFloat, PositiveInt, TypeAdapter, ValidationError
+
+from airflow_provider_dingconf.sandbox.faults import listing
 from airflow_provider_dingconf.sandbox.server import Sandbox
-from airflow_provider_dingconf.sandbox.state import TOKEN_LIFETIME
-from airflow_provider_dingconf.sandbox.stream import REDELIVERY
+from airflow_provider_dingconf.sandbox.state import REDELIVERY, TOKEN_LIFETIME
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from airflow_provider_dingconf.sandbox.state import Call
 
 
-def _port(text: str) -> int:
-    if not 0 <= int(text) <= 65535:
-        raise ValueError(text)
-    return int(text)
+def _read(kind: Any) -> Callable[[str], Any]:
+    """Return a function that reads a value of a type from the command line."""
+
+    def read(text: str) -> Any:
+        try:
+            return TypeAdapter(kind).validate_python(text)
+        except ValidationError as error:
+            raise argparse.ArgumentTypeError(error.errors()[0]["msg"]) from None
+
+    return read
 
 
-def _count(text: str) -> int:
-    if int(text) < 1:
-        raise ValueError(text)
-    return int(text)
-
-
-def _seconds(text: str) -> float:
-    if not 0 < float(text) < math.inf:
-        raise ValueError(text)
-    return float(text)
-
-
+_COUNT: Final = _read(PositiveInt)
+_SECONDS: Final = _read(Annotated[FiniteFloat, Field(gt=0)])
+_PORT: Final = _read(Annotated[int, Field(ge=0, le=65535)])
 _OPTIONS: Final = (
-    ("port", "N", _port, 8790, "port to listen on, 0 for any free one (%(default)s)"),
-    ("token-lifetime", "SECONDS", _seconds, TOKEN_LIFETIME, "lifetime of an access token (%(default)g)"),
-    ("slow", "SECONDS", _seconds, 5.0, "time until sandbox-slow gets its response (%(default)g)"),
-    ("redelivery", "SECONDS", _seconds, REDELIVERY, "time until an event is delivered again (%(default)g)"),
-    ("quota", "N", _count, None, "calls until the organisation's quota is used up (no limit)"),
-    ("calls-per-second", "N", _count, None, "calls a second of one app to one API (no limit)"),
+    ("port", "N", _PORT, 8790, "port to listen on, 0 for any free one (%(default)s)"),
+    ("token-lifetime", "SECONDS", _SECONDS, TOKEN_LIFETIME, "lifetime of an access token (%(default)g)"),
+    ("slow", "SECONDS", _SECONDS, 5.0, "time until sandbox-slow gets its response (%(default)g)"),
+    ("redelivery", "SECONDS", _SECONDS, REDELIVERY, "time until an event is delivered again (%(default)g)"),
+    ("quota", "N", _COUNT, None, "calls until the organisation's quota is used up (no limit)"),
+    ("calls-per-second", "N", _COUNT, None, "calls a second of one app to one API (no limit)"),
 )
 
 

@@ -1,7 +1,7 @@
 """The sandbox's own HTTP interface, under ``/sandbox/``: for processes other than the one it runs in.
 
-Each row of :data:`ROUTES` calls a method of the sandbox with the parameters of the path and the fields of the
-body; the method's own annotations check them. Secrets and access tokens in the responses are masked.
+Each row of :data:`ROUTES` calls a method of the sandbox, or a function, with the parameters of the path and
+the fields of the body; its annotations check them. Secrets and access tokens in the responses are masked.
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
+from aiohttp import web
 from pydantic import ConfigDict, ValidationError, validate_call
 from pydantic_core import from_json
 
 from airflow_provider_dingconf.sandbox.faults import Fault
+from airflow_provider_dingconf.sandbox.meetings import Conference, Meetings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -27,11 +29,44 @@ _SECRET: Final = re.compile(r"secret|ticket|password|authorization|cookie|(?<!ne
 _MASK: Final = "***"
 
 
-def loopback(url: str) -> bool:
-    """Return whether a ``Host`` or ``Origin`` header names this machine.
+async def respond(
+    sandbox: Sandbox, request: web.BaseRequest, row: Callable[..., Any] | None, path: Mapping[str, str]
+) -> web.Response:
+    """Return the response to a call: of a row of :data:`ROUTES`, with these parameters of its path."""
+    try:
+        if not all(map(_loopback, (request.headers.get("Host", ""), request.headers.get("Origin")))):
+            return _error(403, "Only this machine may call the sandbox.")
+        if row is None:
+            return _error(404, f"The sandbox has no such call. It has {', '.join(ROUTES)}.")
+        body = from_json(await request.read() or b"{}")
+        if not isinstance(body, dict):
+            return _error(400, "The body is not a JSON object.")
+        with sandbox.lock:
+            result = _checked(row)(sandbox, *path.values(), **body)
+            shown = asdict(result) if isinstance(result, Conference) else result or {}
+            return web.json_response(_masked(shown))
+    except web.HTTPRequestEntityTooLarge as large:
+        return _error(large.status, large.text)
+    except KeyError as missing:
+        return _error(404, f"There is no meeting {missing}.")
+    except ValidationError as wrong:
+        complaints = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in wrong.errors()]
+        return _error(400, "; ".join(complaints))
+    except ValueError as wrong:
+        return _error(400, str(wrong))
+
+
+def _error(status: int, message: str | None) -> web.Response:
+    return web.json_response({"error": message}, status=status)
+
+
+def _loopback(url: str | None) -> bool:
+    """Return whether a ``Host`` or ``Origin`` header, if any, names this machine.
 
     A web page that rebinds its own host name to 127.0.0.1 sends that name.
     """
+    if url is None:
+        return True
     try:
         host = urlsplit(url if "//" in url else f"//{url}").hostname
     except ValueError:
@@ -39,35 +74,16 @@ def loopback(url: str) -> bool:
     return host in ("127.0.0.1", "localhost", "::1")
 
 
-def respond(sandbox: Sandbox, row: str, path: Mapping[str, str], raw: bytes) -> tuple[int, Any]:
-    """Return the HTTP status and the body of the response to a call: a row of :data:`ROUTES`."""
-    method, show = ROUTES[row]
-    method = getattr(type(sandbox), method) if isinstance(method, str) else method
-    try:
-        body = from_json(raw or b"{}")
-        if not isinstance(body, dict):
-            return 400, {"error": "The body is not a JSON object."}
-        with sandbox.lock:
-            return 200, masked(show(_checked(method)(sandbox, *path.values(), **body)))
-    except KeyError as missing:
-        return 404, {"error": f"There is no meeting {missing}."}
-    except ValidationError as wrong:
-        complaints = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in wrong.errors()]
-        return 400, {"error": "; ".join(complaints)}
-    except ValueError as wrong:
-        return 400, {"error": str(wrong)}
-
-
 @cache
 def _checked(method: Callable[..., Any]) -> Callable[..., Any]:
     return validate_call(config=ConfigDict(strict=True))(method)
 
 
-def masked(value: Any) -> Any:
+def _masked(value: Any) -> Any:
     """Return a JSON value with the values of all keys masked whose names suggest a secret."""
     if isinstance(value, dict):
-        return {key: _MASK if _SECRET.search(key) else masked(inner) for key, inner in value.items()}
-    return [masked(inner) for inner in value] if isinstance(value, list) else value
+        return {key: _MASK if _SECRET.search(key) else _masked(inner) for key, inner in value.items()}
+    return [_masked(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _call(call: Call) -> dict[str, Any]:
@@ -87,12 +103,16 @@ def _call(call: Call) -> dict[str, Any]:
     }
 
 
+# What the calls do
+
+
 def _create(sandbox: Any, **fields: Any) -> Any:
-    return sandbox.conference(_checked(type(sandbox).create_conference)(sandbox, **fields))
+    return sandbox.conference(_checked(Meetings.create_conference)(sandbox, **fields))
 
 
-def _fault(sandbox: Any, **fields: Any) -> None:
-    sandbox.fail(Fault(**fields))
+def _join(sandbox: Any, conference_id: str, user: str) -> Any:
+    reason = sandbox.conference(conference_id).refusal(user)
+    return {"joined": sandbox.join(conference_id, user), "reason": reason}
 
 
 def _events(sandbox: Any) -> Any:
@@ -100,28 +120,28 @@ def _events(sandbox: Any) -> Any:
     return {"connections": sandbox.streams, "events": events}
 
 
-def _done(_result: None) -> Any:
-    return {}
+def _push(sandbox: Any, **fields: Any) -> Any:
+    return {"event_id": _checked(Meetings.push_event)(sandbox, **fields)}
 
 
 _MEETINGS: Final = "/sandbox/conferences"
 _MEETING: Final = _MEETINGS + "/{conference_id}"
 
-ROUTES: Final[Mapping[str, tuple[str | Callable[..., Any], Callable[[Any], Any]]]] = {
-    f"GET {_MEETINGS}": (lambda box: {"conferences": [*map(asdict, box.conferences.values())]}, dict),
-    f"POST {_MEETINGS}": (_create, asdict),
-    f"GET {_MEETING}": ("conference", asdict),
-    f"POST {_MEETING}/start": ("start", asdict),
-    f"POST {_MEETING}/end": ("end", asdict),
-    f"POST {_MEETING}/join": ("try_to_join", lambda reason: {"joined": not reason, "reason": reason}),
-    f"POST {_MEETING}/leave": ("leave", asdict),
-    "GET /sandbox/calls": (lambda box: {"calls": [*map(_call, box.calls)]}, dict),
-    "DELETE /sandbox/calls": ("clear", _done),
-    "POST /sandbox/faults": (_fault, _done),
-    "DELETE /sandbox/faults": ("heal", _done),
-    "POST /sandbox/tokens/revoke": ("revoke_tokens", _done),
-    "GET /sandbox/events": (_events, dict),
-    "POST /sandbox/events": ("push_event", lambda event_id: {"event_id": event_id}),
-    "POST /sandbox/streams/disconnect": ("disconnect_streams", _done),
+ROUTES: Final[Mapping[str, Callable[..., Any]]] = {
+    f"GET {_MEETINGS}": lambda box: {"conferences": [*map(asdict, box.conferences.values())]},
+    f"POST {_MEETINGS}": _create,
+    f"GET {_MEETING}": Meetings.conference,
+    f"POST {_MEETING}/start": Meetings.start,
+    f"POST {_MEETING}/end": Meetings.end,
+    f"POST {_MEETING}/join": _join,
+    f"POST {_MEETING}/leave": Meetings.leave,
+    "GET /sandbox/calls": lambda box: {"calls": [*map(_call, box.calls)]},
+    "DELETE /sandbox/calls": Meetings.clear,
+    "POST /sandbox/faults": lambda box, **fields: box.fail(Fault(**fields)),
+    "DELETE /sandbox/faults": Meetings.heal,
+    "POST /sandbox/tokens/revoke": Meetings.revoke_tokens,
+    "GET /sandbox/events": _events,
+    "POST /sandbox/events": _push,
+    "POST /sandbox/streams/disconnect": Meetings.disconnect_streams,
 }
-"""By method and path: what a call does (a method of the sandbox, or a function), and what it shows."""
+"""What each call does, by method and path; it returns what is shown: an object, or nothing."""

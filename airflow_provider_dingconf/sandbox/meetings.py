@@ -1,37 +1,80 @@
-"""What DingTalk says about a meeting: the fields of each call and event, exactly as documented."""
+"""Meetings: what happens in them, and what DingTalk says about them, exactly as documented."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+import secrets
+from dataclasses import dataclass, field, fields
+from functools import partial
+from itertools import count
+from typing import TYPE_CHECKING, Any, Final, get_args
 
+from pydantic.alias_generators import to_camel
+
+from airflow_provider_dingconf.dingtalk.events import SCENES
+from airflow_provider_dingconf.sandbox.faults import RESERVED, Status
 from airflow_provider_dingconf.sandbox.state import now
+from airflow_provider_dingconf.sandbox.stream import Streams
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    from airflow_provider_dingconf.sandbox.state import Conference
 
 _STATUS: Final = {"not_started": 0, "ended": 1, "started": 2}
 _INSTANT, _SCHEDULED = "0", "3"
 _IN_MEETING, _HAS_LEFT = 3, 6
 
+
+def _digits(count: int) -> str:
+    return str(secrets.choice(range(10 ** (count - 1), 10**count)))
+
+
+@dataclass
+class Conference:
+    """A meeting. It is the sandbox's own object: it changes with the calls. Times are in milliseconds."""
+
+    conference_id: str
+    title: str
+    room_code: str = field(default_factory=partial(_digits, 10))
+    status: Status = "not_started"
+    locked: bool = False
+    participants: list[str] = field(default_factory=list)  # who is or was in the meeting
+    joined: dict[str, int] = field(default_factory=dict)  # when they joined, the first time
+    left: dict[str, int] = field(default_factory=dict)  # when they left, unless they are still in it
+    invited: list[str] = field(default_factory=list)
+    refused: list[str] = field(default_factory=list)  # who could not join, once for each attempt
+    start_time: int | None = None
+    end_time: int | None = None
+    creator_id: str = "sandbox"
+    schedule_conference_id: str | None = None
+    password: str = field(default_factory=partial(_digits, 6))
+    host_password: str = field(default_factory=partial(_digits, 6))
+
+    def has(self, user: str) -> bool:
+        """Return whether a user is in the meeting now."""
+        return user in self.participants and user not in self.left
+
+    def refusal(self, user: str) -> str | None:
+        """Return why a user cannot join now: ``not_started``, ``ended``, ``locked``; None if they can."""
+        if self.status != "started":
+            return self.status
+        return "locked" if self.locked and not self.has(user) else None
+
+
+# What DingTalk says
+
 _BASIC: Final = "conferenceId title roomCode status startTime endTime"
 _CREATOR: Final = f"{_BASIC} creatorId creatorNick bizType"
 _DETAILS: Final = f"{_CREATOR} externalLinkUrl scheduleConferenceId confDuration"
 _COUNTS: Final = "activeNum attendNum invitedNum"
+_RECORDS: Final = "cloudRecordStatus cloudRecordOwnerUnionId minutesStatus minutesOwnerUnionId"
 
-FIELDS: Final[Mapping[str, list[str]]] = {
-    name: fields.split()
-    for name, fields in {
-        "create": "conferenceId roomCode externalLinkUrl conferencePassword hostPassword phoneNumbers",
-        "info": f"{_DETAILS} {_COUNTS} cloudRecordStatus cloudRecordOwnerUnionId minutesStatus"
-        " minutesOwnerUnionId extensionAppSettings",
-        "query": "conferenceId title status startTime mediaStatus userList",
-        "list": _CREATOR,
-        "roomCode": _DETAILS,
-        "schedule": _BASIC,
-        "event": f"{_DETAILS} {_COUNTS}",
-    }.items()
+FIELDS: Final[Mapping[str, str]] = {
+    "create": "conferenceId roomCode externalLinkUrl conferencePassword hostPassword phoneNumbers",
+    "info": f"{_DETAILS} {_COUNTS} {_RECORDS} extensionAppSettings",
+    "query": "conferenceId title status startTime mediaStatus userList",
+    "list": _CREATOR,
+    "roomCode": _DETAILS,
+    "schedule": _BASIC,
+    "event": f"{_DETAILS} {_COUNTS}",
 }
 """What each call, and the event, says about a meeting: the fields that a meeting has, of these."""
 
@@ -39,24 +82,24 @@ FIELDS: Final[Mapping[str, list[str]]] = {
 def describe(conference: Conference, call: str) -> dict[str, Any]:
     """Return what a call, one of :data:`FIELDS`, says about a meeting."""
     known = _facts(conference)
-    return {name: known[name] for name in FIELDS[call] if name in known}
+    return {name: known[name] for name in FIELDS[call].split() if name in known}
+
+
+_OF_THE_SAME_NAME: Final = {to_camel(one.name): one.name for one in fields(Conference)}
 
 
 def _facts(conference: Conference) -> dict[str, Any]:
     active = [user for user in conference.participants if conference.has(user)]
     camera = {"cameraStatus": 0, "micStatus": 0, "rejectDescription": ""}
-    known = {
-        "conferenceId": conference.conference_id,
-        "title": conference.title,
-        "roomCode": conference.room_code,
+    known = {name: vars(conference)[own] for name, own in _OF_THE_SAME_NAME.items()}
+    known = {name: value for name, value in known.items() if value is not None}
+    known |= {
         "status": _STATUS[conference.status],
         "startTime": conference.start_time,
-        "creatorId": conference.creator_id,
         "creatorNick": conference.creator_id.capitalize(),
         "bizType": _SCHEDULED if conference.schedule_conference_id else _INSTANT,
         "externalLinkUrl": f"https://meeting.dingtalk.invalid/j/{conference.room_code}",
         "conferencePassword": conference.password,
-        "hostPassword": conference.host_password,
         "phoneNumbers": ["+86 571 0000 0000"],
         "activeNum": len(active),
         "attendNum": len(conference.participants),
@@ -69,11 +112,8 @@ def _facts(conference: Conference) -> dict[str, Any]:
         **dict.fromkeys(("cloudRecordOwnerUnionId", "minutesOwnerUnionId"), ""),
         "extensionAppSettings": [],
     }
-    if conference.schedule_conference_id:
-        known["scheduleConferenceId"] = conference.schedule_conference_id
     if conference.start_time and conference.end_time:
-        duration = conference.end_time - conference.start_time
-        known |= {"endTime": conference.end_time, "confDuration": duration}
+        known["confDuration"] = conference.end_time - conference.start_time
     return known
 
 
@@ -89,17 +129,130 @@ def member(conference: Conference, user: str) -> dict[str, Any]:
         **({"leaveTime": left} if left else {}),
         "duration": (left or now()) - joined,
         "host": user == conference.creator_id,
-        "coHost": False,
-        "outerOrgMember": False,
-        "pstnJoin": False,
+        **dict.fromkeys(("coHost", "outerOrgMember", "pstnJoin"), False),
         "jobNumber": "",
     }
 
 
-def event_data(scene: str, conference: Conference, user: str | None, sequence: int) -> dict[str, Any]:
-    """Return the data of the event of something that happened in a meeting."""
-    about = {"statusSeqNum": sequence, "changeScene": scene}
-    if user is None:
-        return {"openConfModel": describe(conference, "event"), **about}
-    known = member(conference, user)
-    return {"openMemberModels": [{"userId": known.pop("unionId"), **known}], **about}
+# What happens
+
+
+class Meetings(Streams):
+    """The meetings, which push an event when one starts or ends, or somebody joins or leaves."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.conferences: dict[str, Conference] = {}
+        self._sequence = count(1)
+
+    def create_conference(
+        self,
+        title: str = "Meeting",
+        *,
+        conference_id: str | None = None,
+        status: Status = "started",
+        room_code: str | None = None,
+        creator_id: str = "sandbox",
+        schedule_conference_id: str | None = None,
+        invited: list[str] | None = None,
+    ) -> str:
+        """Create a meeting and return its id.
+
+        :param conference_id: None for an id as DingTalk makes them.
+        :param status: ``not_started``, ``started`` or ``ended``.
+        :param room_code: None for a new one; several meetings can have the same.
+        :param creator_id: the unionId of the host.
+        :raises ValueError: the id is in use, or the status is none.
+        """
+        if status not in get_args(Status):
+            raise ValueError(f"status is one of {', '.join(get_args(Status))}, not {status!r}.")
+        conference = Conference(
+            conference_id or secrets.token_hex(12),
+            title,
+            room_code or _digits(10),
+            creator_id=creator_id,
+            schedule_conference_id=schedule_conference_id,
+            invited=invited or [],
+        )
+        if conference.conference_id in {*self.conferences, *RESERVED}:
+            raise ValueError(f"There is a meeting {conference_id!r} already.")
+        self._add(conference, status)
+        return conference.conference_id
+
+    def _add(self, conference: Conference, status: Status) -> None:
+        self.conferences[conference.conference_id] = conference
+        if status != "not_started":
+            self.start(conference.conference_id)
+        if status == "ended":
+            self.end(conference.conference_id)
+
+    def find(self, conference_id: str) -> Conference | None:
+        """Return a meeting, or None. A reserved one is created when it is first needed."""
+        if conference_id in RESERVED and conference_id not in self.conferences:
+            reserved = RESERVED[conference_id]
+            self._add(Conference(conference_id, reserved.rehearses), reserved.status)
+        return self.conferences.get(conference_id)
+
+    def conference(self, conference_id: str) -> Conference:
+        """Return a meeting, which goes on changing with the calls.
+
+        :raises KeyError: there is none with this id; the methods below raise it, too.
+        """
+        self.find(conference_id)
+        return self.conferences[conference_id]
+
+    def start(self, conference_id: str) -> Conference:
+        """Start a meeting and return it; nothing changes for a running one.
+
+        :raises ValueError: it has ended.
+        """
+        conference = self.conference(conference_id)
+        if conference.status == "ended":
+            raise ValueError(f"The meeting {conference_id!r} has ended.")
+        if conference.status == "not_started":
+            conference.status, conference.start_time = "started", now()
+            self._push("conference_created", conference)
+        return conference
+
+    def end(self, conference_id: str) -> Conference:
+        """End a meeting and return it."""
+        conference = self.conference(conference_id)
+        if conference.status != "ended":
+            conference.status, conference.end_time = "ended", now()
+            conference.start_time = conference.start_time or conference.end_time
+            conference.left = dict.fromkeys(conference.participants, conference.end_time) | conference.left
+            self._push("conference_closed", conference)
+        return conference
+
+    def join(self, conference_id: str, user: str) -> bool:
+        """Let a user try to join a meeting, and return whether that worked."""
+        conference = self.conference(conference_id)
+        if conference.refusal(user):
+            conference.refused.append(user)
+            return False
+        if not conference.has(user):
+            if conference.left.pop(user, None) is None:
+                conference.participants.append(user)
+                conference.joined[user] = now()
+            self._push("user_join", conference, user)
+        return True
+
+    def leave(self, conference_id: str, user: str) -> Conference:
+        """Let a user leave a meeting and return it; nothing changes for somebody who is not in it."""
+        conference = self.conference(conference_id)
+        if conference.has(user):
+            conference.left[user] = now()
+            self._push("user_leave", conference, user)
+        return conference
+
+    def _push(self, scene: str, conference: Conference, user: str | None = None) -> None:
+        """Push the event of something that happened in a meeting, unless it is a reserved one."""
+        if conference.conference_id in RESERVED:
+            return
+        about = {"statusSeqNum": next(self._sequence), "changeScene": scene}
+        if user is None:
+            about["openConfModel"] = describe(conference, "event")
+        else:
+            known = member(conference, user)
+            about["openMemberModels"] = [{"userId": known.pop("unionId"), **known}]
+        self.push_event(SCENES[scene], about)

@@ -10,32 +10,26 @@ from __future__ import annotations
 import asyncio
 import json
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass, field
-from itertools import count
 from typing import TYPE_CHECKING, Any, Final
 
 from aiohttp import WSMsgType, web
 from pydantic_core import from_json
 
-from airflow_provider_dingconf.sandbox.meetings import event_data
-from airflow_provider_dingconf.sandbox.state import (
-    CORP_ID,
-    THIRD_PARTY_APP,
-    App,
-    Conference,
-    State,
-    locked,
-    now,
-)
+from airflow_provider_dingconf.dingtalk.events import SUITE_TICKET
+from airflow_provider_dingconf.sandbox.state import CORP_ID, THIRD_PARTY_APP, App, State, now
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
 
-REDELIVERY: Final = 60.0
-"""Seconds after which an event that nobody acknowledged is delivered again."""
+_GOODBYE: Final = 0.2  # seconds between announcing that a connection closes, and closing it
 
-_GOODBYE: Final = 0.2
-"""Seconds between announcing that a connection closes, and closing it."""
+
+def hang_up(request: web.BaseRequest) -> None:
+    """Close the connection over which a request came."""
+    if request.transport is not None:
+        request.transport.close()
 
 
 @dataclass
@@ -55,46 +49,49 @@ class Event:
 
 @dataclass(eq=False)
 class _Connection:
-    """One WebSocket of an app; ``sent`` holds, by message id, what it has not acknowledged."""
+    """One WebSocket; ``sent`` has, by message id, what is not acknowledged, and what ends the wait for it."""
 
-    app: App
+    request: web.BaseRequest
     socket: web.WebSocketResponse
-    transport: asyncio.BaseTransport | None
-    sent: dict[str, tuple[Event, asyncio.TimerHandle]] = field(default_factory=dict)
-    outbox: asyncio.Queue[str] = field(default_factory=asyncio.Queue)
+    sent: dict[str, tuple[Event, asyncio.Future[None]]] = field(default_factory=dict)
     closing: bool = False
 
-    def put(self, kind: str, data: Any, **headers: str) -> str:
-        """Send a frame, and return its message id."""
-        always = {"messageId": uuid.uuid4().hex, "contentType": "application/json", "time": str(now())}
-        frame = {"specVersion": "1.0", "type": kind, "headers": always | headers, "data": json.dumps(data)}
-        self.outbox.put_nowait(json.dumps(frame))
-        return always["messageId"]
+    async def send(self, kind: str, topic: str, data: Any, **headers: str) -> None:
+        always = {"messageId": uuid.uuid4().hex, "topic": topic, "contentType": "application/json"}
+        headers = {**always, "time": str(now()), **headers}
+        frame = {"specVersion": "1.0", "type": kind, "headers": headers, "data": json.dumps(data)}
+        with suppress(ConnectionError):  # it broke a moment ago
+            await self.socket.send_str(json.dumps(frame))
 
-    async def send(self) -> None:
-        while True:
-            await self.socket.send_str(await self.outbox.get())
+    def read(self, text: str) -> None:
+        """Read an acknowledgement; ignore what is none, such as the response to a ping."""
+        try:
+            received = from_json(text)
+            message_id = received["headers"]["messageId"]
+            data = from_json(received.get("data") or "{}")
+            event, settled = self.sent[message_id]
+        except (ValueError, KeyError, TypeError):
+            return
+        status = data.get("status", "SUCCESS") if isinstance(data, dict) else "SUCCESS"
+        status = status if received.get("code") == 200 else f"code {received.get('code')}"
+        event.acknowledgements.append(status)
+        if status != "LATER" and received.get("code") == 200:  # otherwise it is delivered again in time
+            event.acknowledged = True
+            del self.sent[message_id]
+            settled.set_result(None)
 
-    def cut(self) -> None:
-        if self.transport is not None:
-            self.transport.close()
 
-
-@locked
-@dataclass(kw_only=True, eq=False, repr=False)
 class Streams(State):
     """The event streams of all apps. What begins with an underscore runs in the server's loop."""
-
-    redelivery: float = REDELIVERY
-    _loop: asyncio.AbstractEventLoop = field(init=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.events: list[Event] = []
         """Every event until now, once for each app that asks for events."""
-        self._sequence = count(1)
+        self._loop: asyncio.AbstractEventLoop | None = None  # None while the server does not run
         self._connections: list[_Connection] = []
-        self._waiting: dict[App, list[Event]] = {}  # of the apps that have asked for events
+        self._ready: dict[App, asyncio.Queue[_Connection]] = {}
+        """By app that has asked for events: its connections, the next one to use first."""
 
     def push_event(
         self,
@@ -108,23 +105,25 @@ class Streams(State):
 
         Meetings that start and end, and people who join and leave, push their events by themselves.
 
-        :param event_id: None for a new one; the id of an earlier event pushes that event again.
+        :param event_type: such as ``meeting_status_change``; a ``suite_ticket`` is for third-party apps.
+        :param data: the JSON document of the event.
+        :param event_id: None for a new one; that of an earlier event pushes the event again.
         :param corp_id: the organisation of the event.
         """
         if not event_type:
             raise ValueError("event_type: it is empty")
         event_id = event_id or uuid.uuid4().hex
-        for app in self._waiting:
-            if event_type != "suite_ticket" or app == THIRD_PARTY_APP:
+        for app in self._ready:
+            if event_type != SUITE_TICKET or app == THIRD_PARTY_APP:
                 self.events.append(Event(event_type, data or {}, app, event_id, corp_id))
-                self._soon(self._queue, self.events[-1])
+                self._soon(self._deliver, self.events[-1])
         return event_id
 
     def renew_suite_ticket(self) -> str:
         """Make a new suite ticket, the only valid one from now on; push and return it."""
-        self.valid_suite_ticket = f"sandbox-{uuid.uuid4().hex}"
-        self.push_event("suite_ticket", {"suiteTicket": self.valid_suite_ticket})
-        return self.valid_suite_ticket
+        self.suite_ticket = f"sandbox-{uuid.uuid4().hex}"
+        self.push_event(SUITE_TICKET, {"suiteTicket": self.suite_ticket})
+        return self.suite_ticket
 
     @property
     def streams(self) -> int:
@@ -135,96 +134,69 @@ class Streams(State):
         """Close the connections to event streams: announced as by DingTalk, or as by a broken network."""
         self._soon(self._disconnect, politely)
 
-    def _changed(self, scene: str, conference: Conference, user: str | None = None) -> None:
-        if conference.conference_id not in self._reserved:
-            kind = "meeting_status_change" if user is None else "meeting_member_status_change"
-            self.push_event(kind, event_data(scene, conference, user, next(self._sequence)))
+    def _soon(self, work: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
+        """Do something in the server's loop, if it runs."""
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(lambda: asyncio.ensure_future(work(*args)))
 
-    def _soon(self, what: Callable[..., object], *args: Any) -> None:
-        if self._waiting and not self._loop.is_closed():  # otherwise nobody has connected yet
-            self._loop.call_soon_threadsafe(what, *args)
+    def _resume(self) -> None:
+        """Go on to deliver what an earlier run of the server left."""
+        self._ready = {app: asyncio.Queue() for app in self._ready}
+        for event in self.events:
+            if not event.acknowledged:
+                self._soon(self._deliver, event)
 
-    async def _stream(self, app: App, request: web.Request) -> web.WebSocketResponse:
+    async def _stream(self, app: App, request: web.BaseRequest) -> web.WebSocketResponse:
         """Serve one connection until it ends."""
         socket = web.WebSocketResponse()
         await socket.prepare(request)
-        connection = _Connection(app, socket, request.transport)
+        connection = _Connection(request, socket)
         with self.lock:
-            self._waiting.setdefault(app, [])
+            ready = self._ready.setdefault(app, asyncio.Queue())
         self._connections.append(connection)
-        sender = asyncio.ensure_future(connection.send())
-        connection.put("SYSTEM", {"opaque": uuid.uuid4().hex}, topic="ping")
-        self._deliver(app)
+        await connection.send("SYSTEM", "ping", {"opaque": uuid.uuid4().hex})
+        ready.put_nowait(connection)
         try:
             async for message in socket:
                 if message.type is WSMsgType.TEXT:
-                    self._read(connection, message.data)
+                    connection.read(message.data)
         finally:
-            sender.cancel()
+            connection.closing = True
             self._connections.remove(connection)
-            for event, timer in connection.sent.values():
-                timer.cancel()
-                self._waiting[app].append(event)
-            self._deliver(app)
+            for _, settled in connection.sent.values():
+                settled.cancel()
         return socket
 
-    def _queue(self, event: Event) -> None:
-        self._waiting[event.app].append(event)
-        self._deliver(event.app)
+    async def _deliver(self, event: Event) -> None:
+        """Send an event over one connection of its app after the other, until it is acknowledged."""
+        ready = self._ready[event.app]
+        while not event.acknowledged:
+            connection = await ready.get()
+            if connection.closing:
+                continue
+            ready.put_nowait(connection)  # as the last one: they take turns
+            message_id, settled = uuid.uuid4().hex, asyncio.get_running_loop().create_future()
+            connection.sent[message_id] = event, settled
+            event.deliveries += 1
+            headers = {
+                "messageId": message_id,
+                "eventType": event.event_type,
+                "eventId": event.event_id,
+                "eventCorpId": event.corp_id,
+                "eventBornTime": str(event.born_at),
+                "eventUnifiedAppId": f"app-{event.app.client_id}",
+            }
+            await connection.send("EVENT", "*", event.data, **headers)
+            await asyncio.wait([settled], timeout=self.redelivery)
+            connection.sent.pop(message_id, None)
 
-    def _deliver(self, app: App) -> None:
-        """Send what waits, to the app's connections in turn."""
-        connections = [one for one in self._connections if one.app == app and not one.closing]
-        if not connections:
-            return
-        waiting, self._waiting[app] = self._waiting[app], []
-        for number, event in enumerate(waiting):
-            self._send_event(connections[number % len(connections)], event)
-        # The next event goes to another one.
-        self._connections.append(self._connections.pop(self._connections.index(connections[0])))
-
-    def _send_event(self, connection: _Connection, event: Event) -> None:
-        event.deliveries += 1
-        message_id = connection.put(
-            "EVENT",
-            event.data,
-            topic="*",
-            eventType=event.event_type,
-            eventId=event.event_id,
-            eventCorpId=event.corp_id,
-            eventBornTime=str(event.born_at),
-            eventUnifiedAppId=f"app-{event.app.client_id}",
-        )
-        again = asyncio.get_running_loop().call_later(self.redelivery, self._again, connection, message_id)
-        connection.sent[message_id] = event, again
-
-    def _again(self, connection: _Connection, message_id: str) -> None:
-        sent = connection.sent.pop(message_id, None)
-        if sent is not None:
-            self._queue(sent[0])
-
-    def _read(self, connection: _Connection, text: str) -> None:
-        """Read an acknowledgement; ignore what is none, such as the response to a ping."""
-        try:
-            received = from_json(text)
-            message_id = received["headers"]["messageId"]
-            data = from_json(received.get("data") or "{}")
-            event, timer = connection.sent[message_id]
-        except (ValueError, KeyError, TypeError):
-            return
-        status = data.get("status", "SUCCESS") if isinstance(data, dict) else "SUCCESS"
-        status = status if received.get("code") == 200 else f"code {received.get('code')}"
-        event.acknowledgements.append(status)
-        if status != "LATER" and received.get("code") == 200:  # otherwise it is delivered again in time
-            timer.cancel()
-            del connection.sent[message_id]
-            event.acknowledged = True
-
-    def _disconnect(self, politely: bool) -> None:
-        for connection in self._connections:
+    async def _disconnect(self, politely: bool) -> None:
+        connections = list(self._connections)
+        for connection in connections:
             connection.closing = True
             if politely:
-                connection.put("SYSTEM", {"reason": "the sandbox closes the connection"}, topic="disconnect")
-                asyncio.get_running_loop().call_later(_GOODBYE, connection.cut)
-            else:
-                connection.cut()
+                reason = {"reason": "the sandbox closes the connection"}
+                await connection.send("SYSTEM", "disconnect", reason)
+        await asyncio.sleep(_GOODBYE if politely else 0)
+        for connection in connections:
+            hang_up(connection.request)

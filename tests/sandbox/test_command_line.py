@@ -16,7 +16,7 @@ import requests
 
 from airflow_provider_dingconf.sandbox import RESERVED, Sandbox
 from airflow_provider_dingconf.sandbox.__main__ import main, parser
-from airflow_provider_dingconf.sandbox.reserved import listing
+from airflow_provider_dingconf.sandbox.faults import listing
 
 from .conftest import Caller
 
