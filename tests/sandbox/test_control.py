@@ -92,25 +92,6 @@ def test_secrets_and_tokens_are_masked_on_the_screen_and_whole_for_tests(
         ("POST", "/conferences/sandbox-ended/start", {}, (400, "has ended")),
         ("POST", "/conferences/sandbox-open/start", {"x": 1}, (400, "x: Unexpected keyword")),
         ("POST", "/conferences/sandbox-open/join", {}, (400, "user: Missing required")),
-        ("POST", "/faults", {"code": "confClose"}, (400, "confClose")),
-        (
-            "POST",
-            "/faults",
-            {"headers": {"Content-Length": "5"}},
-            (400, "headers.Content-Length"),
-        ),
-        (
-            "POST",
-            "/faults",
-            {"headers": {"transfer-Encoding": "chunked"}},
-            (400, "headers.transfer-Encoding"),
-        ),
-        ("POST", "/faults", {"headers": {"a b": "c"}}, (400, "headers.a b")),
-        ("POST", "/faults", {"headers": {"a": "b\nc"}}, (400, "headers.a")),
-        ("POST", "/faults", {"path": "a{99999999999999999999}"}, (400, "regular expression")),
-        ("POST", "/faults", {"sent": "(" * 5_000 + ")" * 5_000}, (400, "regular expression")),
-        ("POST", "/faults", {"delay": 10**400}, (400, "delay: Input should")),
-        ("POST", "/faults", {"duration": 10**400}, (400, "duration: Input should")),
         ("POST", "/fault", {}, (404, "POST /sandbox/faults")),
         ("PATCH", "/calls", None, (404, "GET /sandbox/calls")),
         ("GET", "", None, (404, "GET /sandbox/calls")),
@@ -125,19 +106,24 @@ def test_a_wrong_control_call_is_told_what_is_wrong(
     assert piece in answer.json()["error"]
 
 
-def test_a_control_call_without_json_is_refused(caller: Caller) -> None:
-    answer = caller.control("POST", "/conferences", data=b"\xff{")
-    assert answer.status_code == 400
-    assert "line 1" in answer.json()["error"]
-
-
-@pytest.mark.parametrize("levels", [900, 100_000])
-@pytest.mark.parametrize(("path", "field"), [("/faults", "body"), ("/events", "data")])
-def test_a_body_with_too_many_levels_is_refused(caller: Caller, path: str, field: str, levels: int) -> None:
-    body = f'{{"{field}": {"[" * (levels - 1)}{"]" * (levels - 1)}}}'
+@pytest.mark.parametrize(
+    ("body", "refusal"),
+    [
+        (b"\xff{", (400, "line 1")),
+        ('{"body": ' + "[" * 900 + "]" * 900 + "}", (400, "recursion limit")),
+        ('{"body": ' + "[" * 100_000 + "]" * 100_000 + "}", (400, "recursion limit")),
+        ('{"body": "' + "x" * 2**20 + '"}', (413, "1048576")),
+    ],
+    ids=["no-json", "levels", "many-levels", "long"],
+)
+@pytest.mark.parametrize("path", ["/faults", "/events"])
+def test_a_body_that_cannot_be_read_is_refused(
+    caller: Caller, path: str, body: bytes, refusal: tuple[int, str]
+) -> None:
     answer = caller.control("POST", path, data=body)
-    assert answer.status_code == 400
-    assert "recursion limit" in answer.json()["error"]
+    status, piece = refusal
+    assert answer.status_code == status
+    assert piece in answer.json()["error"]
 
 
 def test_a_body_with_many_levels_is_accepted_and_shown(caller: Caller) -> None:
@@ -145,12 +131,6 @@ def test_a_body_with_many_levels_is_accepted_and_shown(caller: Caller) -> None:
     assert caller.control("POST", "/faults", data=body).status_code == 200
     assert caller.lock("sandbox-open", data="[" * 190 + "]" * 190).text == "[" * 99 + "]" * 99
     assert caller.control("GET", "/calls").status_code == 200
-
-
-def test_a_body_that_is_too_long_is_refused(caller: Caller) -> None:
-    answer = caller.control("POST", "/conferences", {"title": "x" * 2**20})
-    assert answer.status_code == 413
-    assert "1048576" in answer.json()["error"]
 
 
 def test_a_call_with_too_many_levels_is_wrong_and_shown_by_its_length(caller: Caller) -> None:
@@ -162,23 +142,21 @@ def test_a_call_with_too_many_levels_is_wrong_and_shown_by_its_length(caller: Ca
 
 
 @pytest.mark.parametrize(
-    "headers",
+    ("headers", "status"),
     [
-        {"Host": "sandbox.example.com"},
-        {"Host": "127.0.0.1.example.com:8790"},
-        {"Host": "[::1"},
-        {"Host": ""},
-        {"Origin": "https://example.com"},
-        {"Origin": "null"},
+        ({"Host": "sandbox.example.com"}, 403),
+        ({"Host": "127.0.0.1.example.com:8790"}, 403),
+        ({"Host": "[::1"}, 403),
+        ({"Host": ""}, 403),
+        ({"Origin": "https://example.com"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Host": "localhost"}, 200),
+        ({"Host": "[::1]:8790"}, 200),
+        ({"Origin": "http://127.0.0.1:8080"}, 200),
     ],
     ids=str,
 )
-def test_a_web_page_cannot_reach_the_control_interface(caller: Caller, headers: dict[str, str]) -> None:
-    assert caller.control("GET", "/conferences", headers=headers).status_code == 403
-
-
-@pytest.mark.parametrize(
-    "headers", [{"Host": "localhost"}, {"Host": "[::1]:8790"}, {"Origin": "http://127.0.0.1:8080"}], ids=str
-)
-def test_this_machine_reaches_the_control_interface(caller: Caller, headers: dict[str, str]) -> None:
-    assert caller.control("GET", "/conferences", headers=headers).status_code == 200
+def test_only_this_machine_and_no_web_page_reaches_the_control_interface(
+    caller: Caller, headers: dict[str, str], status: int
+) -> None:
+    assert caller.control("GET", "/conferences", headers=headers).status_code == status

@@ -129,6 +129,8 @@ def assert_says(error: TeaException, sandbox: Sandbox, code: str, status: int) -
     assert error.message == f"code: {status}, {code} request id: {request_id}"
     assert error.data["requestid"] == request_id
     assert error.data["statusCode"] == status
+    denied = {"accessdenieddetail"} if "PermissionDenied" in code else set()
+    assert error.data.keys() - {"statusCode"} == {"code", "requestid", "message"} | denied
 
 
 def test_the_sdk_refuses_wrong_credentials_as_dingtalk_does(sandbox: Sandbox) -> None:
