@@ -34,16 +34,15 @@ def _read(kind: Any) -> Callable[[str], Any]:
     return read
 
 
-_COUNT: Final = _read(PositiveInt)
-_SECONDS: Final = _read(Annotated[FiniteFloat, Field(gt=0)])
-_PORT: Final = _read(Annotated[int, Field(ge=0, le=65535)])
+_SECONDS: Final = Annotated[FiniteFloat, Field(gt=0)]
+_PORT: Final = Annotated[int, Field(ge=0, le=65535)]
 _OPTIONS: Final = (
     ("port", "N", _PORT, 8790, "port to listen on, 0 for any free one (%(default)s)"),
     ("token-lifetime", "SECONDS", _SECONDS, TOKEN_LIFETIME, "lifetime of an access token (%(default)g)"),
     ("slow", "SECONDS", _SECONDS, 5.0, "time until sandbox-slow gets its response (%(default)g)"),
     ("redelivery", "SECONDS", _SECONDS, REDELIVERY, "time until an event is delivered again (%(default)g)"),
-    ("quota", "N", _COUNT, None, "calls until the organisation's quota is used up (no limit)"),
-    ("calls-per-second", "N", _COUNT, None, "calls a second of one app to one API (no limit)"),
+    ("quota", "N", PositiveInt, None, "calls until the organisation's quota is used up (no limit)"),
+    ("calls-per-second", "N", PositiveInt, None, "calls a second of one app to one API (no limit)"),
 )
 
 
@@ -57,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     for name, metavar, kind, default, text in _OPTIONS:
-        found.add_argument(f"--{name}", metavar=metavar, type=kind, default=default, help=text)
+        found.add_argument(f"--{name}", metavar=metavar, type=_read(kind), default=default, help=text)
     found.add_argument("--quiet", action="store_true", help="print no line for each call")
     return found
 

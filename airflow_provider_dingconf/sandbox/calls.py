@@ -60,16 +60,16 @@ def _object(call: Call, code: str = "paramsError") -> dict[str, Any]:
     return body if isinstance(body, dict) else _refuse(code)
 
 
-def _texts(call: Call, *names: str) -> list[str]:
-    """Return these fields of the body of a call, which must be texts."""
+def _fields(call: Call, *names: str, kind: type = str) -> list[Any]:
+    """Return these fields of the body of a call, which must be of a type, and not empty."""
     body = _object(call, "invalidParameter")
     for name in names:
-        valid = body.get(name) and isinstance(body[name], str)
+        valid = body.get(name) and isinstance(body[name], kind)
         _require(valid, f"Missing{name}", f"{name} is mandatory for this action.")
     return [body[name] for name in names]
 
 
-def _are_texts(values: Any) -> bool:
+def _are_fields(values: Any) -> bool:
     return isinstance(values, list) and all(isinstance(value, str) for value in values)
 
 
@@ -101,12 +101,12 @@ class Calls(Meetings):
     # Access tokens
 
     def _internal_token(self, call: Call) -> Any:
-        app = _app("invalidClientIdOrSecret", *_texts(call, "appKey", "appSecret"))
+        app = _app("invalidClientIdOrSecret", *_fields(call, "appKey", "appSecret"))
         _require(not app.third_party, "invalidClientIdOrSecret")
         return self._token(app, "accessToken", "expireIn")
 
     def _corp_token(self, call: Call) -> Any:
-        key, secret, corp_id, ticket = _texts(call, "suiteKey", "suiteSecret", "authCorpId", "suiteTicket")
+        key, secret, corp_id, ticket = _fields(call, "suiteKey", "suiteSecret", "authCorpId", "suiteTicket")
         app = _app("invalidSuiteKey", key, secret)
         _require(app.third_party, "invalidSuiteKey")
         _require(ticket == self.suite_ticket, "invalidSuiteTicket")
@@ -114,7 +114,7 @@ class Calls(Meetings):
         return self._token(app, "accessToken", "expireIn")
 
     def _unified_token(self, call: Call) -> Any:
-        client_id, secret, grant_type = _texts(call, "client_id", "client_secret", "grant_type")
+        client_id, secret, grant_type = _fields(call, "client_id", "client_secret", "grant_type")
         right_corp = call.parameters["corpId"] == CORP_ID
         _require(grant_type == "client_credentials", "unsupported.grant.type")
         _require(right_corp or client_id in APPS, "unknownError")
@@ -131,7 +131,7 @@ class Calls(Meetings):
         sent = _object(call)
         title, creator, invited = sent.get("confTitle"), sent.get("userId"), sent.get("inviteUserIds") or []
         _require(isinstance(title, str) and 0 < len(title.strip()) <= _LONGEST_TITLE, "paramsTitleError")
-        _require(creator and _are_texts([creator]) and _are_texts(invited), "paramsError")
+        _require(creator and _are_fields([creator]) and _are_fields(invited), "paramsError")
         made = self.create_conference(str(title)[:_SHOWN_TITLE], creator_id=str(creator), invited=invited)
         return describe(self.conference(made), "create")
 
@@ -159,7 +159,7 @@ class Calls(Meetings):
 
     def _query(self, call: Call) -> Any:
         wanted = _object(call).get("conferenceIdList") or []
-        _require(wanted and _are_texts(wanted), "paramsError")
+        _require(wanted and _are_fields(wanted), "paramsError")
         found = filter(None, map(self.find, wanted))
         return {"infos": [describe(one, "query") for one in found if one.status == "started"]}
 
@@ -190,10 +190,8 @@ class Calls(Meetings):
     # Event streams, and unknown paths
 
     def _open(self, call: Call) -> Any:
-        app = _app("authFailed", *_texts(call, "clientId", "clientSecret"))
-        wanted = call.json().get("subscriptions")
-        message = "subscriptions is mandatory for this action."
-        _require(wanted and isinstance(wanted, list), "Missingsubscriptions", message)
+        app = _app("authFailed", *_fields(call, "clientId", "clientSecret"))
+        _fields(call, "subscriptions", kind=list)
         ticket = str(uuid.uuid4())
         self.tickets[ticket] = app, self.clock() + self.stream_ticket_lifetime
         return {"endpoint": f"{self.url.replace('http', 'ws', 1)}/connect", "ticket": ticket}
@@ -257,18 +255,12 @@ class Calls(Meetings):
 
 
 class Route(NamedTuple):
-    """One call of DingTalk's API.
+    """One call of DingTalk's API."""
 
-    :param name: its name in faults and records.
-    :param respond: returns the body of a success, or a whole response.
-    :param scope: the permission point it needs, Read or Write; None: no access token either.
-    :param counts: whether limits apply to it.
-    """
-
-    name: str
-    respond: Callable[[Any, Call], Any]
-    scope: str | None = None
-    counts: bool = True
+    name: str  # in faults and records
+    respond: Callable[[Any, Call], Any]  # returns the body of a success, or a whole response
+    scope: str | None = None  # the permission point it needs, Read or Write; None: no access token either
+    counts: bool = True  # whether limits apply to it
 
     def name_of(self, body: bytes) -> str:
         """Return the name of a call with this body: the lock call can unlock."""

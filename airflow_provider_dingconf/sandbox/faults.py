@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
@@ -124,10 +124,12 @@ RESPONSES: Final[Mapping[str, Response]] = {
 
 # Faults
 
-CALLS: Final = (
-    *("any", "token", "create", "lock", "unlock", "close", "info", "query", "members", "list", "roomCode"),
-    *("schedule", "other", "stream", "connect", "unknown"),
-)
+# fmt: off
+CallName = Literal[
+    "token", "create", "lock", "unlock", "close", "info", "query", "members", "list", "roomCode", "schedule",
+    "other", "stream", "connect", "unknown",
+]
+# fmt: on
 """The names of the calls, which :class:`Fault` describes."""
 
 
@@ -139,13 +141,10 @@ def _pattern(text: str) -> str:
     return text
 
 
-def _one_of(known: Iterable[str]) -> AfterValidator:
-    def check(name: str) -> str:
-        if name not in known:
-            raise ValueError(f"the sandbox has no {name!r}; it has {', '.join(known)}")
-        return name
-
-    return AfterValidator(check)
+def _known(code: str) -> str:
+    if code not in RESPONSES:
+        raise ValueError(f"the sandbox has no {code!r}; it has {', '.join(RESPONSES)}")
+    return code
 
 
 _Pattern = Annotated[str, AfterValidator(_pattern)]
@@ -180,12 +179,12 @@ class Fault:
     :raises ValueError: a value is not valid.
     """
 
-    call: Annotated[str, _one_of(CALLS)] = "any"
+    call: CallName | Literal["any"] = "any"
     path: _Pattern | None = None
     sent: _Pattern | None = None
     times: Annotated[int, Field(ge=1)] | None = None
     duration: _Seconds | None = None
-    code: Annotated[str, _one_of(RESPONSES)] | None = None
+    code: Annotated[str, AfterValidator(_known)] | None = None
     status: Annotated[int, Field(ge=200, le=599)] | None = None
     body: Any = None
     headers: Mapping[_Header, _Line] = field(default_factory=dict)

@@ -174,7 +174,7 @@ class Meetings(Streams):
             schedule_conference_id=schedule_conference_id,
             invited=invited or [],
         )
-        if conference.conference_id in {*self.conferences, *RESERVED}:
+        if conference_id in self.conferences or conference_id in RESERVED:
             raise ValueError(f"There is a meeting {conference_id!r} already.")
         self._add(conference, status)
         return conference.conference_id

@@ -87,14 +87,10 @@ class Sandbox(calls.Calls):
             or ``unpermitted`` (an app without the permission points).
         :param overrides: other values for single fields; an ``extra`` is added to that of the kind.
         """
-        app, names = KINDS[kind]
-        values = {"corp_id": CORP_ID, "suite_ticket": self.suite_ticket}
-        if "access_token" in names:
-            values["access_token"] = self.issue_token()
-        extra = {name: values[name] for name in names} | overrides.get("extra", {})
+        app, extra = KINDS[kind]
         fields = {"conn_type": "dingtalk", "host": self.url}
         fields |= {"login": app.client_id, "password": app.client_secret}
-        return fields | overrides | {"extra": extra}
+        return fields | overrides | {"extra": extra(self) | overrides.get("extra", {})}
 
     def connection_json(self, kind: Kind = "internal", **overrides: Any) -> str:
         """Return :meth:`connection` as JSON, for an environment variable."""

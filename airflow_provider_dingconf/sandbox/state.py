@@ -50,14 +50,14 @@ APPS: Final = {app.client_id: app for app in (INTERNAL_APP, THIRD_PARTY_APP, UNP
 Kind = Literal["internal", "third_party", "unified", "static_token", "unpermitted"]
 """The app of a connection, and how it obtains its access token."""
 
-KINDS: Final[Mapping[Kind, tuple[App, tuple[str, ...]]]] = {
-    "internal": (INTERNAL_APP, ()),
-    "third_party": (THIRD_PARTY_APP, ("corp_id", "suite_ticket")),
-    "unified": (INTERNAL_APP, ("corp_id",)),
-    "static_token": (App("", ""), ("access_token",)),
-    "unpermitted": (UNPERMITTED_APP, ()),
+KINDS: Final[Mapping[Kind, tuple[App, Callable[[State], dict[str, Any]]]]] = {
+    "internal": (INTERNAL_APP, lambda _: {}),
+    "third_party": (THIRD_PARTY_APP, lambda box: {"corp_id": CORP_ID, "suite_ticket": box.suite_ticket}),
+    "unified": (INTERNAL_APP, lambda _: {"corp_id": CORP_ID}),
+    "static_token": (App("", ""), lambda box: {"access_token": box.issue_token()}),
+    "unpermitted": (UNPERMITTED_APP, lambda _: {}),
 }
-"""The app of each kind of connection, and what its ``extra`` holds."""
+"""The app of each kind of connection, and its ``extra``."""
 
 
 def now() -> int:
@@ -69,7 +69,7 @@ def now() -> int:
 class Call:
     """One call the sandbox received, unchanged, and the status and error code of its response."""
 
-    name: str  # one of ``faults.CALLS``
+    name: str  # one of ``faults.CallName``
     method: str
     path: str  # not decoded, with the query
     headers: list[tuple[str, str]]
@@ -200,11 +200,10 @@ class State(Shared):
     @property
     def calls(self) -> list[Call]:
         """Every call until now, in order of arrival, without those of the control interface."""
-        with self.lock:
-            return list(self._calls)
+        return list(self._calls)
 
     def calls_of(self, *names: str) -> list[Call]:
-        """Return the calls with these names (see ``faults.CALLS``)."""
+        """Return the calls with these names (see ``faults.CallName``)."""
         return [call for call in self._calls if call.name in names]
 
     def clear(self) -> None:

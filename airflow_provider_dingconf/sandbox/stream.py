@@ -90,8 +90,8 @@ class Streams(State):
         """Every event until now, once for each app that asks for events."""
         self._loop: asyncio.AbstractEventLoop | None = None  # None while the server does not run
         self._connections: list[_Connection] = []
-        self._ready: dict[App, asyncio.Queue[_Connection]] = {}
-        """By app that has asked for events: its connections, the next one to use first."""
+        self._ready: dict[App, tuple[asyncio.Lock, asyncio.Queue[_Connection]]] = {}
+        """By app that has asked for events: whose turn it is to wait, and the next connections to use."""
 
     def push_event(
         self,
@@ -141,7 +141,7 @@ class Streams(State):
 
     def _resume(self) -> None:
         """Go on to deliver what an earlier run of the server left."""
-        self._ready = {app: asyncio.Queue() for app in self._ready}
+        self._ready = {app: (asyncio.Lock(), asyncio.Queue()) for app in self._ready}
         for event in self.events:
             if not event.acknowledged:
                 self._soon(self._deliver, event)
@@ -152,7 +152,7 @@ class Streams(State):
         await socket.prepare(request)
         connection = _Connection(request, socket)
         with self.lock:
-            ready = self._ready.setdefault(app, asyncio.Queue())
+            _, ready = self._ready.setdefault(app, (asyncio.Lock(), asyncio.Queue()))
         self._connections.append(connection)
         await connection.send("SYSTEM", "ping", {"opaque": uuid.uuid4().hex})
         ready.put_nowait(connection)
@@ -169,12 +169,8 @@ class Streams(State):
 
     async def _deliver(self, event: Event) -> None:
         """Send an event over one connection of its app after the other, until it is acknowledged."""
-        ready = self._ready[event.app]
         while not event.acknowledged:
-            connection = await ready.get()
-            if connection.closing:
-                continue
-            ready.put_nowait(connection)  # as the last one: they take turns
+            connection = await self._next(event.app)
             message_id, settled = uuid.uuid4().hex, asyncio.get_running_loop().create_future()
             connection.sent[message_id] = event, settled
             event.deliveries += 1
@@ -189,6 +185,15 @@ class Streams(State):
             await connection.send("EVENT", "*", event.data, **headers)
             await asyncio.wait([settled], timeout=self.redelivery)
             connection.sent.pop(message_id, None)
+
+    async def _next(self, app: App) -> _Connection:
+        """Return the connection whose turn it is; wait for one in the order of the events."""
+        turn, ready = self._ready[app]
+        async with turn:
+            while (connection := await ready.get()).closing:
+                pass
+            ready.put_nowait(connection)
+        return connection
 
     async def _disconnect(self, politely: bool) -> None:
         connections = list(self._connections)
