@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow_provider_dingconf.dingtalk.calls import any_call
-from airflow_provider_dingconf.dingtalk.errors import DingTalkError, InvalidInputError
+from airflow_provider_dingconf.dingtalk.errors import InvalidInputError
 from airflow_provider_dingconf.links import ErrorDocumentationLink
 from airflow_provider_dingconf.tasks import CallingTask, check_switches
 
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from airflow.providers.common.compat.sdk import Context
+
+    from airflow_provider_dingconf.hooks import DingTalkConferenceHook
 
 
 class _ParamsAreQueryParams(type(CallingTask)):
@@ -102,7 +104,7 @@ class DingTalkOperator(CallingTask, metaclass=_ParamsAreQueryParams):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.check_parameters(locals())
+        self._check(locals())
         self.method = method
         self.path = path
         self.path_params = path_params
@@ -116,9 +118,8 @@ class DingTalkOperator(CallingTask, metaclass=_ParamsAreQueryParams):
         return super().partial(**_renamed(kwargs))
 
     @classmethod
-    def check_parameters(cls, given: Mapping[str, Any]) -> None:
-        """Check parameters that no template fills in, when the DAG is parsed."""
-        super().check_parameters(given)
+    def _check(cls, given: Mapping[str, Any]) -> None:
+        super()._check(given)
         check_switches(given, "repeatable")
         templated = ("path", "path_params", "query_params", "json")
         known = {name: given[name] for name in templated if name in given and _is_final(given[name])}
@@ -128,30 +129,18 @@ class DingTalkOperator(CallingTask, metaclass=_ParamsAreQueryParams):
         method, query = given.get("method", "GET"), known.get("query_params")
         any_call(method, path, path_params=path_params, params=query, json=known.get("json"))
 
-    def execute(self, context: Context) -> Any:
-        """Make the call, and give the task the state that belongs to how that ended."""
-        self._killed = False
-        base_url: str | None = None
-        hook = self.make_hook()
-        try:
-            base_url = hook.settings.base_url  # read here: what Airflow is asked for is not to be interrupted
-            with self.interruptible():
-                return hook.call(
-                    self.method,
-                    self.path,
-                    path_params=self.path_params,
-                    params=self.query_params,
-                    json=self.json,
-                    repeatable=self.repeatable,
-                )
-        except DingTalkError as error:
-            self.keep_links(context, base_url, None, error)
-            self.end_in(error)
-            return None
-        finally:
-            hook.close()
+    def _call(self, context: Context, hook: DingTalkConferenceHook) -> Any:
+        with self._interruptible():
+            return hook.call(
+                self.method,
+                self.path,
+                path_params=self.path_params,
+                params=self.query_params,
+                json=self.json,
+                repeatable=self.repeatable,
+            )
 
-    def shown_meeting(self) -> str:
+    def _shown(self) -> str:
         """Return the call, with the values in its path."""
         try:
             return any_call(self.method, self.path, path_params=self.path_params).name

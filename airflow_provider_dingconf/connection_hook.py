@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from airflow_provider_dingconf.client.settings import Settings
-    from airflow_provider_dingconf.tries import Try
 
 
 class ConnectionHook(BaseHook):
@@ -37,8 +36,6 @@ class ConnectionHook(BaseHook):
     default_conn_name = "dingtalk_default"
     conn_type = "dingtalk"
     hook_name = "DingTalk"
-    _this_try: Try | None = None
-    """The try of a task that uses the hook, and is to roll nothing back once it is superseded."""
 
     def __init__(
         self,
@@ -87,8 +84,6 @@ class ConnectionHook(BaseHook):
             count=count_request,
             log=cast("logging.Logger", self.log),
         )
-        if self._this_try is not None:
-            client.is_superseded = self._this_try.is_superseded
         weakref.finalize(self, run_later, client.close).atexit = False
         return client
 

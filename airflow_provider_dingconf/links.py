@@ -12,6 +12,7 @@ from airflow.providers.common.compat.sdk import BaseOperatorLink
 from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_0_PLUS
 
 from airflow_provider_dingconf.dingtalk.calls import ERROR_CODES_PAGE, documentation_url
+from airflow_provider_dingconf.dingtalk.errors import InvalidInputError
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import BaseOperator, Context, TaskInstanceKey
@@ -21,34 +22,32 @@ if TYPE_CHECKING:
 LINKS_KEY = "dingtalk_links"
 
 
-def links_for(
-    base_url: str, page: str | None, error: DingTalkError | None, join_url: str | None = None
-) -> dict[str, str]:
-    """Return what a task keeps: the addresses on the documentation site that goes with the host.
+def keep_links(
+    task: BaseOperator,
+    context: Context,
+    base_url: str | None,
+    page: str | None,
+    error: DingTalkError | None = None,
+    *,
+    join_url: str | None = None,
+) -> None:
+    """Keep what the links of a task lead to: addresses on the documentation site that goes with the host.
 
-    :param base_url: the host that was called.
+    :param base_url: the host that was called; None if no call was made.
     :param page: the name of the call's page; None if it is not known.
-    :param error: what the call ended in; None where it went well.
+    :param error: what the call ended in; None if it went well.
     :param join_url: where the meeting that was found can be joined, if known.
     """
+    if base_url is None or isinstance(error, InvalidInputError):
+        return
     links = {"documentation": documentation_url(page, base_url)} if page else {}
     if error is not None:
         links["error"] = documentation_url(ERROR_CODES_PAGE, base_url)
     if join_url:
         links["join"] = join_url
-    return links
-
-
-def keep_links(operator: BaseOperator, context: Context, links: dict[str, str]) -> None:
-    """Keep the links of a task that runs, for when Airflow asks for them.
-
-    :param operator: the task's.
-    :param context: the task's.
-    :param links: addresses by what the classes below call them.
-    """
     if AIRFLOW_V_3_0_PLUS:
-        setattr(operator, LINKS_KEY, links)
-    elif "ti" in context:
+        setattr(task, LINKS_KEY, links)
+    elif links and "ti" in context:
         context["ti"].xcom_push(key=LINKS_KEY, value=links)
 
 

@@ -2,37 +2,45 @@
 
 from __future__ import annotations
 
+import logging
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from airflow.providers.common.compat.sdk import AirflowTaskTimeout
 
+from airflow_provider_dingconf.client.bulk import ConferenceResult
+from airflow_provider_dingconf.dingtalk.calls import digits_of
 from airflow_provider_dingconf.dingtalk.conferences import given_name
 from airflow_provider_dingconf.dingtalk.endpoints import LOCK
-from airflow_provider_dingconf.dingtalk.errors import (
-    ConferenceClosedError,
-    DingTalkError,
-    InvalidInputError,
-)
+from airflow_provider_dingconf.dingtalk.errors import DingTalkError, InvalidInputError
 from airflow_provider_dingconf.dingtalk.limits import (
     CALLS_PER_SECOND,
     CONCURRENCY,
     check_bulk_limits,
 )
 from airflow_provider_dingconf.many import (
-    ManyMeetings,
+    error_of_all,
     is_collection,
     meetings_in,
+    table,
     tries_are_left,
 )
-from airflow_provider_dingconf.roll_back import RollBack, log_still_locked
+from airflow_provider_dingconf.outcomes import Outcome, outcome_of
+from airflow_provider_dingconf.roll_back import (
+    is_unlocked,
+    log_still_locked,
+    roll_back,
+    when_airflow_fails,
+)
+from airflow_provider_dingconf.task_state import CompletedMeetings
 from airflow_provider_dingconf.tasks import CallingTask, check_switches
+from airflow_provider_dingconf.tries import Try
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from airflow.providers.common.compat.sdk import Context
 
-    from airflow_provider_dingconf.dingtalk.conferences import Conference
     from airflow_provider_dingconf.hooks import DingTalkConferenceHook
 
 _NOT_GIVEN: Any = object()
@@ -41,6 +49,7 @@ _NOT_GIVEN: Any = object()
 class ConferenceOperator(CallingTask):
     """What locking and unlocking have in common."""
 
+    page = LOCK.page
     unlock_on_failure = False
 
     template_fields: Sequence[str] = (
@@ -68,7 +77,7 @@ class ConferenceOperator(CallingTask):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.check_parameters(locals())
+        self._check(locals())
         filters = {"title_pattern": title_pattern, "creator_id": creator_id}
         self.filters = [name for name, value in filters.items() if value is not _NOT_GIVEN]
         idle = [] if running else [name for name in self.filters if filters[name] is not None]
@@ -98,9 +107,8 @@ class ConferenceOperator(CallingTask):
         self.calls_per_second = calls_per_second
 
     @classmethod
-    def check_parameters(cls, given: Mapping[str, Any]) -> None:
-        """Check parameters that no template fills in, when the DAG is parsed."""
-        super().check_parameters(given)
+    def _check(cls, given: Mapping[str, Any]) -> None:
+        super()._check(given)
         rate = given.get("calls_per_second")
         check_bulk_limits(given.get("concurrency", CONCURRENCY), CALLS_PER_SECOND if rate is None else rate)
         check_switches(given, "running", "dry_run", "unlock_on_failure")
@@ -108,107 +116,147 @@ class ConferenceOperator(CallingTask):
         if most is not None and (isinstance(most, bool) or not isinstance(most, int) or most < 1):
             raise InvalidInputError(f"max_meetings: {most!r} is not a whole number of at least 1")
 
-    def execute(self, context: Context) -> dict[str, Any] | list[dict[str, Any]]:
-        """Lock or unlock, and give the task the state that belongs to how that ended."""
-        self._killed = False
-        self.conference_id = meetings = meetings_in(self.conference_id, self.action)
-        if self.action == "unlock" and self.named_by == "conference_id" and meetings in (None, []):
-            self.log.info("Nothing to unlock: no lock has handed on a meeting that is or may be locked")
-            return [] if meetings == [] else self._result(None)
-        is_of_many = self.running or is_collection(meetings)
-        roll_back: RollBack | None = None
-        hook = self.make_hook()
-        result: dict[str, Any] | list[dict[str, Any]]
-        try:
-            if self.action == "lock":
-                roll_back = RollBack(context, hook)
-            try:
-                if is_of_many:
-                    result = ManyMeetings(self, hook, context, roll_back).act(meetings)
-                else:
-                    result = self._act_on_one(context, hook, meetings, roll_back)
-            except InvalidInputError as error:
-                self.end_in(error)
-                result = [] if is_of_many else self._result(None)
-            if self._killed:  # between two calls
-                raise SystemExit(f"{self.action} was interrupted")
-        except BaseException as error:
-            # A section keeps nothing for its next try; another task does, and gives up if there is none.
-            killed = not isinstance(error, (Exception, AirflowTaskTimeout))
-            if roll_back and (self.unlock_on_failure or (killed and not tries_are_left(context))):
-                roll_back.now(hook, quickly=killed)
-            raise
-        finally:
-            hook.close()
-        if roll_back and self.unlock_on_failure:
-            roll_back.if_airflow_fails(self)
-        return result
-
-    # One meeting
-
-    def _act_on_one(
-        self, context: Context, hook: DingTalkConferenceHook, meeting: Any, roll_back: RollBack | None
-    ) -> dict[str, Any]:
-        conference: Conference | None = None
-        error: DingTalkError | None = None
-        base_url = hook.settings.base_url  # read here: what Airflow is asked for is not to be interrupted
-        try:
-            self._calling = True
-            if self.named_by != "conference_id":
-                name = getattr(self, self.named_by)
-                conference = hook.get_conference(**{self.named_by: "" if name is None else name})
-                self.log.info("%s %s is %s", self.named_by, name, conference)
-                meeting = conference.conference_id
-            if self.only_listed:
-                self.log.info("dry_run: would %s %s", self.action, conference or meeting)
-                return self._result(meeting) | {"success": False}
-            act = hook.lock_conference if self.action == "lock" else hook.unlock_conference
-            result = cast("dict[str, Any]", act(meeting))
-            if roll_back:
-                roll_back.meetings.append(meeting)
-        except InvalidInputError:
-            raise
-        except DingTalkError as failed:
-            error, result = failed, self._result(meeting, failed)
-            if roll_back and meeting and error.uncertain:
-                roll_back.meetings.append(meeting)
-        except BaseException:
-            if self.action == "unlock" and meeting:
-                log_still_locked([meeting])
-            raise
-        finally:
-            self._calling = False
-        self.keep_links(context, base_url, LOCK.page, error, conference.join_url if conference else None)
-        if error:
-            self._end_one_in(error, context, result)
-        return result
-
-    def _end_one_in(self, error: DingTalkError, context: Context, result: dict[str, Any]) -> None:
-        """Give the task the state that belongs to an error; return if that is success."""
-        meeting = result["conference_id"]
-        try:
-            self.end_in(error)
-        except BaseException:
-            if meeting and self.action == "unlock" and not isinstance(error, ConferenceClosedError):
-                log_still_locked([meeting])
-            if meeting and self.action == "lock" and error.uncertain and not self.unlock_on_failure:
-                self.push_anyway(context, result)  # for the unlock
-            raise
-
-    def _result(self, meeting: str | None, error: DingTalkError | None = None) -> dict[str, Any]:
-        """Return the XCom of a task that has locked or unlocked nothing."""
-        from airflow_provider_dingconf.client.bulk import ConferenceResult
-
-        attempts, request_id = (error.attempts, error.request_id) if error else (0, None)
-        result = ConferenceResult(cast("str", meeting), self.action, attempts, request_id, error)
-        return result.as_dict(with_error=error is not None)
-
-    def shown_meeting(self) -> str:
-        """Return a name of the meeting, or meetings, of the task."""
+    def _shown(self) -> str:
         if self.running:
             return str(self.title_pattern or self.creator_id or "")
         meetings = meetings_in(getattr(self, self.named_by), self.action)
         return f"{len(meetings)} meetings" if is_collection(meetings) else str(meetings)
+
+    def execute(self, context: Context) -> Any:
+        """Lock or unlock, and give the task the state that belongs to how that ended."""
+        self.conference_id = meetings = meetings_in(self.conference_id, self.action)
+        self._is_of_many = self.running or is_collection(meetings)
+        self._ids: list[Any] = []  # of the meetings to lock or unlock
+        self._results: list[ConferenceResult] = []  # of those that are done; of earlier tries first
+        if self.action == "unlock" and self.named_by == "conference_id" and meetings in (None, []):
+            self.log.info("Nothing to unlock: no lock has handed on a meeting that is or may be locked")
+            return self._xcom()
+        return super().execute(context)
+
+    def _call(self, context: Context, hook: DingTalkConferenceHook) -> Any:
+        """Lock or unlock the meetings that no earlier try has completed, and return the XCom.
+
+        :raises DingTalkError: what gives the task the state that belongs to the results.
+        """
+        # A section locks all again at each try: the one before it has rolled back.
+        is_resumed = self._is_of_many and not self.unlock_on_failure
+        self._completed = CompletedMeetings(context if is_resumed else {}, hook.settings)
+        before = [ConferenceResult.from_dict(saved) for saved in self._completed.load()]
+        self._results = list(before)
+        cause: DingTalkError | None = None
+        ids: list[Any] = [] if self._is_of_many else [None]
+        try:
+            with self._interruptible():
+                self._ids = self._find(hook)
+                if self.only_listed:
+                    return self._would_act()
+                completed = {one.conference_id for one in before}
+                ids = [one for one in self._ids if str(one) not in completed]
+                new = self._act(hook, ids)
+        except InvalidInputError:
+            raise
+        except DingTalkError as error:  # of many: no list of the running meetings, or no access token
+            cause = error
+            attempts, request_id = (0, None) if self._is_of_many else (error.attempts, error.request_id)
+            new = [
+                ConferenceResult(one, self.action, attempts, request_id, error) for one in dict.fromkeys(ids)
+            ]
+        finally:
+            self._completed.save()
+        self._results = [*before, *new]
+        error = self._error(context, cause)
+        if error is None:
+            return self._xcom()
+        is_for_unlock = self.action == "lock" and error.uncertain and not self.unlock_on_failure
+        if self.do_xcom_push and (self._is_of_many or is_for_unlock) and "ti" in context:
+            # Airflow pushes no XCom of a task that fails or is skipped.
+            context["ti"].xcom_push(key="return_value", value=self._xcom())
+        raise error
+
+    def _find(self, hook: DingTalkConferenceHook) -> list[Any]:
+        """Return the ids of the meetings: those given, or those of the running meetings that are wanted."""
+        ids: list[Any]
+        if self.running:
+            running = list(hook.running_conferences(**self._filters()))
+            ids = [one.conference_id for one in running]
+            if self.only_listed:
+                self.log.info("running: %s", ", ".join(map(str, running)) or "none")
+        elif self.named_by != "conference_id":
+            name = getattr(self, self.named_by)
+            conference = hook.get_conference(**{self.named_by: "" if name is None else name})
+            self.log.info("%s %s is %s", self.named_by, name, conference)
+            self._join_url, ids = conference.join_url, [conference.conference_id]
+        else:
+            ids = list(cast("Any", self.conference_id)) if self._is_of_many else [self.conference_id]
+        most, found = self.max_meetings, len({str(one) for one in ids})
+        if most is not None and found > most:
+            raise InvalidInputError(
+                f"max_meetings: {found} meetings are found, and the task may {self.action} {most}; narrow "
+                "title_pattern or creator_id, or raise max_meetings"
+            )
+        return ids
+
+    def _filters(self) -> dict[str, Any]:
+        """Return which of the running meetings are wanted; the hook refuses an empty text.
+
+        :raises InvalidInputError: a template has rendered to nothing.
+        """
+        wanted = {name: digits_of(getattr(self, name)) for name in self.filters}
+        for name, value in wanted.items():
+            if value is None:
+                raise InvalidInputError(
+                    f"{name}: it was rendered as {value!r}, which is no filter; check its template or XCom, "
+                    f"or leave {name} out to take every running meeting"
+                )
+        return wanted
+
+    def _would_act(self) -> Any:
+        """Log which meetings the task would lock or unlock, and return an XCom by which none is locked."""
+        shown = f"{len(self._ids)} meetings" if self._is_of_many else self._ids[0]
+        self.log.info("dry_run: would %s %s", self.action, shown)
+        results = [ConferenceResult(one, self.action, 0) for one in self._ids]
+        xcom = [{**one.as_dict(with_error=self._is_of_many), "success": False} for one in results]
+        return xcom if self._is_of_many else xcom[0]
+
+    def _act(self, hook: DingTalkConferenceHook, ids: list[Any]) -> list[ConferenceResult]:
+        if self._is_of_many:
+            act_on_all = hook.lock_conferences if self.action == "lock" else hook.unlock_conferences
+            return act_on_all(
+                ids,
+                concurrency=self.concurrency,
+                calls_per_second=self.calls_per_second,
+                on_result=self._note,
+            )
+        act = hook.lock_conference if self.action == "lock" else hook.unlock_conference
+        result = act(ids[0])
+        return [ConferenceResult(ids[0], self.action, result["attempts"], result["request_id"])]
+
+    def _note(self, result: ConferenceResult) -> None:
+        """Note what is done of many meetings: the rest may be interrupted."""
+        self._results.append(result)
+        if result.error is None or outcome_of(result.error, self.on_error) is not Outcome.RETRY:
+            self._completed.add(result.as_dict())
+
+    def _error(self, context: Context, cause: DingTalkError | None) -> DingTalkError | None:
+        """Return the error that gives the task the state that belongs to the results, if any."""
+        if not self._is_of_many:
+            return cause
+        error = error_of_all(self._results, self.on_error, cause, may_retry=tries_are_left(context))
+        if self._results:
+            level = logging.WARNING if error else logging.INFO
+            self.log.log(level, "%s", table(self._results, self.on_error))
+        if error is None or error.outcome is not Outcome.RETRY:
+            self._completed.clear()
+        return error
+
+    def _xcom_of(self, error: DingTalkError) -> Any:
+        return self._xcom()
+
+    def _xcom(self) -> dict[str, Any] | list[dict[str, Any]]:
+        if self._is_of_many:
+            return [one.as_dict() for one in self._results]
+        (one,) = self._results or [ConferenceResult(cast("str", None), self.action, 0)]
+        return one.as_dict(with_error=one.error is not None)
 
 
 class LockConferenceOperator(ConferenceOperator):
@@ -269,8 +317,27 @@ class LockConferenceOperator(ConferenceOperator):
 
     def __init__(self, *, unlock_on_failure: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.check_parameters({"unlock_on_failure": unlock_on_failure})
+        check_switches(locals(), "unlock_on_failure")
         self.unlock_on_failure = unlock_on_failure
+
+    def _call(self, context: Context, hook: DingTalkConferenceHook) -> Any:
+        self._try = Try(context.get("ti"))
+        hook._connect().is_superseded = self._try.is_superseded
+        if self.unlock_on_failure:
+            when_airflow_fails(self, partial(self._roll_back, hook))
+        return super()._call(context, hook)
+
+    def _clean_up(self, context: Context, hook: DingTalkConferenceHook, raised: BaseException) -> None:
+        # A section keeps nothing for its next try; another task does, and gives up if there is none.
+        is_killed = not isinstance(raised, (Exception, AirflowTaskTimeout))
+        if self.unlock_on_failure or (is_killed and not tries_are_left(context)):
+            self._roll_back(hook, quickly=is_killed)
+
+    def _roll_back(self, hook: DingTalkConferenceHook, *, quickly: bool = False) -> None:
+        done, self._results = self._results, []
+        locked = [one.conference_id for one in done if one.error is None or one.error.uncertain]
+        if any(locked):  # a room code whose query was lost stands for no meeting
+            roll_back(hook, self._try, locked, quickly=quickly)
 
 
 class UnlockConferenceOperator(ConferenceOperator):
@@ -286,3 +353,7 @@ class UnlockConferenceOperator(ConferenceOperator):
     """
 
     action = "unlock"
+
+    def _clean_up(self, context: Context, hook: DingTalkConferenceHook, raised: BaseException) -> None:
+        unlocked = {one.conference_id for one in self._results if is_unlocked(one)}
+        log_still_locked(one for one in self._ids if one not in unlocked)

@@ -5,15 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
+from airflow_provider_dingconf.client.bulk import ConferenceResult
+from airflow_provider_dingconf.client.sync import interruptions_held
 from airflow_provider_dingconf.compat import mask_secret
-from airflow_provider_dingconf.dingtalk.conferences import check_reference
+from airflow_provider_dingconf.dingtalk.conferences import check_reference, conference_id_in
 from airflow_provider_dingconf.dingtalk.endpoints import CLOSE, CREATE, LIST_MEMBERS
-from airflow_provider_dingconf.dingtalk.errors import (
-    ConferenceClosedError,
-    DingTalkError,
-    InvalidInputError,
-    Outcome,
-)
+from airflow_provider_dingconf.dingtalk.errors import ConferenceClosedError, DingTalkError, Outcome
 from airflow_provider_dingconf.dingtalk.hosting import close_call, create_call
 from airflow_provider_dingconf.tasks import CallingTask, check_switches
 
@@ -22,7 +19,6 @@ if TYPE_CHECKING:
 
     from airflow.providers.common.compat.sdk import Context
 
-    from airflow_provider_dingconf.dingtalk.calls import Call
     from airflow_provider_dingconf.dingtalk.hosting import CreatedConference
     from airflow_provider_dingconf.hooks import DingTalkConferenceHook
 
@@ -67,6 +63,7 @@ class CreateConferenceOperator(CallingTask):
     """
 
     action = "create"
+    page = CREATE.page
     airflow_defaults: ClassVar[dict[str, Any]] = {**CallingTask.airflow_defaults, "multiple_outputs": True}
     template_fields: Sequence[str] = ("title", "creator_id", "invite", "dingtalk_conn_id")
 
@@ -81,75 +78,58 @@ class CreateConferenceOperator(CallingTask):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.check_parameters(locals())
+        self._check(locals())
         self.title = title
         self.creator_id = creator_id
         self.invite = invite
         self.invite_creator = invite_creator
         self.with_password = with_password
+        self._made: CreatedConference | None = None
 
     @classmethod
-    def check_parameters(cls, given: Mapping[str, Any]) -> None:
-        """Check parameters that no template fills in, when the DAG is parsed."""
-        super().check_parameters(given)
+    def _check(cls, given: Mapping[str, Any]) -> None:
+        super()._check(given)
         check_switches(given, "with_password", "invite_creator")
 
-    def execute(self, context: Context) -> dict[str, Any]:
-        """Create the meeting, and give the task the state that belongs to how that ended."""
-        from airflow_provider_dingconf.client.sync import interruptions_held
+    def _shown(self) -> str:
+        return str(self.title)
 
-        self._killed = False
-        base_url: str | None = None
-        made: CreatedConference | None = None
-        hook = self.make_hook()
+    def _call(self, context: Context, hook: DingTalkConferenceHook) -> dict[str, Any]:
+        call = create_call(self.title, self.creator_id, self.invite, invite_creator=self.invite_creator)
+        self.log.info("Creating the meeting %r, whose host is %s", self.title, self.creator_id)
         try:
-            base_url = hook.settings.base_url
-            call = create_call(self.title, self.creator_id, self.invite, invite_creator=self.invite_creator)
-            self.log.info("Creating the meeting %r, whose host is %s", self.title, self.creator_id)
             with interruptions_held():  # the response alone says which meeting is to be closed
-                made = hook._call(call).content
-            if self._killed:
-                raise SystemExit("create was interrupted")
+                self._made = made = cast("CreatedConference", hook._call(call).content)
         except DingTalkError as error:
-            self.keep_links(context, base_url, CREATE.page, error)
             if error.uncertain:
-                self._say_what_may_exist(error)
-            self.end_in(error)
-            return self._result(None) | {"error": error.as_dict()}
-        except BaseException:
-            if made:
-                self._close(hook, made)
+                error.remedy = (  # its outcome is FAIL: the call is not repeatable
+                    f"A meeting {self.title!r} of {self.creator_id} may exist although the response was "
+                    "lost. Look for it in DingTalk or with DingTalkConferenceHook().running_conferences(), "
+                    "and close it before you run this task again."
+                )
             raise
-        finally:
-            hook.close()
         self.log.info("The meeting %s has the room code %s", made.conference_id, made.room_code)
-        self.keep_links(context, base_url, CREATE.page, join_url=made.join_url)
+        self._join_url = made.join_url
         if made.password and self.with_password:
             mask_secret(made.password)
-        return self._result(made)
+        return self._xcom(made)
 
-    def _result(self, made: CreatedConference | None) -> dict[str, Any]:
+    def _xcom_of(self, error: DingTalkError) -> dict[str, Any]:
+        return self._xcom(None) | {"error": error.as_dict()}
+
+    def _xcom(self, made: CreatedConference | None) -> dict[str, Any]:
         names = ["conference_id", "room_code", "join_url", *(["password"] if self.with_password else [])]
         return {name: getattr(made, name, None) for name in names} | {"title": self.title}
 
-    def _say_what_may_exist(self, error: DingTalkError) -> None:
-        error.remedy = (  # its outcome is FAIL: the call is not repeatable
-            f"A meeting {self.title!r} of {self.creator_id} may exist although the response was lost. Look "
-            "for it in DingTalk or with DingTalkConferenceHook().running_conferences(), and close it before "
-            "you run this task again."
-        )
-
-    def _close(self, hook: DingTalkConferenceHook, made: CreatedConference) -> None:
-        """Close a meeting that no later task will know of."""
-        self.log.warning("The task was interrupted: closing the meeting %s", made.conference_id)
+    def _clean_up(self, context: Context, hook: DingTalkConferenceHook, raised: BaseException) -> None:
+        if self._made is None:
+            return
+        meeting = self._made.conference_id  # no later task will know of it
+        self.log.warning("The task was interrupted: closing the meeting %s", meeting)
         try:
-            hook._call(close_call(check_reference(made.conference_id), self.creator_id))
-        except DingTalkError as error:
-            self.log.error("%s is still open, and its host has to end it: %s", made.conference_id, error)
-
-    def shown_meeting(self) -> str:
-        """Return the title."""
-        return str(self.title)
+            hook._call(close_call(check_reference(meeting), self.creator_id))
+        except DingTalkError as failed:
+            self.log.error("%s is still open, and its host has to end it: %s", meeting, failed)
 
 
 class CloseConferenceOperator(CallingTask):
@@ -169,6 +149,7 @@ class CloseConferenceOperator(CallingTask):
     """
 
     action = "close"
+    page = CLOSE.page
     template_fields: Sequence[str] = ("conference_id", "creator_id", "dingtalk_conn_id")
 
     def __init__(
@@ -178,56 +159,50 @@ class CloseConferenceOperator(CallingTask):
         self.conference_id = conference_id
         self.creator_id = creator_id
 
+    def _shown(self) -> str:
+        return str(conference_id_in(self.conference_id))
+
     def execute(self, context: Context) -> dict[str, Any]:
         """Close the meeting, and give the task the state that belongs to how that ended."""
-        from airflow_provider_dingconf.client.bulk import ConferenceResult
+        if isinstance(self.conference_id, Mapping):  # a dict without a conference_id is refused below
+            self.conference_id = self.conference_id.get("conference_id", self.conference_id)
+        if self.conference_id is None:
+            self.log.info("Nothing to close: no meeting was created")
+            return self._xcom()
+        return cast("dict[str, Any]", super().execute(context))
+
+    def _call(self, context: Context, hook: DingTalkConferenceHook) -> dict[str, Any]:
         from airflow_provider_dingconf.client.client import Attempts
 
-        self._killed = False
-        base_url: str | None = None
-        meeting = _meeting_in(self.conference_id)
-        if meeting is None:
-            self.log.info("Nothing to close: no meeting was created")
-            return ConferenceResult(cast("str", None), self.action, 0).as_dict(with_error=False)
-        hook, attempts = self.make_hook(), Attempts()
-        try:
-            base_url = hook.settings.base_url  # read here: what Airflow is asked for is not to be interrupted
-            call: Call = close_call(check_reference(meeting), self.creator_id)
-            with self.interruptible():
-                request_id = hook._call(call, attempts).request_id
-        except DingTalkError as error:
-            self.keep_links(context, base_url, CLOSE.page, error)
-            result = ConferenceResult(meeting, self.action, error.attempts, error.request_id, error)
-            self._end_in(error, meeting)
-            if isinstance(error, ConferenceClosedError):
-                return {**result.as_dict(with_error=False), "success": True}
-            return result.as_dict()
-        except BaseException:
-            self._log_still_open(meeting)
-            raise
-        finally:
-            hook.close()
-        self.keep_links(context, base_url, CLOSE.page)
-        return ConferenceResult(meeting, self.action, attempts.made, request_id).as_dict(with_error=False)
+        attempts = Attempts()
+        call = close_call(check_reference(self.conference_id), self.creator_id)
+        with self._interruptible():
+            request_id = hook._call(call, attempts).request_id
+        return self._xcom(attempts.made, request_id)
 
-    def _end_in(self, error: DingTalkError, meeting: str) -> None:
+    def _xcom_of(self, error: DingTalkError) -> dict[str, Any]:
+        ended = isinstance(error, ConferenceClosedError)
+        return self._xcom(error.attempts, error.request_id, None if ended else error)
+
+    def _xcom(
+        self, attempts: int = 0, request_id: str | None = None, error: DingTalkError | None = None
+    ) -> dict[str, Any]:
+        meeting = cast("str", self.conference_id)
+        result = ConferenceResult(meeting, self.action, attempts, request_id, error)
+        return result.as_dict(with_error=error is not None)
+
+    def end_in(self, error: DingTalkError) -> None:
+        """End as the error says; an ended meeting is a success unless ``on_error`` says otherwise."""
         if isinstance(error, ConferenceClosedError):
-            error.outcome = Outcome.SUCCEED  # unless on_error says otherwise
-        try:
-            self.end_in(error)
-        except BaseException:
-            if not isinstance(error, (ConferenceClosedError, InvalidInputError)):
-                self._log_still_open(meeting)
-            raise
+            error.outcome = Outcome.SUCCEED
+        super().end_in(error)
 
-    def _log_still_open(self, meeting: str) -> None:
-        self.log.error(
-            "%s may still be open. To close it, clear this task, or let its host end it in DingTalk", meeting
-        )
-
-    def shown_meeting(self) -> str:
-        """Return the meeting's id."""
-        return str(_meeting_in(self.conference_id))
+    def _clean_up(self, context: Context, hook: DingTalkConferenceHook, raised: BaseException) -> None:
+        if not isinstance(raised.__cause__ or raised, ConferenceClosedError):
+            self.log.error(
+                "%s may still be open. To close it, clear this task, or let its host end it in DingTalk",
+                self.conference_id,
+            )
 
 
 class ConferenceMembersOperator(CallingTask):
@@ -248,36 +223,21 @@ class ConferenceMembersOperator(CallingTask):
     """
 
     action = "the list of members"
+    page = LIST_MEMBERS.page
     template_fields: Sequence[str] = ("conference_id", "dingtalk_conn_id")
 
     def __init__(self, *, conference_id: str | Mapping[str, Any], **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.conference_id = conference_id
 
-    def execute(self, context: Context) -> list[dict[str, Any]]:
-        """List the members, and give the task the state that belongs to how that ended."""
-        self._killed = False
-        base_url: str | None = None
-        members: list[dict[str, Any]] = []
-        hook = self.make_hook()
-        try:
-            base_url = hook.settings.base_url  # read here: what Airflow is asked for is not to be interrupted
-            with self.interruptible():
-                members = [each.as_dict() for each in hook.conference_members(self.conference_id)]
-        except DingTalkError as error:
-            self.keep_links(context, base_url, LIST_MEMBERS.page, error)
-            self.end_in(error)
-            return members
-        finally:
-            hook.close()
+    def _shown(self) -> str:
+        return str(conference_id_in(self.conference_id))
+
+    def _call(self, context: Context, hook: DingTalkConferenceHook) -> list[dict[str, Any]]:
+        with self._interruptible():
+            members = [each.as_dict() for each in hook.conference_members(self.conference_id)]
         self.log.info("%d members", len(members))
-        self.keep_links(context, base_url, LIST_MEMBERS.page)
         return members
 
-    def shown_meeting(self) -> str:
-        """Return the meeting's id."""
-        return str(_meeting_in(self.conference_id))
-
-
-def _meeting_in(value: Any) -> Any:
-    return value.get("conference_id") if isinstance(value, Mapping) else value
+    def _xcom_of(self, error: DingTalkError) -> list[dict[str, Any]]:
+        return []

@@ -1,77 +1,47 @@
-"""``RollBack``: a lock task that does not succeed unlocks what it has locked.
-
-Airflow can fail a task after its ``execute``, too: in ``post_execute`` or with the XCom. Of the operator it
-then calls the callbacks alone; they run in the same process.
-"""
+"""A lock task that does not succeed unlocks what it has locked, and an unlock says what is still locked."""
 
 from __future__ import annotations
 
 import logging
 from typing import TYPE_CHECKING, Any
 
+from airflow_provider_dingconf.client.sync import interruptions_held
 from airflow_provider_dingconf.dingtalk.errors import ConferenceClosedError
-from airflow_provider_dingconf.tries import Try
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
-    from airflow.providers.common.compat.sdk import Context
+    from collections.abc import Callable, Iterable
 
     from airflow_provider_dingconf.client.bulk import ConferenceResult
     from airflow_provider_dingconf.hooks import DingTalkConferenceHook
+    from airflow_provider_dingconf.tries import Try
 
 log = logging.getLogger(f"airflow.task.{__name__}")  # below the logger of a task, as its own
 
 
-class RollBack:
-    """What a try of a lock task has locked, and has to unlock if it does not succeed.
+def roll_back(hook: DingTalkConferenceHook, this_try: Try, meetings: list[str], *, quickly: bool) -> None:
+    """Unlock meetings that are or may be locked, unless their try is superseded; SIGTERM waits.
 
-    :param context: the task's.
-    :param hook: what locks them; it is to roll nothing back once the try is superseded.
+    :param hook: what locked them; it asks the try.
+    :param quickly: whether Airflow is about to kill the process.
     """
+    with interruptions_held():
+        this_try.unlocks = len(meetings)
+        results = hook._roll_back(meetings, quickly=quickly)
+        log_still_locked(one.conference_id for one in results if not is_unlocked(one))
+        hook.close()
 
-    def __init__(self, context: Context, hook: DingTalkConferenceHook) -> None:
-        self.meetings: list[str] = []
-        """The meetings that are locked, or may be."""
-        self._dingtalk_conn_id = hook.dingtalk_conn_id
-        ti = context.get("ti")
-        self._try = hook._this_try = Try(ti) if ti is not None else None
 
-    def now(self, hook: DingTalkConferenceHook, *, quickly: bool) -> None:
-        """Unlock the meetings, unless this try is superseded; SIGTERM waits.
+def when_airflow_fails(task: Any, undo: Callable[[], None]) -> None:
+    """Undo as well if Airflow fails or skips a task after its ``execute``: in ``post_execute``, at the XCom.
 
-        :param quickly: whether Airflow is about to kill the process.
-        """
-        from airflow_provider_dingconf.client.sync import interruptions_held
+    Of the operator it then calls the callbacks alone; they run in the same process.
 
-        meetings, self.meetings = self.meetings, []
-        if not meetings:
-            return
-        with interruptions_held():
-            log.warning("Rolling back: unlocking %d meetings that are or may be locked", len(meetings))
-            results = hook._roll_back(meetings, quickly=quickly)
-            log_still_locked(one.conference_id for one in results if not is_unlocked(one))
-
-    def if_airflow_fails(self, task: Any) -> None:
-        """Roll back as well if the task does not succeed although its ``execute`` has.
-
-        :param task: the operator, in the process that executes it.
-        """
-        for kind in ("on_failure_callback", "on_retry_callback", "on_skipped_callback"):
-            theirs = getattr(task, kind, None) or []
-            setattr(
-                task, kind, [self._callback, *(theirs if isinstance(theirs, (list, tuple)) else [theirs])]
-            )
-
-    def _callback(self, _context: Context) -> None:
-        from airflow_provider_dingconf.hooks import DingTalkConferenceHook
-
-        hook = DingTalkConferenceHook(self._dingtalk_conn_id)
-        hook._this_try = self._try
-        try:
-            self.now(hook, quickly=False)
-        finally:
-            hook.close()
+    :param task: the operator, in the process that executes it.
+    """
+    for kind in ("on_failure_callback", "on_retry_callback", "on_skipped_callback"):
+        theirs = getattr(task, kind, None) or []
+        theirs = theirs if isinstance(theirs, (list, tuple)) else [theirs]
+        setattr(task, kind, [lambda _context: undo(), *theirs])
 
 
 def is_unlocked(result: ConferenceResult) -> bool:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 import time
-from contextlib import closing, contextmanager
+from contextlib import closing
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import (
     AirflowException,
-    AirflowFailException,
     AirflowSkipException,
     BaseSensorOperator,
     PokeReturnValue,
@@ -27,11 +26,12 @@ from airflow_provider_dingconf.dingtalk.conferences import (
     started_of,
 )
 from airflow_provider_dingconf.dingtalk.errors import DingTalkError, InvalidInputError
+from airflow_provider_dingconf.links import keep_links
 from airflow_provider_dingconf.outcomes import Outcome, check_on_error
 from airflow_provider_dingconf.tasks import DingTalkTask
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from airflow.providers.common.compat.sdk import Context
 
@@ -102,21 +102,21 @@ class ConferenceSensor(DingTalkTask, BaseSensorOperator):
         self.status = status
         self.dingtalk_conn_id = dingtalk_conn_id
         self.deferrable = deferrable
-        given = {name: getattr(self, name) for name in _NAMES}
-        self.named_by = given_name(given)
-        if given[self.named_by] is None:
+        self._check(locals())
+        self.named_by = given_name({name: getattr(self, name) for name in _NAMES})
+        if getattr(self, self.named_by) is None:
             raise InvalidInputError(f"no meeting is given; give one of {', '.join(_NAMES)}")
-        self.check_parameters({**given, "status": status, "delay": delay, "on_error": on_error})
         self.delay = delay.total_seconds() if isinstance(delay, timedelta) else delay
         self.on_error = check_on_error(on_error)
-        self._asked = 0.0
-        self._started: tuple[Conference, datetime] | None = None
+        self._asked = 0.0  # seconds that DingTalk asked to wait
+        self._seen: Conference | None = None
+        self._started: tuple[Conference, datetime] | None = None  # and the end of the wait
         self._base_url: str | None = None
         self._page: str | None = None
 
     @classmethod
-    def check_parameters(cls, given: Mapping[str, Any]) -> None:
-        """Check parameters that no template fills in, when the DAG is parsed."""
+    def _check(cls, given: Mapping[str, Any]) -> None:
+        super()._check(given)
         status, delay = given.get("status", "started"), given.get("delay", 0)
         named_by = given_name({name: given.get(name) for name in _NAMES})
         if status not in ("started", "ended"):
@@ -131,24 +131,57 @@ class ConferenceSensor(DingTalkTask, BaseSensorOperator):
             raise InvalidInputError(f"delay: {delay!r} is not a timedelta or a number of seconds, at least 0")
         if seconds and status == "ended":
             raise InvalidInputError(f"delay: {delay!r} counts from the start; it needs status='started'")
-        check_on_error(given.get("on_error"))
 
-    def shown_meeting(self) -> str:
-        """Return what the sensor's meeting is called."""
+    def _shown(self) -> str:
         return str(conference_id_in(getattr(self, self.named_by)))
 
     def poke(self, context: Context) -> PokeReturnValue:
-        """Query the meeting once."""
-        over, conference = self._poke(context)
-        return PokeReturnValue(over, conference.as_dict() if over and conference else None)
+        """Query the meeting once, unless it is known to have started."""
+        if self._started is None:
+            self._seen = None
+            try:
+                conference = self._query()
+                is_over = conference is not None and reached(conference, ConferenceStatus(self.status))
+            except DingTalkError as error:
+                if error.outcome_with(self.on_error) is not Outcome.RETRY:
+                    keep_links(self, context, self._base_url, self._page, error)
+                    self.end_in(error)
+                    return PokeReturnValue(True)
+                self._asked = error.retry_after or 0.0
+                self.log.warning("%s; the next poke queries again", error.summary)
+                return PokeReturnValue(False)
+            self._seen = conference
+            if conference is None or not is_over:
+                return PokeReturnValue(False)
+            keep_links(self, context, self._base_url, self._page, join_url=conference.join_url)
+            if not self.delay:
+                return PokeReturnValue(True, conference.as_dict())
+            start = conference.start_time or datetime.now(timezone.utc)
+            self._started = conference, start + timedelta(seconds=self.delay)
+            if conference.start_time is None and self.reschedule and not self.deferrable:
+                time.sleep(self.delay)  # a rescheduled task would not remember when it saw the start
+        conference, end = self._started
+        if datetime.now(timezone.utc) < end:
+            self.log.info("%s has started; the wait ends at %s", conference.conference_id, end.isoformat())
+            return PokeReturnValue(False)
+        self._started = None
+        return PokeReturnValue(True, conference.as_dict())
 
-    def execute(self, context: Context) -> Any:
-        """Wait; with ``deferrable``, in the triggerer, unless the first poke ends the wait."""
-        if not self.deferrable:
-            return super().execute(context)
-        over, conference = self._first_poke(context)
-        if over:
-            return conference.as_dict() if conference else None
+    def _get_next_poke_interval(self, started_at: Any, run_duration: Any, poke_count: int) -> float:
+        """Return Airflow's seconds, what DingTalk asks for, or the rest of the delay; up to the timeout.
+
+        With ``deferrable``, there is no next poke: the wait goes on in the triggerer.
+        """
+        if self.deferrable:
+            self._defer()
+        left: float = self.timeout - run_duration()
+        if self._started:
+            delayed: float = (self._started[1] - datetime.now(timezone.utc)).total_seconds()
+            return max(min(delayed, left), 0.0)
+        usual: float = super()._get_next_poke_interval(started_at, run_duration, poke_count)
+        return max(usual, min(self._asked, left))
+
+    def _defer(self) -> None:
         from airflow_provider_dingconf.triggers import ConferenceTrigger
 
         reference = self._reference()
@@ -159,15 +192,14 @@ class ConferenceSensor(DingTalkTask, BaseSensorOperator):
                 {reference.name: reference.value},
                 self.dingtalk_conn_id,
                 self.poke_interval,
-                conference.status.value if conference else None,
+                self._seen.status.value if self._seen else None,
                 on_error={code: outcome.value for code, outcome in self.on_error.items()} or None,
                 delay=self.delay,
-                found=conference.as_dict() if conference and self._started else None,
+                found=self._started[0].as_dict() if self._started else None,
             ),
             method_name="resume",
             kwargs={"base_url": self._base_url, "page": page_of(reference)},
         )
-        return None
 
     def resume(
         self, context: Context, event: dict[str, Any], base_url: str | None = None, page: str | None = None
@@ -177,58 +209,24 @@ class ConferenceSensor(DingTalkTask, BaseSensorOperator):
         :param base_url: the host that was called.
         :param page: the name of the call's documentation page.
         """
-        self._base_url, self._page = base_url, page
         if "error" in event:
-            return self._finish(context, DingTalkError.from_dict(event["error"]))
-        self.keep_links(context, base_url, page, join_url=event["conference"]["join_url"])
+            error = DingTalkError.from_dict(event["error"])
+            keep_links(self, context, base_url, page, error)
+            self.end_in(error)
+            return None
+        keep_links(self, context, base_url, page, join_url=event["conference"]["join_url"])
         return event["conference"]
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
-        """Go on after the wait."""
-        with self._failure_may_skip():
-            return super().resume_execution(next_method, next_kwargs, context)
-
-    def _first_poke(self, context: Context) -> tuple[bool, Conference | None]:
-        """Poke before the task defers; treat an error of Airflow's as its own sensors do."""
+        """Go on after the wait; heed ``soft_fail`` and ``never_fail`` on every Airflow."""
         try:
-            return self._poke(context)
-        except (AirflowFailException, AirflowSkipException):
+            return super().resume_execution(next_method, next_kwargs, context)
+        except AirflowSkipException:
             raise
-        except Exception as error:
-            if self.silent_fail:
-                self.log.exception("The first poke failed; the wait begins nevertheless")
-                return False, None
-            if self.never_fail:
-                raise AirflowSkipException("The first poke failed") from error
+        except AirflowException as error:
+            if self.soft_fail or self.never_fail:
+                raise AirflowSkipException(str(error)) from error
             raise
-
-    def _poke(self, context: Context) -> tuple[bool, Conference | None]:
-        """Query the meeting, unless it has started; return whether the wait is over, and the meeting."""
-        if self._started is None:
-            try:
-                conference = self._query()
-                if conference is None or not reached(conference, ConferenceStatus(self.status)):
-                    return False, conference
-            except DingTalkError as error:
-                if error.outcome_with(self.on_error) is not Outcome.RETRY:
-                    self._finish(context, error)
-                    return True, None
-                self._asked = error.retry_after or 0.0
-                self.log.warning("%s; the next poke queries again", error.summary)
-                return False, None
-            self.keep_links(context, self._base_url, self._page, join_url=conference.join_url)
-            if not self.delay:
-                return True, conference
-            start = conference.start_time or datetime.now(timezone.utc)
-            self._started = conference, start + timedelta(seconds=self.delay)
-            if conference.start_time is None and self.reschedule and not self.deferrable:
-                time.sleep(self.delay)  # a rescheduled task would not remember when it saw the start
-        conference, end = self._started
-        if datetime.now(timezone.utc) < end:
-            self.log.info("%s has started; the wait ends at %s", conference.conference_id, end.isoformat())
-            return False, conference
-        self._started = None
-        return True, conference
 
     def _reference(self) -> Reference:
         value = conference_id_in(getattr(self, self.named_by))
@@ -250,30 +248,3 @@ class ConferenceSensor(DingTalkTask, BaseSensorOperator):
         now = conference or "no meeting is running"
         self.log.info("waiting until %s %s has %s: %s", reference.name, reference.value, self.status, now)
         return conference
-
-    def _get_next_poke_interval(self, started_at: Any, run_duration: Any, poke_count: int) -> float:
-        """Return Airflow's seconds, what DingTalk asks for, or the rest of the delay; up to the timeout."""
-        left: float = self.timeout - run_duration()
-        if self._started:
-            delayed: float = (self._started[1] - datetime.now(timezone.utc)).total_seconds()
-            return max(min(delayed, left), 0.0)
-        usual: float = super()._get_next_poke_interval(started_at, run_duration, poke_count)
-        return max(usual, min(self._asked, left))
-
-    def _finish(self, context: Context, error: DingTalkError) -> None:
-        """Give the task the state that an error leads to."""
-        self.keep_links(context, self._base_url, self._page, error)
-        with self._failure_may_skip():
-            self.end_in(error)
-
-    @contextmanager
-    def _failure_may_skip(self) -> Iterator[None]:
-        """Heed ``soft_fail`` and ``never_fail`` in every mode and on every Airflow."""
-        try:
-            yield
-        except AirflowSkipException:
-            raise
-        except AirflowException as error:
-            if self.soft_fail or self.never_fail:
-                raise AirflowSkipException(str(error)) from error
-            raise

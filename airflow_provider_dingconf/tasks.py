@@ -1,28 +1,25 @@
 """``DingTalkTask``: what the operators and the sensor have in common.
 
-The links of a task, the names of mapped tasks, parameters out of ``default_args``, and the task state that an
-error ends in. ``CallingTask`` adds what the operators share: the hook, the limits of a call, and its end when
-the task is killed.
+The names of mapped tasks, parameters out of ``default_args``, and the task state that an error ends in.
+``CallingTask`` adds what the operators share: the hook, the limits of a call, and its end when the task is
+killed.
 """
 
 from __future__ import annotations
 
-import inspect
 from contextlib import contextmanager
-from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.providers.common.compat.sdk import BaseOperator
 from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_0_PLUS
 
-from airflow_provider_dingconf.dingtalk.errors import ConferencesError, InvalidInputError
+from airflow_provider_dingconf.dingtalk.errors import ConferencesError, DingTalkError, InvalidInputError
 from airflow_provider_dingconf.dingtalk.limits import MAX_ATTEMPTS, MAX_SECONDS, check_limits
 from airflow_provider_dingconf.links import (
     CallDocumentationLink,
     ErrorDocumentationLink,
     JoinConferenceLink,
     keep_links,
-    links_for,
 )
 from airflow_provider_dingconf.outcomes import apply_outcome, check_on_error
 
@@ -38,7 +35,6 @@ if TYPE_CHECKING:
 
     from airflow.providers.common.compat.sdk import BaseOperatorLink, Context
 
-    from airflow_provider_dingconf.dingtalk.errors import DingTalkError
     from airflow_provider_dingconf.hooks import DingTalkConferenceHook
     from airflow_provider_dingconf.outcomes import Outcome
 
@@ -64,84 +60,60 @@ class DingTalkTask(BaseOperator):
     on_error: dict[str, Outcome]
 
     @classmethod
-    def check_parameters(cls, given: Mapping[str, Any]) -> None:
+    def _check(cls, given: Mapping[str, Any]) -> None:
         """Check parameters that no template fills in, when the DAG is parsed.
 
         :param given: those that are given, by name.
         :raises InvalidInputError: one of them is wrong.
         """
+        check_on_error(given.get("on_error"))
 
     @classmethod
     def partial(cls, **kwargs: Any) -> Any:
         """Return the task with all but the mapped parameters: checked now, and named in the UI."""
         kwargs.setdefault("map_index_template", "{{ task.shown_as }}")
-        of_task, own = kwargs.get("default_args") or {}, _own_parameters(cls)
+        of_task = kwargs.get("default_args") or {}
         made = super().partial(**kwargs)
         outer = [made.kwargs.get(name) for name in ("dag", "task_group")]
         given = {name: value for each in outer if each for name, value in each.default_args.items()}
         given.update(of_task, **kwargs)
-        cls.check_parameters({name: value for name, value in given.items() if name in own})
+        cls._check(given)
         made.kwargs.update((name, value) for name, value in cls.airflow_defaults.items() if name not in given)
         # Airflow keeps of them what every operator has; the rest is merged when the task is unmapped.
-        made.kwargs["default_args"] = {name: value for name, value in of_task.items() if name in own}
+        rest = {name: value for name, value in of_task.items() if name not in made.kwargs}
+        made.kwargs["default_args"] = rest
         return made
 
     @property
     def shown_as(self) -> str:
         """What the UI calls a mapped task, in place of its index."""
-        return self.shown_meeting()[:MAP_INDEX_CHARACTERS]
+        return self._shown()[:MAP_INDEX_CHARACTERS]
 
-    def shown_meeting(self) -> str:
+    def _shown(self) -> str:
         """Return a name of the meeting, or meetings, of the task."""
         raise NotImplementedError
-
-    def keep_links(
-        self,
-        context: Context,
-        base_url: str | None,
-        page: str | None,
-        error: DingTalkError | None = None,
-        join_url: str | None = None,
-    ) -> None:
-        """Keep what the links of the task lead to.
-
-        :param base_url: the host that was called; None if no call was made.
-        :param page: the name of the call's page in DingTalk's documentation; None if it is not known.
-        :param error: the error that the call ended in.
-        :param join_url: the address to join the meeting that was found.
-        """
-        if base_url and not isinstance(error, InvalidInputError):
-            keep_links(self, context, links_for(base_url, page, error, join_url))
 
     def end_in(self, error: DingTalkError) -> None:
         """Log an error and give the task the state that belongs to it; return if that is success.
 
-        :raises AirflowFailException: the outcome is FAIL.
-        :raises AirflowSkipException: the outcome is SKIP.
-        :raises DingTalkError: the outcome is RETRY.
+        :raises: as :func:`~airflow_provider_dingconf.outcomes.apply_outcome`.
         """
         if not isinstance(error, ConferencesError):  # the table of the meetings has been logged
             self.log.warning("%s", error)
         apply_outcome(error, self.on_error)
 
-    def push_anyway(self, context: Context, xcom: Any) -> None:
-        """Push the XCom of a task that is about to fail or to be skipped: Airflow pushes none."""
-        if self.do_xcom_push and "ti" in context:
-            context["ti"].xcom_push(key="return_value", value=xcom)
-
 
 class CallingTask(DingTalkTask):
-    """A task that makes its calls while it occupies a worker slot.
+    """A task that makes its calls while it occupies a worker slot; parameters as ``LockConferenceOperator``.
 
-    :param dingtalk_conn_id: the Airflow connection, of type ``dingtalk``. (templated)
-    :param on_error: outcomes by error code or error class, in place of the defaults.
-    :param max_attempts: attempts of one call in all; not Airflow's own ``retries``.
-    :param max_seconds: seconds of one call in all, the waits between attempts included.
-    :raises InvalidInputError: a parameter is wrong; when the DAG is parsed.
+    A subclass says what it calls (``_call``), what its XCom is if an error makes the task a success
+    (``_xcom_of``), and what is to be done if the task does not succeed (``_clean_up``).
     """
 
     action: ClassVar[str]
     """What the task does, in a message."""
+    page: str | None = None
+    """The name of the call's page in DingTalk's documentation; None if there is none."""
     airflow_defaults = _DEFAULTS
     ui_color = "#1677ff"
     ui_fgcolor = "#ffffff"
@@ -157,22 +129,53 @@ class CallingTask(DingTalkTask):
     ) -> None:
         kwargs["default_args"] = {**self.airflow_defaults, **(kwargs.get("default_args") or {})}
         super().__init__(**kwargs)
-        CallingTask.check_parameters(locals())
+        CallingTask._check(locals())
         self.dingtalk_conn_id = dingtalk_conn_id
         self.on_error = check_on_error(on_error)
         self.max_attempts = max_attempts
         self.max_seconds = max_seconds
         self._calling = self._killed = False
+        self._join_url: str | None = None
 
     @classmethod
-    def check_parameters(cls, given: Mapping[str, Any]) -> None:
-        """Check parameters that no template fills in, when the DAG is parsed.
-
-        :param given: those that are given, by name.
-        :raises InvalidInputError: one of them is wrong.
-        """
-        check_on_error(given.get("on_error"))
+    def _check(cls, given: Mapping[str, Any]) -> None:
+        super()._check(given)
         check_limits(given.get("max_attempts", MAX_ATTEMPTS), given.get("max_seconds", MAX_SECONDS))
+
+    def execute(self, context: Context) -> Any:
+        """Make the calls, and give the task the state that belongs to how they ended."""
+        self._killed = False
+        base_url: str | None = None
+        error: DingTalkError | None = None
+        xcom: Any = None
+        hook = self.make_hook()
+        try:
+            try:
+                base_url = hook.settings.base_url  # here: a request to Airflow is not to be interrupted
+                xcom = self._call(context, hook)
+            except DingTalkError as failed:
+                error = failed
+            keep_links(self, context, base_url, self.page, error, join_url=self._join_url)
+            if error is not None:
+                self.end_in(error)
+                xcom = self._xcom_of(error)
+            self._stop_if_killed()
+        except BaseException as raised:
+            if not isinstance(error, InvalidInputError):
+                self._clean_up(context, hook, raised)
+            raise
+        finally:
+            hook.close()
+        return xcom
+
+    def _call(self, context: Context, hook: DingTalkConferenceHook) -> Any:
+        raise NotImplementedError
+
+    def _xcom_of(self, error: DingTalkError) -> Any:
+        return None
+
+    def _clean_up(self, context: Context, hook: DingTalkConferenceHook, raised: BaseException) -> None:
+        """Do what is to be done if the task does not succeed, unless nothing was sent."""
 
     def make_hook(self) -> DingTalkConferenceHook:
         """Return a hook with the task's connection and limits; imported when the task runs."""
@@ -189,18 +192,21 @@ class CallingTask(DingTalkTask):
         """
         self._killed = True
         if self._calling and AIRFLOW_V_3_0_PLUS:  # Airflow 2 raises an exception after this
-            raise SystemExit(f"{self.action} was interrupted")
+            self._stop_if_killed()
 
     @contextmanager
-    def interruptible(self) -> Iterator[None]:
+    def _interruptible(self) -> Iterator[None]:
         """Let the end of the task end the block, but not what the task tells Airflow before and after."""
         self._calling = True
         try:
-            if self._killed:
-                raise SystemExit(f"{self.action} was interrupted")
+            self._stop_if_killed()
             yield
         finally:
             self._calling = False
+
+    def _stop_if_killed(self) -> None:
+        if self._killed:
+            raise SystemExit(f"{self.action} was interrupted")
 
 
 def check_switches(given: Mapping[str, Any], *names: str) -> None:
@@ -211,15 +217,3 @@ def check_switches(given: Mapping[str, Any], *names: str) -> None:
     for name in names:
         if not isinstance(value := given.get(name, False), bool):
             raise InvalidInputError(f"{name}: {value!r} is not True or False; it is not a template")
-
-
-@cache
-def _own_parameters(cls: type) -> frozenset[str]:
-    """Return the parameters of a task that not every operator of Airflow's has."""
-    inits = [
-        one.__dict__["__init__"]
-        for one in cls.__mro__
-        if one not in BaseOperator.__mro__ and "__init__" in one.__dict__
-    ]
-    found = {name for init in inits for name in inspect.signature(init).parameters}
-    return frozenset(found - {"self", "kwargs", "args"})

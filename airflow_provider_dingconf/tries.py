@@ -26,13 +26,16 @@ class Try:
     Airflow deletes a task's XComs when it begins another try: the XCom that is pushed here tells a frozen
     process that thaws, or one that outlived its scheduler, that its successor has locked the meetings.
 
-    :param ti: Airflow's task instance.
+    :param ti: Airflow's task instance; None if Airflow gave none, and no other try is found out.
     """
 
     def __init__(self, ti: Any) -> None:
+        self.unlocks = 0
+        """The meetings that are about to be unlocked, which is logged unless the try is superseded."""
         self._ti = ti
         self._name = f"{socket.gethostname()} {os.getpid()}"  # one for all blocks of the process
-        ti.xcom_push(key=TRY_KEY, value=self._name)
+        if ti is not None:
+            ti.xcom_push(key=TRY_KEY, value=self._name)
 
     @classmethod
     def current(cls) -> Self | None:
@@ -52,6 +55,8 @@ class Try:
             if await within(asyncio.to_thread(self._is_superseded), CLEAN_UP_SECONDS / 2):
                 log.warning("Airflow has begun another try of this task: nothing is rolled back")
                 return True
+        if self.unlocks:
+            log.warning("Rolling back: unlocking %d meetings that are or may be locked", self.unlocks)
         return False
 
     def _is_superseded(self) -> bool:

@@ -250,6 +250,13 @@ def test_there_is_nothing_to_close_after_a_create_that_failed(
     assert sandbox.calls == []
 
 
+@pytest.mark.parametrize("operation", [close, members])
+def test_an_xcom_without_a_conference_id_is_refused_with_its_keys(sandbox: Sandbox, operation: Any) -> None:
+    with pytest.raises(AirflowFailException, match="its keys: 'id', 'title'"):
+        operation({"id": "c", "title": "t"})
+    assert sandbox.calls == []
+
+
 def test_a_refused_close_fails_and_says_that_the_meeting_may_be_open(
     sandbox: Sandbox, said: Callable[[], str]
 ) -> None:

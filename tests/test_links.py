@@ -9,9 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from airflow.providers.common.compat.sdk import AIRFLOW_V_3_0_PLUS
+from test_operators import Instance
 
 from airflow_provider_dingconf.dingtalk.errors import ConferenceClosedError
-from airflow_provider_dingconf.links import CallDocumentationLink, ErrorDocumentationLink, links_for
+from airflow_provider_dingconf.links import (
+    LINKS_KEY,
+    CallDocumentationLink,
+    ErrorDocumentationLink,
+    keep_links,
+)
 from airflow_provider_dingconf.operators import LockConferenceOperator, UnlockConferenceOperator
 from airflow_provider_dingconf.sandbox import Sandbox
 
@@ -112,8 +118,11 @@ def test_a_task_that_made_no_call_links_to_nothing(shown: Shown, task_id: str) -
     ],
 )
 def test_links_lead_to_the_site_that_goes_with_the_host(host: str, site: str) -> None:
-    links = links_for(host, "api-lockconference", ConferenceClosedError("confClosed", code="confClosed"))
-    assert links == {
+    task: Any = LockConferenceOperator(task_id="lock", conference_id="1")
+    ti = Instance()
+    error = ConferenceClosedError("confClosed", code="confClosed")
+    keep_links(task, {"ti": ti}, host, "api-lockconference", error)  # type: ignore[typeddict-item]
+    assert (getattr(task, LINKS_KEY) if AIRFLOW_V_3_0_PLUS else ti.xcoms[LINKS_KEY]) == {
         "documentation": f"{site}/api-lockconference",
         "error": f"{site}/server-api-error-codes-1",
     }

@@ -348,7 +348,12 @@ def test_a_section_keeps_nothing_between_tries_and_locks_all_again(
 @pytest.mark.parametrize("meetings", [1, 3])
 @pytest.mark.parametrize("begun", ["another try", "a try that has not pushed yet", "an expired token"])
 def test_a_superseded_try_of_a_section_does_not_unlock_what_its_successor_has_locked(
-    sandbox: Sandbox, conn: Any, meetings: int, begun: str
+    sandbox: Sandbox,
+    conn: Any,
+    meetings: int,
+    begun: str,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     ids = [sandbox.create_conference() for _ in range(meetings)]
     sandbox.fail(Fault(call="lock", path=ids[-1], drop=True, after=True))
@@ -369,10 +374,13 @@ def test_a_superseded_try_of_a_section_does_not_unlock_what_its_successor_has_lo
     with pytest.raises(DingTalkError):
         lock(ids if meetings > 1 else ids[0], unlock_on_failure=True, max_attempts=1).execute(context)
     assert unlocked(sandbox) == []
+    said = "".join(capfd.readouterr()) + caplog.text
+    assert "another try of this task: nothing is rolled back" in said
+    assert "Rolling back" not in said
 
 
 def test_a_section_is_rolled_back_if_airflow_cannot_be_asked_for_another_try(
-    sandbox: Sandbox, conn: Any
+    sandbox: Sandbox, conn: Any, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     fine = sandbox.create_conference()
     context = a_try(1)
@@ -380,6 +388,7 @@ def test_a_section_is_rolled_back_if_airflow_cannot_be_asked_for_another_try(
     with pytest.raises(AirflowFailException):
         lock([fine, "sandbox-noPermission"], unlock_on_failure=True).execute(context)
     assert unlocked(sandbox) == [fine]
+    assert "Rolling back: unlocking 1 meetings" in "".join(capfd.readouterr()) + caplog.text
 
 
 @pytest.mark.parametrize("begun", [True, False])

@@ -283,7 +283,7 @@ def test_what_must_not_fail_is_skipped_in_the_triggerer_as_well(conn: Any, how: 
     event = {"error": ConferenceClosedError("said", code="confClosed").as_dict()}
     sensor = ConferenceSensor(task_id="x", conference_id="a", on_error={"confClosed": "fail"}, **how)
     with pytest.raises(AirflowSkipException):
-        sensor.resume({}, event)
+        sensor.resume_execution("resume", {"event": event}, {})
     first = ConferenceSensor(task_id="x", conference_id="nobody", deferrable=True, **how)
     with pytest.raises(AirflowSkipException):
         first.execute({})
