@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import ast
-from contextlib import contextmanager, suppress
+from contextlib import closing, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import BaseNotifier
@@ -19,11 +20,11 @@ from airflow_provider_dingconf.many import is_collection, meetings_in
 from airflow_provider_dingconf.roll_back import is_unlocked, log_still_locked
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from airflow.providers.common.compat.sdk import Context
 
-    from airflow_provider_dingconf.client.bulk import ConferenceResult
+    from airflow_provider_dingconf.hooks import DingTalkConferenceHook
 
 
 class UnlockConferenceNotifier(BaseNotifier):
@@ -85,31 +86,22 @@ class UnlockConferenceNotifier(BaseNotifier):
 
     def notify(self, context: Context) -> None:
         """Unlock, in the process that runs the callback."""
+        from airflow_provider_dingconf.client.sync import run
         from airflow_provider_dingconf.hooks import DingTalkConferenceHook
 
-        hook = DingTalkConferenceHook(self.dingtalk_conn_id)
-        try:
-            with self._ended_meetings_need_no_unlock():
-                meetings = self._given()
-                if meetings is None:
-                    meetings = [hook.get_conference(**self._code()).conference_id]
-                self._check(hook.unlock_conferences(meetings) if meetings else [])
-        finally:
-            hook.close()
+        meetings = self._given()
+        if meetings != []:
+            with closing(DingTalkConferenceHook(self.dingtalk_conn_id)) as hook:
+                hook._connect()  # here: Airflow looks connections up for the main thread
+                run(partial(self._unlock, hook, meetings))
 
     async def async_notify(self, context: Context) -> None:
         """Unlock, in the triggerer."""
         from airflow_provider_dingconf.hooks import DingTalkConferenceHook
 
-        with self._ended_meetings_need_no_unlock():
-            meetings = self._given()
-            async with DingTalkConferenceHook(self.dingtalk_conn_id) as hook:
-                if meetings is None:
-                    meetings = [(await hook.aget_conference(**self._code())).conference_id]
-                self._check(await hook.aunlock_conferences(meetings) if meetings else [])
-
-    def _code(self) -> dict[str, Any]:
-        return {self.named_by: getattr(self, self.named_by)}
+        meetings = self._given()
+        if meetings != []:
+            await self._unlock(DingTalkConferenceHook(self.dingtalk_conn_id), meetings)
 
     def _given(self) -> list[str] | None:
         """Return the ids of the meetings to unlock; None if a room code or schedule names the meeting."""
@@ -125,15 +117,17 @@ class UnlockConferenceNotifier(BaseNotifier):
             return []
         return list(meetings) if is_collection(meetings) else [meetings]
 
-    def _check(self, results: list[ConferenceResult]) -> None:
+    async def _unlock(self, hook: DingTalkConferenceHook, meetings: list[str] | None) -> None:
+        try:
+            async with hook:
+                if meetings is None:
+                    code: dict[str, Any] = {self.named_by: getattr(self, self.named_by)}
+                    meetings = [(await hook.aget_conference(**code)).conference_id]
+                results = await hook.aunlock_conferences(meetings)
+        except (ConferenceClosedError, ConferenceNotRunningError) as error:
+            self.log.info("Nothing to unlock: %s", error.summary)
+            return
         left = {one.conference_id: one.error for one in results if one.error and not is_unlocked(one)}
         log_still_locked(left)
         if left:
             raise ConferencesError.of("unlock", left, len(results))
-
-    @contextmanager
-    def _ended_meetings_need_no_unlock(self) -> Iterator[None]:
-        try:
-            yield
-        except (ConferenceClosedError, ConferenceNotRunningError) as error:
-            self.log.info("Nothing to unlock: %s", error.summary)

@@ -13,7 +13,7 @@ from airflow_provider_dingconf.lock_operators import LockConferenceOperator, Unl
 from airflow_provider_dingconf.meeting_operators import CloseConferenceOperator, CreateConferenceOperator
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
 LOCK_RETRIES = 2
 UNLOCK_RETRIES = 5
@@ -69,15 +69,13 @@ def conference_lock(
     :param kwargs: any other parameter of the two operators; ``retries`` and ``retry_delay`` of the DAG do not
         count here.
     """
-    own = {**(kwargs.get("default_args") or {}), **kwargs}
-    kwargs = {"retry_delay": own.get("retry_delay", RETRY_DELAY), **kwargs}
     if conference_id is not None:
         kwargs["conference_id"] = conference_id
     with TaskGroup(group_id) if group_id else nullcontext():
         lock = LockConferenceOperator(
-            task_id=f"lock_{name}",
-            **{"retries": own.get("retries", LOCK_RETRIES), **kwargs, "unlock_on_failure": True},
+            task_id=f"lock_{name}", **{**_retried(kwargs, LOCK_RETRIES), "unlock_on_failure": True}
         )
+        kwargs.pop("unlock_on_failure", None)
         # A teardown runs if one of the setups before it succeeded. The task of an XCom may be one: the unlock
         # depends on the lock alone.
         if lock.named_by != "conference_id" or isinstance(conference_id, XComArg):
@@ -85,14 +83,9 @@ def conference_lock(
             for named in ("room_code", "schedule_conference_id", "running", "title_pattern", "creator_id"):
                 kwargs.pop(named, None)
             kwargs["conference_id"] = lock.output
-        kwargs.pop("unlock_on_failure", None)
-        unlock = UnlockConferenceOperator(
-            task_id=f"unlock_{name}", **{"retries": own.get("retries", UNLOCK_RETRIES), **kwargs}
-        )
-        work_done = empty_operator()(task_id=f"{name}_work_done")
-        before = set(unlock.dag.task_ids)
-        yield LockedSection(lock, unlock)
-    _enclose([task for task in unlock.dag.tasks if task.task_id not in before], lock, work_done, unlock)
+        unlock = UnlockConferenceOperator(task_id=f"unlock_{name}", **_retried(kwargs, UNLOCK_RETRIES))
+        with _between(lock, unlock, f"{name}_work_done"):
+            yield LockedSection(lock, unlock)
 
 
 class ConferenceSection(NamedTuple):
@@ -174,8 +167,6 @@ def conference(
     :param kwargs: parameters of all operators of the section, such as ``dingtalk_conn_id`` and ``on_error``;
         ``retries`` and ``retry_delay`` of the DAG do not count here.
     """
-    own = {**(kwargs.get("default_args") or {}), **kwargs}
-    shared = {"retry_delay": own.get("retry_delay", RETRY_DELAY), **kwargs}
     with TaskGroup(group_id) if group_id else nullcontext():
         create = CreateConferenceOperator(
             task_id=f"create_{name}",
@@ -184,29 +175,41 @@ def conference(
             invite=invite,
             invite_creator=invite_creator,
             with_password=with_password,
-            **{"retries": own.get("retries", CREATE_RETRIES), **shared, "do_xcom_push": True},
+            **{**_retried(kwargs, CREATE_RETRIES), "do_xcom_push": True},
         )
         close = CloseConferenceOperator(
             task_id=f"close_{name}",
             conference_id=_output(create),
             creator_id=creator_id,
-            **{"retries": own.get("retries", CLOSE_RETRIES), **shared},
+            **_retried(kwargs, CLOSE_RETRIES),
         )
-        done = empty_operator()(task_id=f"{name}_done")
-        before = set(close.dag.task_ids)
-        with conference_lock(create.output, name=name, **kwargs) if lock else nullcontext(()) as locked:
+        with (
+            _between(create, close, f"{name}_done"),
+            conference_lock(create.output, name=name, **kwargs) if lock else nullcontext(()) as locked,
+        ):
             yield ConferenceSection(create, close, *locked)
-    _enclose([task for task in close.dag.tasks if task.task_id not in before], create, done, close)
 
 
-def _enclose(work: Sequence[Any], setup: Any, work_done: Any, teardown: Any) -> None:
-    """Put the tasks of a block between a setup and its teardown.
+def _retried(kwargs: dict[str, Any], retries: int) -> dict[str, Any]:
+    """Return the parameters of a task of a section, which has its own defaults and not the DAG's."""
+    own = {**(kwargs.get("default_args") or {}), **kwargs}
+    delay = own.get("retry_delay", RETRY_DELAY)
+    return {**kwargs, "retries": own.get("retries", retries), "retry_delay": delay}
+
+
+@contextmanager
+def _between(setup: Any, teardown: Any, work_done_id: str) -> Iterator[None]:
+    """Put the tasks of the block between a setup and its teardown.
 
     Not by Airflow's own ``with`` of a teardown: it forgets the outer block when an inner one ends, and runs
     work that needs another task's XCom before the setup. A run's state is that of its last tasks, and a
     teardown is none of them unless ``on_failure_fail_dagrun``, which makes the work before it none: hence the
     teardown in between.
     """
+    work_done = empty_operator()(task_id=work_done_id)
+    before = set(teardown.dag.task_ids)
+    yield
+    work = [task for task in teardown.dag.tasks if task.task_id not in before]
     ids = {task.task_id for task in work}
     for task in work:
         if not ids & task.upstream_task_ids and setup.task_id not in task.upstream_task_ids:

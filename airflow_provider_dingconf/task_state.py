@@ -13,8 +13,6 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from airflow.providers.common.compat.sdk import Context
 
     from airflow_provider_dingconf.client.settings import Settings
@@ -22,8 +20,8 @@ if TYPE_CHECKING:
 SAVE_SECONDS = 2.0
 """Between two saves."""
 
-ENTRY_CHARACTERS = 30_000
-"""In one entry, about, when it is saved: Airflow warns of one over 64 KiB."""
+ENTRY_RESULTS = 50
+"""In one entry, at most: Airflow warns of one over 64 KiB."""
 
 log = logging.getLogger(__name__)
 
@@ -41,52 +39,44 @@ class CompletedMeetings:
         life = [getattr(context.get("ti"), "max_tries", 0), settings.base_url]
         life.append(settings.app and settings.app.client_id)
         self._life = sha256(json.dumps(life).encode()).hexdigest()[:16]
-        self._failed = False
         self._new: list[dict[str, Any]] = []
-        self._characters = self._entries = 0
+        self._entries = 0
         self._saved = time.monotonic()
 
     def load(self) -> list[dict[str, Any]]:
         """Return the results that earlier tries of the task have saved."""
         found: list[dict[str, Any]] = []
-        while isinstance(entry := self._ask(lambda store: store.get(self._key(self._entries))), list):
+        while entry := self._ask("get", self._entries):
             found += entry
             self._entries += 1
         return found
 
     def add(self, result: dict[str, Any]) -> None:
         """Note a result, and save now and then."""
-        if self._store is None:
-            return
         self._new.append(result)
-        self._characters += len(json.dumps(result))
-        if self._characters >= ENTRY_CHARACTERS or time.monotonic() - self._saved >= SAVE_SECONDS:
+        if len(self._new) >= ENTRY_RESULTS or time.monotonic() - self._saved >= SAVE_SECONDS:
             self.save()
 
     def save(self) -> None:
         """Save the results that were noted."""
         if self._new:
-            self._ask(lambda store: store.set(self._key(self._entries), self._new))
-            self._new, self._characters = [], 0
+            self._ask("set", self._entries, self._new)
+            self._new = []
             self._entries += 1
         self._saved = time.monotonic()
 
     def clear(self) -> None:
         """Delete all of them."""
-        for key in map(self._key, range(self._entries)):  # the first one first: without it, none is read
-            self._ask(lambda store, key=key: store.delete(key))
-        self._new, self._characters, self._entries = [], 0, 0
+        for number in range(self._entries):  # the first one first: without it, none is read
+            self._ask("delete", number)
+        self._entries = 0
 
-    def _ask(self, do: Callable[..., Any]) -> Any:
+    def _ask(self, method: str, number: int, *values: Any) -> Any:
         """Return what the store returns; None if there is none, or it has failed: the meetings come first."""
-        if self._store is None or self._failed:
+        if self._store is None:
             return None
         try:
-            return do(self._store)
+            return getattr(self._store, method)(f"dingconf_completed_{self._life}_{number}", *values)
         except Exception as error:  # whatever Airflow raises
             log.warning("Completed meetings are no longer saved; a retry asks for them again: %s", error)
-            self._failed = True
-            return None
-
-    def _key(self, number: int) -> str:
-        return f"dingconf_completed_{self._life}_{number}"
+            self._store = None

@@ -542,6 +542,14 @@ def test_a_dry_run_names_the_meeting_and_locks_nothing(
     assert sandbox.calls_of("unlock") == []
 
 
+def test_a_dry_run_whose_list_is_refused_ends_as_the_error_says(
+    conn: Callable[..., None], sandbox: Sandbox
+) -> None:
+    sandbox.fail(Fault(call="list", code="noPermission"))
+    with pytest.raises(AirflowFailException, match="noPermission"):
+        LockConferenceOperator(task_id="lock", running=True, dry_run=True).execute({"ti": Instance()})
+
+
 @pytest.mark.parametrize(
     ("xcom", "unlocks"),
     [(None, 0), ([], 0), ([None], 0), ({"conference_id": None, "action": "lock", "success": False}, 0)],
