@@ -77,27 +77,26 @@ def error_of_all(
     :param cause: the error for which no meeting was tried; it is then the error that is returned.
     :param may_retry: whether Airflow can retry the task.
     """
-    failed = {one.conference_id: one.error for one in results if one.error}
-    ended = [error for error in failed.values() if isinstance(error, ConferenceClosedError)]
-    if len(ended) < len(results):
-        for noted in ended:
-            noted.outcome = Outcome.SUCCEED
-    errors = [*failed.values(), *([cause] if cause else [])]
-    outcomes = {outcome_of(one, on_error) for one in errors}
-    worst = max(outcomes, key=_WORST_LAST.index, default=Outcome.SUCCEED)
-    if worst is Outcome.SUCCEED:
+    errors = {one.conference_id: one.error for one in results if one.error}
+    ended = [error for error in errors.values() if isinstance(error, ConferenceClosedError)]
+    all_ended = len(ended) == len(results)
+    for noted in [] if all_ended else ended:
+        noted.outcome = Outcome.SUCCEED
+    if cause is not None:
+        errors[""] = cause
+    outcomes = {name: outcome_of(error, on_error) for name, error in errors.items()}
+    counting = {name: one for name, one in errors.items() if outcomes[name] is not Outcome.SUCCEED}
+    if not counting:
         return None
-    action, total = results[0].action if results else "", len(results)
     if cause is not None:
         error = cause
-    elif len(ended) == total:
-        error = ConferencesError(f"nothing to {action}: all of the {total} meetings have ended")
+    elif all_ended:
+        count = len(results)
+        error = ConferencesError(f"nothing to {results[0].action}: all of the {count} meetings have ended")
     else:
-        counting = {
-            name: one for name, one in failed.items() if outcome_of(one, on_error) is not Outcome.SUCCEED
-        }
-        error = ConferencesError.of(action, counting, total)
-    retried = [one for one in errors if outcome_of(one, on_error) is Outcome.RETRY]
+        error = ConferencesError.of(results[0].action, counting, len(results))
+    retried = [one for name, one in counting.items() if outcomes[name] is Outcome.RETRY]
+    worst = max(outcomes.values(), key=_WORST_LAST.index)
     error.outcome = Outcome.RETRY if may_retry and retried else worst
     error.retry_after = max((one.retry_after for one in retried if one.retry_after is not None), default=None)
     return error
