@@ -13,18 +13,8 @@ from airflow_provider_dingconf.dingtalk.calls import digits_of
 from airflow_provider_dingconf.dingtalk.conferences import given_name
 from airflow_provider_dingconf.dingtalk.endpoints import LOCK
 from airflow_provider_dingconf.dingtalk.errors import DingTalkError, InvalidInputError
-from airflow_provider_dingconf.dingtalk.limits import (
-    CALLS_PER_SECOND,
-    CONCURRENCY,
-    check_bulk_limits,
-)
-from airflow_provider_dingconf.many import (
-    error_of_all,
-    is_collection,
-    meetings_in,
-    table,
-    tries_are_left,
-)
+from airflow_provider_dingconf.dingtalk.limits import CONCURRENCY, check_bulk_limits
+from airflow_provider_dingconf.many import error_of_all, is_collection, meetings_in, table, tries_are_left
 from airflow_provider_dingconf.outcomes import Outcome, outcome_of
 from airflow_provider_dingconf.roll_back import (
     is_unlocked,
@@ -84,18 +74,15 @@ class ConferenceOperator(CallingTask):
         if idle:
             raise InvalidInputError(f"{', '.join(idle)}: for running meetings only; set running=True")
         named = {
-            "conference_id": conference_id,
+            "conference_id": None if conference_id is _NOT_GIVEN else conference_id,
             "room_code": room_code,
             "schedule_conference_id": schedule_conference_id,
             "running": running or None,
         }
-        if conference_id is _NOT_GIVEN:
-            del named["conference_id"]
-            conference_id = None
-            if not any(value is not None for value in named.values()):
-                raise InvalidInputError(f"conference_id: it is missing; give it or {', '.join(named)}")
         self.named_by = given_name(named)
-        self.conference_id = conference_id
+        self.conference_id = named.pop("conference_id")
+        if conference_id is _NOT_GIVEN and self.named_by == "conference_id":
+            raise InvalidInputError(f"conference_id: it is missing; give it or {', '.join(named)}")
         self.room_code = room_code
         self.schedule_conference_id = schedule_conference_id
         self.running = running
@@ -109,8 +96,7 @@ class ConferenceOperator(CallingTask):
     @classmethod
     def _check(cls, given: Mapping[str, Any]) -> None:
         super()._check(given)
-        rate = given.get("calls_per_second")
-        check_bulk_limits(given.get("concurrency", CONCURRENCY), CALLS_PER_SECOND if rate is None else rate)
+        check_bulk_limits(given.get("concurrency", CONCURRENCY), given.get("calls_per_second"))
         check_switches(given, "running", "dry_run", "unlock_on_failure")
         most = given.get("max_meetings")
         if most is not None and (isinstance(most, bool) or not isinstance(most, int) or most < 1):
