@@ -36,7 +36,7 @@ from airflow_provider_dingconf.dingtalk.errors import ConferenceClosedError, Din
 from airflow_provider_dingconf.dingtalk.hosting import members_call
 from airflow_provider_dingconf.dingtalk.limits import CONCURRENCY, check_bulk_limits
 from airflow_provider_dingconf.get_provider_info import CONNECTION_TYPE
-from airflow_provider_dingconf.tries import Try
+from airflow_provider_dingconf.roll_back import Try
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Iterator, Mapping

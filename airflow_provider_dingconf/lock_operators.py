@@ -16,15 +16,9 @@ from airflow_provider_dingconf.dingtalk.errors import DingTalkError, InvalidInpu
 from airflow_provider_dingconf.dingtalk.limits import CONCURRENCY, check_bulk_limits
 from airflow_provider_dingconf.many import error_of_all, is_collection, meetings_in, table, tries_are_left
 from airflow_provider_dingconf.outcomes import Outcome, outcome_of
-from airflow_provider_dingconf.roll_back import (
-    is_unlocked,
-    log_still_locked,
-    roll_back,
-    when_airflow_fails,
-)
+from airflow_provider_dingconf.roll_back import Try, is_unlocked, log_still_locked, when_airflow_fails
 from airflow_provider_dingconf.task_state import CompletedMeetings
 from airflow_provider_dingconf.tasks import CallingTask, check_switches
-from airflow_provider_dingconf.tries import Try
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -323,7 +317,7 @@ class LockConferenceOperator(ConferenceOperator):
         done, self._results = self._results, []
         locked = [one.conference_id for one in done if one.error is None or one.error.uncertain]
         if any(locked):  # a room code whose query was lost stands for no meeting
-            roll_back(hook, self._try, locked, quickly=quickly)
+            self._try.roll_back(hook, locked, quickly=quickly)
 
 
 class UnlockConferenceOperator(ConferenceOperator):

@@ -1,34 +1,97 @@
-"""A lock task that does not succeed unlocks what it has locked, and an unlock says what is still locked."""
+"""A lock task that does not succeed unlocks what it has locked, and an unlock says what is still locked.
+
+``Try`` rolls back, unless Airflow has begun another try of the task, whose locks those then are.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import os
+import socket
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_dingconf.client.sync import interruptions_held
+from airflow.providers.common.compat.sdk import get_current_context
+
+from airflow_provider_dingconf.client.sync import CLEAN_UP_SECONDS, interruptions_held
 from airflow_provider_dingconf.dingtalk.errors import ConferenceClosedError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from typing_extensions import Self
+
     from airflow_provider_dingconf.client.bulk import ConferenceResult
     from airflow_provider_dingconf.hooks import DingTalkConferenceHook
-    from airflow_provider_dingconf.tries import Try
+
+TRY_KEY = "dingtalk_lock_try"
+"""The XCom by which a try finds out whether Airflow has begun another one."""
 
 log = logging.getLogger(f"airflow.task.{__name__}")  # below the logger of a task, as its own
 
 
-def roll_back(hook: DingTalkConferenceHook, this_try: Try, meetings: list[str], *, quickly: bool) -> None:
-    """Unlock meetings that are or may be locked, unless their try is superseded; SIGTERM waits.
+class Try:
+    """One try of a task, in the process that executes it.
 
-    :param hook: what locked them; it asks the try.
-    :param quickly: whether Airflow is about to kill the process.
+    Airflow deletes a task's XComs when it begins another try: the XCom that is pushed here tells a frozen
+    process that thaws, or one that outlived its scheduler, that its successor has locked the meetings.
+
+    :param ti: Airflow's task instance; None if Airflow gave none, and no other try is found out.
     """
-    with interruptions_held():
-        this_try.unlocks = len(meetings)
-        results = hook._roll_back(meetings, quickly=quickly)
-        log_still_locked(one.conference_id for one in results if not is_unlocked(one))
-        hook.close()
+
+    def __init__(self, ti: Any) -> None:
+        self._unlocks = 0  # the meetings that are about to be unlocked
+        self._ti = ti
+        self._name = f"{socket.gethostname()} {os.getpid()}"  # one for all blocks of the process
+        if ti is not None:
+            ti.xcom_push(key=TRY_KEY, value=self._name)
+
+    @classmethod
+    def current(cls) -> Self | None:
+        """Return the try that this process executes; None outside a task."""
+        try:
+            ti = get_current_context()["ti"]
+        except Exception:  # another one in each version of Airflow
+            return None
+        return cls(ti)
+
+    def roll_back(self, hook: DingTalkConferenceHook, meetings: list[str], *, quickly: bool) -> None:
+        """Unlock meetings that are or may be locked, unless this try is superseded; SIGTERM waits.
+
+        :param hook: what locked them; it asks this try.
+        :param quickly: whether Airflow is about to kill the process.
+        """
+        with interruptions_held():
+            self._unlocks = len(meetings)
+            results = hook._roll_back(meetings, quickly=quickly)
+            log_still_locked(one.conference_id for one in results if not is_unlocked(one))
+            hook.close()
+
+    async def is_superseded(self) -> bool:
+        """Return whether Airflow has begun another try; if Airflow does not say so in time, it has not."""
+        from airflow_provider_dingconf.client.http import within
+
+        with suppress(asyncio.TimeoutError):
+            if await within(asyncio.to_thread(self._is_superseded), CLEAN_UP_SECONDS / 2):
+                log.warning("Airflow has begun another try of this task: nothing is rolled back")
+                return True
+        if self._unlocks:
+            log.warning("Rolling back: unlocking %d meetings that are or may be locked", self._unlocks)
+        return False
+
+    def _is_superseded(self) -> bool:
+        # Twice: if a request of the task's was interrupted, Airflow 3 responds to that one first.
+        return all(self._is_other() for _ in range(2))
+
+    def _is_other(self) -> bool:
+        ti = self._ti
+        try:
+            found = ti.xcom_pull(task_ids=ti.task_id, key=TRY_KEY, map_indexes=ti.map_index)
+        except Exception as error:
+            detail = getattr(getattr(error, "error", None), "detail", None) or {}
+            return detail.get("status_code") in {401, 403}  # the try's own token has expired
+        return bool(found != self._name)
 
 
 def when_airflow_fails(task: Any, undo: Callable[[], None]) -> None:

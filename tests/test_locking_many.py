@@ -18,7 +18,7 @@ from airflow.providers.common.compat.sdk import AirflowFailException
 from faults.scenarios import killer_of
 from test_operators import Ran, run_dag
 
-from airflow_provider_dingconf import tries
+from airflow_provider_dingconf import roll_back
 from airflow_provider_dingconf.client import token_cache
 from airflow_provider_dingconf.dingtalk.errors import CredentialsError, DingTalkError, InvalidInputError
 from airflow_provider_dingconf.hooks import DingTalkConferenceHook
@@ -396,7 +396,7 @@ def test_a_block_that_raises_unlocks_unless_its_try_is_superseded(
     sandbox: Sandbox, conn: Any, monkeypatch: pytest.MonkeyPatch, begun: bool
 ) -> None:
     meeting, context = sandbox.create_conference(), a_try()
-    monkeypatch.setattr(tries, "get_current_context", lambda: context)
+    monkeypatch.setattr(roll_back, "get_current_context", lambda: context)
 
     def work() -> None:
         with DingTalkConferenceHook().locked(meeting):
