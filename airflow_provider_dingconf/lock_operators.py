@@ -102,16 +102,15 @@ class ConferenceOperator(CallingTask):
         meetings = meetings_in(getattr(self, self.named_by), self.action)
         return f"{len(meetings)} meetings" if is_collection(meetings) else str(meetings)
 
-    def execute(self, context: Context) -> Any:
-        """Lock or unlock, and give the task the state that belongs to how that ended."""
+    def _has_work(self) -> bool:
         self.conference_id = meetings = meetings_in(self.conference_id, self.action)
         self._is_of_many = self.running or is_collection(meetings)
         self._ids: list[Any] = []  # of the meetings to lock or unlock
         self._results: list[ConferenceResult] = []  # of those that are done; of earlier tries first
-        if self.action == "unlock" and self.named_by == "conference_id" and meetings in (None, []):
-            self.log.info("Nothing to unlock: no lock has handed on a meeting that is or may be locked")
-            return self._xcom()
-        return super().execute(context)
+        if self.action == "lock" or self.named_by != "conference_id" or meetings not in (None, []):
+            return True
+        self.log.info("Nothing to unlock: no lock has handed on a meeting that is or may be locked")
+        return False
 
     def _call(self, context: Context, hook: DingTalkConferenceHook) -> Any:
         """Lock or unlock the meetings that no earlier try has completed, and return the XCom.
@@ -146,11 +145,11 @@ class ConferenceOperator(CallingTask):
         self._results = [*before, *new]
         error = self._error(context, cause)
         if error is None:
-            return self._xcom()
+            return self._xcom_of(None)
         is_for_unlock = self.action == "lock" and error.uncertain and not self.unlock_on_failure
         if self.do_xcom_push and (self._is_of_many or is_for_unlock) and "ti" in context:
             # Airflow pushes no XCom of a task that fails or is skipped.
-            context["ti"].xcom_push(key="return_value", value=self._xcom())
+            context["ti"].xcom_push(key="return_value", value=self._xcom_of(error))
         raise error
 
     def _find(self, hook: DingTalkConferenceHook) -> list[Any]:
@@ -229,10 +228,7 @@ class ConferenceOperator(CallingTask):
             self._completed.clear()
         return error
 
-    def _xcom_of(self, error: DingTalkError) -> Any:
-        return self._xcom()
-
-    def _xcom(self) -> dict[str, Any] | list[dict[str, Any]]:
+    def _xcom_of(self, error: DingTalkError | None) -> dict[str, Any] | list[dict[str, Any]]:
         if self._is_of_many:
             return [one.as_dict() for one in self._results]
         (one,) = self._results or [ConferenceResult(cast("str", None), self.action, 0)]

@@ -114,8 +114,8 @@ class CreateConferenceOperator(CallingTask):
             mask_secret(made.password)
         return self._xcom(made)
 
-    def _xcom_of(self, error: DingTalkError) -> dict[str, Any]:
-        return self._xcom(None) | {"error": error.as_dict()}
+    def _xcom_of(self, error: DingTalkError | None) -> dict[str, Any]:
+        return self._xcom(None) | {"error": error and error.as_dict()}
 
     def _xcom(self, made: CreatedConference | None) -> dict[str, Any]:
         names = ["conference_id", "room_code", "join_url", *(["password"] if self.with_password else [])]
@@ -162,14 +162,12 @@ class CloseConferenceOperator(CallingTask):
     def _shown(self) -> str:
         return str(conference_id_in(self.conference_id))
 
-    def execute(self, context: Context) -> dict[str, Any]:
-        """Close the meeting, and give the task the state that belongs to how that ended."""
+    def _has_work(self) -> bool:
         if isinstance(self.conference_id, Mapping):  # a dict without a conference_id is refused below
             self.conference_id = self.conference_id.get("conference_id", self.conference_id)
         if self.conference_id is None:
             self.log.info("Nothing to close: no meeting was created")
-            return self._xcom()
-        return cast("dict[str, Any]", super().execute(context))
+        return self.conference_id is not None
 
     def _call(self, context: Context, hook: DingTalkConferenceHook) -> dict[str, Any]:
         from airflow_provider_dingconf.client.client import Attempts
@@ -180,7 +178,9 @@ class CloseConferenceOperator(CallingTask):
             request_id = hook._call(call, attempts).request_id
         return self._xcom(attempts.made, request_id)
 
-    def _xcom_of(self, error: DingTalkError) -> dict[str, Any]:
+    def _xcom_of(self, error: DingTalkError | None) -> dict[str, Any]:
+        if error is None:
+            return self._xcom()
         ended = isinstance(error, ConferenceClosedError)
         return self._xcom(error.attempts, error.request_id, None if ended else error)
 
@@ -239,5 +239,5 @@ class ConferenceMembersOperator(CallingTask):
         self.log.info("%d members", len(members))
         return members
 
-    def _xcom_of(self, error: DingTalkError) -> list[dict[str, Any]]:
+    def _xcom_of(self, error: DingTalkError | None) -> list[dict[str, Any]]:
         return []

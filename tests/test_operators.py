@@ -321,6 +321,11 @@ def test_no_secret_is_in_the_database_or_the_log(ran: Ran) -> None:
         assert secret.encode() not in database
 
 
+def test_airflow_2_takes_no_operator_for_one_inside_another(ran: Ran) -> None:
+    assert "lock sandbox-open: done" in ran.log
+    assert "cannot be called outside" not in ran.log  # as it says of an execute that calls another one
+
+
 # Tasks whose ``execute`` is called directly.
 
 
