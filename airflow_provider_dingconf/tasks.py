@@ -106,9 +106,9 @@ class DingTalkTask(BaseOperator):
 class CallingTask(DingTalkTask):
     """A task that makes its calls while it occupies a worker slot; parameters as ``LockConferenceOperator``.
 
-    A subclass says whether there is anything to call (``_has_work``), what it calls (``_call``), what its XCom
-    is if there is nothing, or if an error makes the task a success (``_xcom_of``), and what is to be done if
-    the task does not succeed (``_clean_up``).
+    A subclass says whether there is anything to call (``_has_work``), what it calls (``_call``), what its
+    XCom is if there is nothing, or if an error makes the task a success (``_xcom_of``), and what is to be
+    done if the task does not succeed (``_clean_up``).
     """
 
     action: ClassVar[str]
