@@ -33,7 +33,7 @@ _NOT_GIVEN: Any = object()
 class ConferenceOperator(CallingTask):
     """What locking and unlocking have in common."""
 
-    page = LOCK.page
+    page: str | None = LOCK.page
     unlock_on_failure = False
 
     template_fields: Sequence[str] = (
@@ -146,7 +146,8 @@ class ConferenceOperator(CallingTask):
         error = self._error(context, cause)
         if error is None:
             return self._xcom_of(None)
-        is_for_unlock = self.action == "lock" and error.uncertain and not self.unlock_on_failure
+        may_be_locked = self.action == "lock" and self._ids and error.uncertain
+        is_for_unlock = may_be_locked and not self.unlock_on_failure
         if self.do_xcom_push and (self._is_of_many or is_for_unlock) and "ti" in context:
             # Airflow pushes no XCom of a task that fails or is skipped.
             context["ti"].xcom_push(key="return_value", value=self._xcom_of(error))
@@ -193,6 +194,7 @@ class ConferenceOperator(CallingTask):
         """Log which meetings the task would lock or unlock, and return an XCom by which none is locked."""
         shown = f"{len(self._ids)} meetings" if self._is_of_many else self._ids[0]
         self.log.info("dry_run: would %s %s", self.action, shown)
+        self.page = None  # a link to it would speak of a call that is not made
         results = [ConferenceResult(one, self.action, 0) for one in self._ids]
         xcom = [{**one.as_dict(with_error=self._is_of_many), "success": False} for one in results]
         return xcom if self._is_of_many else xcom[0]

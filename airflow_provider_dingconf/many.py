@@ -52,7 +52,7 @@ def _may_be_locked(result: Mapping[str, Any]) -> bool:
     if result.get("success", True) or result.get("action") != "lock":
         return True
     error = result.get("error") or {}
-    return bool(error.get("uncertain"))
+    return bool(error.get("uncertain")) and result.get("conference_id") is not None
 
 
 def tries_are_left(context: Context) -> bool:

@@ -582,6 +582,22 @@ def test_a_lock_whose_response_was_lost_hands_its_meeting_on_and_a_refused_one_d
     assert [call.conference_id for call in sandbox.calls_of("unlock")] == ["lost"]
 
 
+def test_a_lock_whose_search_was_lost_hands_no_meeting_on(
+    conn: Callable[..., None], sandbox: Sandbox
+) -> None:
+    sandbox.fail(Fault(call="roomCode", drop=True, after=True))
+    lock: dict[str, Any] = {"task_id": "lock", "room_code": "123", "max_attempts": 1}
+    instance = Instance()
+    with pytest.raises(DingTalkError):
+        LockConferenceOperator(**lock).execute({"ti": instance})
+    assert "return_value" not in instance.xcoms
+    result = LockConferenceOperator(**lock, on_error={"connectionLost": "succeed"}).execute(
+        {"ti": Instance()}
+    )
+    assert execute(result, UnlockConferenceOperator)["success"] is True
+    assert sandbox.calls_of("unlock") == []
+
+
 def test_a_failed_unlock_says_how_to_unlock_by_hand(
     conn: Callable[..., None], capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
