@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, cast
 from airflow.providers.common.compat.sdk import AirflowTaskTimeout
 
 from airflow_provider_dingconf.client.bulk import ConferenceResult
-from airflow_provider_dingconf.dingtalk.calls import digits_of
 from airflow_provider_dingconf.dingtalk.conferences import given_name
 from airflow_provider_dingconf.dingtalk.endpoints import LOCK
 from airflow_provider_dingconf.dingtalk.errors import DingTalkError, InvalidInputError
+from airflow_provider_dingconf.dingtalk.inputs import digits_of
 from airflow_provider_dingconf.dingtalk.limits import CONCURRENCY, check_bulk_limits
 from airflow_provider_dingconf.many import error_of_all, is_collection, meetings_in, table, tries_are_left
 from airflow_provider_dingconf.outcomes import Outcome, outcome_of
