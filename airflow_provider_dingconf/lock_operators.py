@@ -332,6 +332,13 @@ class UnlockConferenceOperator(ConferenceOperator):
 
     action = "unlock"
 
-    def _clean_up(self, context: Context, hook: DingTalkConferenceHook, raised: BaseException) -> None:
-        unlocked = {one.conference_id for one in self._results if is_unlocked(one)}
-        log_still_locked(one for one in self._ids if one not in unlocked)
+    def _call(self, context: Context, hook: DingTalkConferenceHook) -> Any:
+        try:
+            return super()._call(context, hook)
+        except InvalidInputError:
+            self._ids = []  # nothing was sent
+            raise
+        finally:  # also if on_error makes a refused unlock a success
+            unlocked = {one.conference_id for one in self._results if is_unlocked(one)}
+            if not self.only_listed:
+                log_still_locked(one for one in self._ids if str(one) not in unlocked)

@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from airflow.providers.common.compat.sdk import TaskGroup, XComArg
+from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_2_PLUS
 
 from airflow_provider_dingconf.compat import empty_operator
 from airflow_provider_dingconf.lock_operators import LockConferenceOperator, UnlockConferenceOperator
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
 LOCK_RETRIES = 2
 UNLOCK_RETRIES = 5
 RETRY_DELAY = timedelta(seconds=10)
-"""Of the two tasks of a section: a worker that is lost costs a try, and leaves the meeting locked without."""
+RETRY_BACKOFF = 2.0 if AIRFLOW_V_3_2_PLUS else True
+"""Of the tasks of a section: a worker that is lost costs a try, and leaves the meeting locked without. Each
+delay is twice as long as the one before, so the five of an unlock outlast an address ban of five minutes."""
 
 CREATE_RETRIES = 0
 """Airflow repeats a try whose worker was lost, too, and nobody knows whether that one has created a meeting.
@@ -50,9 +53,10 @@ def conference_lock(
     fails, and if the unlock does: an empty teardown between the two, ``<name>_work_done``, lets Airflow count
     both; it needs no worker.
 
-    Both tasks are retried by default, the lock twice and the unlock five times, 10 seconds apart. A try of
-    the lock that does not succeed unlocks what it has locked before it ends; its retry locks all again. The
-    unlock takes the meetings that the lock has locked: a room code may stand for another one by then.
+    Both tasks are retried by default, the lock twice and the unlock five times: after 10 seconds, and each
+    time after twice as long, which outlasts an address ban of five minutes. A try of the lock that does not
+    succeed unlocks what it has locked before it ends; its retry locks all again. The unlock takes the
+    meetings that the lock has locked: a room code may stand for another one by then.
 
     What can still leave a meeting locked: SIGKILL of the process that locks, with no try left; a run that
     reaches its ``dagrun_timeout`` before the unlock begins; an unlock that fails at its last try, or is
@@ -145,10 +149,10 @@ def conference(
     can join meanwhile, those who are invited neither. To give people time, leave ``lock`` out and use
     :func:`conference_lock` inside the block, after a task that waits.
 
-    The close is retried five times by default, 10 seconds apart, and the create not at all: Airflow would
-    also repeat a try whose process was lost after it had created a meeting. A throttled create is repeated
-    within the call; see ``max_attempts`` and ``max_seconds``. A ``retries`` of your own counts for every task
-    of the section.
+    The close is retried five times by default, as in :func:`conference_lock`, and the create not at all:
+    Airflow would also repeat a try whose process was lost after it had created a meeting. A throttled create
+    is repeated within the call; see ``max_attempts`` and ``max_seconds``. A ``retries`` of your own counts
+    for every task of the section.
 
     What can still leave a meeting open: SIGKILL of the process that creates it, or an error of Airflow's
     after that, since no later task then knows of the meeting; a lost response to the create, after which the
@@ -193,8 +197,10 @@ def conference(
 def _retried(kwargs: dict[str, Any], retries: int) -> dict[str, Any]:
     """Return the parameters of a task of a section, which has its own defaults and not the DAG's."""
     own = {**(kwargs.get("default_args") or {}), **kwargs}
-    delay = own.get("retry_delay", RETRY_DELAY)
-    return {**kwargs, "retries": own.get("retries", retries), "retry_delay": delay}
+    defaults: dict[str, Any] = {"retries": retries}
+    if "retry_delay" not in own:
+        defaults |= {"retry_delay": RETRY_DELAY, "retry_exponential_backoff": RETRY_BACKOFF}
+    return {**{name: value for name, value in defaults.items() if name not in own}, **kwargs}
 
 
 @contextmanager

@@ -257,12 +257,18 @@ def check_conference_ids(conference_ids: object) -> list[Reference]:
 def given_name(named: Mapping[str, object]) -> str:
     """Return which of the parameters that name a meeting is given; the first one, if all are None.
 
-    :raises InvalidConferenceIdError: several are given.
+    :raises InvalidConferenceIdError: several are given, or a list of room codes or schedules.
     """
     given = [name for name, value in named.items() if value is not None]
     if len(given) > 1:
         raise InvalidConferenceIdError(f"{' and '.join(given)} are given; give one of {', '.join(named)}")
-    return given[0] if given else next(iter(named))
+    name = given[0] if given else next(iter(named))
+    if name != "conference_id" and isinstance(named[name], (list, tuple, set, frozenset)):
+        raise InvalidConferenceIdError(
+            f"{name}: it takes one, not a {type(named[name]).__name__}; map the task over several, or find "
+            "their conference ids first"
+        )
+    return name
 
 
 def conference_id_in(value: Any) -> Any:
