@@ -10,6 +10,9 @@ meeting is queried alone when that can say something new:
 
 A round ends at the first error which shows that DingTalk takes no calls for now. The next round begins with
 the meetings that were not queried.
+
+One meeting may be why a batch query fails. A batch that is refused, or that met faults in several rounds in
+a row, is therefore halved until a query succeeds or the meeting is alone.
 """
 
 from __future__ import annotations
@@ -37,7 +40,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_turn = attrgetter("queried", "failures")
+_turn = attrgetter("queried", "misses")
 """Of a meeting: the longer it was not queried, the less."""
 
 
@@ -46,8 +49,8 @@ class PollSettings:
     """How often a poll makes which call.
 
     :param first_query: rounds until a meeting that has not started is queried alone; each time twice as many.
-    :param last_query: at most so many. A meeting that breaks a batch query is in no batch for so many rounds.
-    :param patience: rounds in which a batch meets a fault before it is halved; each time twice as many.
+    :param last_query: at most so many. A meeting whose batch queries are refused is in none for so many rounds.
+    :param patience: rounds in a row in which a batch meets a fault before it is halved.
     :param least_seconds: between two rounds, however short the interval.
     :param most_seconds: between two rounds, whatever DingTalk asks for.
     :param pause: waits so many seconds between two rounds.
@@ -189,11 +192,12 @@ class _Meeting:
     waiters: list[_Waiter] = field(default_factory=list)
     may_run: bool = False  # it ran when last seen, or nothing is known: the batch query should list it
     queried: int = 0  # the last round in which it was
-    failures: int = 0  # rounds in a row in which its query met a fault
+    misses: int = 0  # faults since a batch query with it succeeded
+    batch: int = BATCH  # how many meetings may be in a batch query with it
     due: bool = False  # to be queried alone
     next_query: int = 0  # the round in which it is due although it has not started
     distance: int = 0  # rounds between two such queries
-    alone_until: int = 0  # the last round in which it is in no batch, since it broke one
+    alone_until: int = 0  # the last round in which it is in no batch, since even one of its own was refused
     listed: Conference | None = None  # by the batch query, until the single query adds the other facts
 
     def join(self, waiter: _Waiter, seen: ConferenceStatus | None) -> None:
@@ -203,7 +207,7 @@ class _Meeting:
 
     def see_in_batch(self, conference: Conference | None) -> None:
         """Take note of what the batch query says; None: the meeting is not running."""
-        self.failures = 0
+        self.misses, self.batch = 0, BATCH
         if conference is None:
             self.due = self.may_run or self.poll.number >= self.next_query
             return
@@ -241,7 +245,7 @@ class _Meeting:
             waiter.refuse(error)
 
     def _was_queried(self) -> None:
-        self.failures, self.due = 0, False
+        self.due = False
         if self.poll.number >= self.next_query:
             self._query_again_after(min(2 * self.distance, self.poll.settings.last_query))
 
@@ -255,33 +259,39 @@ class _Round:
     def __init__(self, poll: Poll, client: DingTalkClient, meetings: Sequence[_Meeting]) -> None:
         self._client, self._meetings = client, meetings
         self._number, self._settings = poll.number, poll.settings
-        self._asked, self._over, self._a_batch_succeeded = 0.0, False, False
+        self._asked, self._over = 0.0, False
         self._calls: list[tuple[Query, list[_Meeting]]] = []
-        batched = []
-        for one in sorted(meetings, key=_turn):
-            if one.reference.name != "conference_id" or one.due or one.alone_until >= poll.number:
-                self._calls.append((self._query_alone, [one]))
-            else:
-                batched.append(one)
-        for first in range(0, len(batched), BATCH):
-            self._calls.append((self._query_batch, batched[first : first + BATCH]))
+        self._plan(meetings)
 
     async def run(self) -> float:
         """Make the calls, and return the seconds that DingTalk asks to wait."""
-        self._at_once = 1  # the first call finds out whether DingTalk takes any
+        at_once = 1  # the first call finds out whether DingTalk takes any
         while self._calls and not self._over:
             self._calls.sort(key=lambda call: _turn(call[1][0]))
-            now, self._calls = self._calls[: self._at_once], self._calls[self._at_once :]
-            self._at_once = CONCURRENCY
+            now, self._calls = self._calls[:at_once], self._calls[at_once:]
+            at_once = CONCURRENCY
             await asyncio.gather(*(self._call(*each) for each in now))
         for meeting in self._meetings:
             meeting.see_as_listed()
         return self._asked
 
+    def _plan(self, meetings: Sequence[_Meeting]) -> None:
+        batched: dict[int, list[_Meeting]] = {}
+        for one in sorted(meetings, key=_turn):
+            if one.reference.name != "conference_id" or one.due or one.alone_until >= self._number:
+                self._calls.append((self._query_alone, [one]))
+            else:
+                batched.setdefault(one.batch, []).append(one)
+        for size, alike in batched.items():
+            for first in range(0, len(alike), size):
+                self._calls.append((self._query_batch, alike[first : first + size]))
+
     async def _call(self, query: Query, meetings: list[_Meeting]) -> None:
         await self._client.limiter.wait()
         if self._over:  # by now
             return
+        for meeting in meetings:
+            meeting.queried = self._number
         try:
             await query(meetings)
         except Exception as error:  # unexpected: it ends the waits for these meetings only
@@ -290,7 +300,7 @@ class _Round:
 
     async def _query_alone(self, meetings: list[_Meeting]) -> None:
         meeting = meetings[0]
-        meeting.queried, reference = self._number, meeting.reference
+        reference = meeting.reference
         try:
             if reference.name == "conference_id":
                 meeting.see(await self._client.get_conference(reference))
@@ -301,59 +311,38 @@ class _Round:
             self._failed(error, meetings)
 
     async def _query_batch(self, meetings: list[_Meeting]) -> None:
-        """Query some meetings with one call. If one of them makes it fail, halving the batch finds it."""
-        is_half = meetings[0].queried == self._number
-        for meeting in meetings:
-            meeting.queried = self._number
         try:
             running = await self._client.running_of([one.reference.value for one in meetings])
         except DingTalkError as error:
-            if error.concerns_all or error.http_status is None:
+            passes = isinstance(error, TransientError)
+            if passes or error.concerns_all:
                 self._failed(error, meetings)
-            elif isinstance(error, TransientError):
-                self._batch_failed(error, meetings, is_half=is_half)
-            else:
-                self._halve(meetings)
+            patient = passes and max(one.misses for one in meetings) < self._settings.patience
+            if not error.concerns_all and not patient:
+                self._halve(meetings, passes=passes)
             return
-        self._a_batch_succeeded = True
         for meeting in meetings:
             meeting.see_in_batch(running.get(meeting.reference.value))
-            if meeting.due:
-                self._calls.insert(0, (self._query_alone, [meeting]))
+        self._plan([meeting for meeting in meetings if meeting.due])
 
-    def _batch_failed(self, error: DingTalkError, meetings: list[_Meeting], *, is_half: bool) -> None:
-        """End the round, or halve the batch if it met faults for long: one meeting may be why."""
+    def _halve(self, meetings: list[_Meeting], *, passes: bool) -> None:
+        """Let smaller batches find the meeting that makes a batch query fail: in this round, if it goes on."""
         for meeting in meetings:
-            meeting.failures += not is_half
-            meeting.due = any(waiter.gives_up(error) for waiter in meeting.waiters)
-        failures = max(meeting.failures for meeting in meetings)
-        is_patient = failures < self._settings.patience or failures & (failures - 1) != 0
-        if (is_patient and not is_half) or (len(meetings) == 1 and not self._a_batch_succeeded):
-            self._end(error)  # for all that is known, the fault is DingTalk's
-        else:
-            self._at_once = 1
-            # Another way each time: if the meeting that is tried first is why, no batch succeeds before it.
-            self._halve(meetings if failures.bit_length() % 2 else meetings[::-1])
-
-    def _halve(self, meetings: list[_Meeting]) -> None:
-        middle = len(meetings) // 2
-        if middle:
-            self._calls[:0] = [(self._query_batch, half) for half in (meetings[:middle], meetings[middle:])]
-        else:
-            meetings[0].alone_until = self._number + self._settings.last_query
-            self._calls.insert(0, (self._query_alone, meetings))
+            meeting.batch = (len(meetings) + 1) // 2
+        if len(meetings) == 1:
+            meetings[0].due = True
+            meetings[0].alone_until = 0 if passes else self._number + self._settings.last_query
+        if not passes:
+            self._plan(meetings)
 
     def _failed(self, error: DingTalkError, meetings: Sequence[_Meeting]) -> None:
         """Pass an error on to those whom it concerns, and end the round if no call would succeed."""
-        is_transient = isinstance(error, TransientError)
-        if is_transient or error.concerns_all:
-            self._end(error)
+        passes = isinstance(error, TransientError)
+        if passes or error.concerns_all:
+            log.warning("%s; this round of polls ends", error.summary)
+            self._over = True
+            self._asked = max(self._asked, error.retry_after or 0.0)
         for meeting in meetings:
-            meeting.failures += is_transient
+            meeting.misses += passes
         for meeting in self._meetings if error.concerns_all else meetings:
             meeting.refuse(error)
-
-    def _end(self, error: DingTalkError) -> None:
-        log.warning("%s; this round of polls ends", error.summary)
-        self._over = True
-        self._asked = max(self._asked, error.retry_after or 0.0)
