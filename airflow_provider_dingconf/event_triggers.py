@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow import __version__ as airflow_version
@@ -41,83 +40,6 @@ class InvalidFilterError(InvalidInputError, TypeError):
     It is a :class:`TypeError`, too: the triggerer can meet a filter that an older version of this package
     accepted. A TypeError fails that one trigger, and any other error all of them.
     """
-
-
-@dataclass(frozen=True)
-class TriggerTimes:
-    """When a trigger acknowledges and sweeps. All are in seconds.
-
-    :param sweeps: after an event that Airflow's scheduler can have overlooked.
-    :param stored: before Airflow 3.3, which confirms it: after which an event handed on counts as stored.
-    :param unconfirmed: on Airflow 3.3: an event resolved sooner after it was handed on was not stored, since
-        the triggerer confirms nothing before its next round, one second later.
-    """
-
-    sweeps: tuple[float, ...] = (10.0, 40.0, 160.0, 640.0)
-    stored: float = 5.0
-    unconfirmed: float = 0.5
-
-
-class Firings:
-    """When triggers of this process last fired: several of them can start the same DAG.
-
-    :param began: when this process began; what others fired before that is not known.
-    """
-
-    def __init__(self, began: float) -> None:
-        self._event: str | None = None
-        self.at = float("-inf")
-        self._before = began
-
-    def add(self, event_id: str, now: float) -> float:
-        """Note that a trigger fires for an event, and return when one last did for another event."""
-        if event_id != self._event:
-            self._event, self._before = event_id, max(self._before, self.at)
-        self.at = now
-        return self._before
-
-
-class Sweeps:
-    """When a trigger fires for no event, only to make Airflow's scheduler look again.
-
-    While an event waits for its run, the scheduler overlooks all events that come after it, until another one
-    comes when none waits. So an event is overlooked only if the scheduler has been away since the one before
-    it. It is then likely to stay away about as long again, and nearer sweeps are omitted. The last one finds
-    what was overlooked unless the scheduler is away for longer than its distance.
-
-    :param distances: seconds from an event to each of its sweeps.
-    :param firings: of all triggers of the process.
-    :param now: of the monotonic clock, here and below.
-    """
-
-    def __init__(self, distances: Sequence[float], firings: Firings, now: float) -> None:
-        self._distances = distances
-        self._firings = firings
-        self._ahead: list[float] = []
-        self._plan(firings.at, 0.0, now)  # of a trigger whose place this one takes
-
-    def __bool__(self) -> bool:
-        """Return whether any sweep is ahead."""
-        return bool(self._ahead)
-
-    def fired(self, event_id: str, now: float) -> None:
-        """Plan the sweeps after an event that the trigger fires for."""
-        self._plan(now, now - self._firings.add(event_id, now), now)
-
-    def restart(self, now: float) -> None:
-        """Plan the sweeps after events before a restart."""
-        self._plan(now, 0.0, now)
-
-    def pop_due(self, now: float) -> bool:
-        """Return whether to sweep now."""
-        ahead = [at for at in self._ahead if at > now]
-        due, self._ahead = len(ahead) < len(self._ahead), ahead
-        if due:
-            self._firings.add("", now)
-        return due
-
-    def _plan(self, after: float, gap: float, now: float) -> None:
-        self._ahead = [after + each for each in self._distances if each >= gap and after + each > now]
 
 
 async def _connect(dingtalk_conn_id: str) -> DingTalkClient:
@@ -157,9 +79,7 @@ class ConferenceEventTrigger(BaseEventTrigger):
         events do not hold what a filter asks for.
     """
 
-    times: ClassVar[TriggerTimes] = TriggerTimes()
     stream_options: ClassVar[StreamOptions | None] = None
-    firings: ClassVar[Firings] = Firings(time.monotonic())
 
     def __init__(
         self,
@@ -177,7 +97,8 @@ class ConferenceEventTrigger(BaseEventTrigger):
             raise InvalidFilterError(str(error)) from None
         self._watch: Watch | None = None
         self._fired: dict[tuple[str, str], None] = {}
-        self._sweeps = Sweeps(self.times.sweeps, self.firings, time.monotonic())
+        self._key = (dingtalk_conn_id, self.filter)
+        self._began = time.monotonic()
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return what the triggerer makes the trigger of; equal filters are one trigger."""
@@ -200,9 +121,10 @@ class ConferenceEventTrigger(BaseEventTrigger):
                 yield event
                 handed_on = True
             if handed_on:  # Airflow does not say when it has stored them
-                asyncio.get_running_loop().call_later(self.times.stored, delivery.acknowledge)
+                loop, stored = asyncio.get_running_loop(), self._watch.options.stored
+                loop.call_later(stored, self._watch.acknowledge, delivery)
             else:
-                delivery.acknowledge()
+                self._watch.acknowledge(delivery)
 
     async def cleanup(self) -> None:
         """Leave the stream: Airflow does not wait for a cancelled generator to do so."""
@@ -221,8 +143,7 @@ class ConferenceEventTrigger(BaseEventTrigger):
         from airflow_provider_dingconf.client.event_stream import Watch
         from airflow_provider_dingconf.stream_producer import EventsProducer
 
-        watch = Watch(kwargs["dingtalk_conn_id"], _connect, cls.stream_options)
-        return EventsProducer(watch, cls.times.unconfirmed)
+        return EventsProducer(Watch(kwargs["dingtalk_conn_id"], _connect, cls.stream_options))
 
     async def filter_shared_stream(self, shared_stream: AsyncIterator[Any]) -> AsyncIterator[TriggerEvent]:
         """Yield the events of the shared stream that this trigger wants."""
@@ -238,24 +159,16 @@ class ConferenceEventTrigger(BaseEventTrigger):
 
     def _wanted(self, delivery: Delivery) -> Iterator[TriggerEvent]:
         """Yield what to fire for a delivery."""
-        now = time.monotonic()
-        for event in delivery.events:
+        if not delivery.events and delivery.is_swept_by(self._key, self._began):
+            yield _fire(dict(_SWEEP))
+        for event in filter(self.filter.wants, delivery.events):
+            delivery.fired.add(self._key)
             name = (event.event_id, event.conference_id)
-            if not self.filter.wants(event):
-                continue
-            delivery.fired = True
             if name not in self._fired:
                 self._fired[name] = None
                 if len(self._fired) > _REMEMBERED:
                     del self._fired[next(iter(self._fired))]
-                self._sweeps.fired(event.event_id, now)
                 yield _fire(event.payload())
-        if delivery.overdue:
-            self._sweeps.restart(now)
-        sweep = not delivery.events and self._sweeps.pop_due(now)
-        delivery.sweep_ahead = delivery.sweep_ahead or bool(self._sweeps)
-        if sweep:
-            yield _fire(dict(_SWEEP))
 
 
 def _fire(payload: dict[str, Any]) -> TriggerEvent:

@@ -39,12 +39,10 @@ class EventsProducer(SharedStreamProducer):
     queued, or that it reports sooner than it can know. They are refused, and DingTalk delivers them again.
 
     :param watch: the stream.
-    :param unconfirmed: seconds within which Airflow confirms nothing that it has queued.
     """
 
-    def __init__(self, watch: Watch, unconfirmed: float) -> None:
+    def __init__(self, watch: Watch) -> None:
         self._watch = watch
-        self._unconfirmed = unconfirmed
         # More than a watcher's queue holds would fail the watcher.
         most = conf.getint("triggerer", "shared_stream_subscriber_queue_size", fallback=1024)
         self._room = asyncio.Semaphore(max(1, most // 2))
@@ -62,11 +60,11 @@ class EventsProducer(SharedStreamProducer):
         for item in batch:
             shared: SharedDelivery = item.broker_payload
             self._room.release()
-            too_soon = time.monotonic() - shared.handed_on_at < self._unconfirmed
+            too_soon = time.monotonic() - shared.handed_on_at < self._watch.options.unconfirmed
             if item.outcome.failed or not item.outcome.acked or shared.handing_on or too_soon:
-                shared.delivery.refuse()
+                self._watch.refuse(shared.delivery)
             else:
-                shared.delivery.acknowledge()
+                self._watch.acknowledge(shared.delivery)
 
     def get_advance_lane(self, broker_payload: Any) -> Hashable:
         """Let no event wait for another to be stored."""

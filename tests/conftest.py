@@ -52,7 +52,19 @@ os.environ.update(
 tempfile.tempdir = os.environ["TMPDIR"] = AIRFLOW_HOME
 
 CONN_VARIABLE = "AIRFLOW_CONN_DINGTALK_DEFAULT"
+PATIENCE = 120.0
+"""Seconds that a test may take that is a coroutine."""
 _NOT_FOR_TESTS = ("AIRFLOW_CONN_", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_", "NETRC")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Run a test that is a coroutine in an event loop that ends with it."""
+    if not inspect.iscoroutinefunction(pyfuncitem.obj):
+        return None
+    arguments = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
+    asyncio.run(asyncio.wait_for(pyfuncitem.obj(**arguments), PATIENCE))
+    return True
 
 
 @pytest.fixture(autouse=True)

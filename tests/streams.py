@@ -6,11 +6,11 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from conftest import PATIENCE
+
 from airflow_provider_dingconf.client import token_cache
 from airflow_provider_dingconf.hooks import DingTalkConferenceHook
 from airflow_provider_dingconf.sandbox import Sandbox
-
-PATIENCE = 120.0
 
 
 def drive(steps: Callable[[], Awaitable[object]]) -> None:
@@ -27,7 +27,7 @@ def acknowledged(sandbox: Sandbox) -> bool:
 
 
 def sweep_due() -> bool:
-    """Return whether the stream sees a need to tick: a sweep may be ahead."""
+    """Return whether a sweep is ahead."""
     return token_cache.seen_events_of(DingTalkConferenceHook().settings).sweep_due
 
 

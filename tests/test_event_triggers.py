@@ -22,6 +22,9 @@ from airflow import __version__ as airflow_version
 from streams import acknowledged, drive, sweep_due, until
 
 from airflow_provider_dingconf import triggers
+from airflow_provider_dingconf.client import token_cache
+from airflow_provider_dingconf.client.event_stream import StreamOptions
+from airflow_provider_dingconf.client.sweeps import Sweeps
 from airflow_provider_dingconf.dingtalk.errors import InvalidInputError
 from airflow_provider_dingconf.sandbox import Sandbox
 
@@ -127,28 +130,25 @@ def quick(conn: Any) -> None:
 
 def make(sweep_after: Sequence[float] = (2.0, 4.0), **filters: Any) -> Any:
     """Return a trigger whose waits are shorter, in the same proportions."""
-    from airflow_provider_dingconf.client.event_stream import StreamOptions
-    from airflow_provider_dingconf.event_triggers import TriggerTimes
 
     class Quick(triggers.ConferenceEventTrigger):
-        times = TriggerTimes(sweeps=tuple(sweep_after), stored=0.5, unconfirmed=0.02)
-        stream_options = StreamOptions(join=(0.1, 1.0), wait=(0.02, 0.1), tick=0.2, restart=2.0)
-        firings = triggerer_process["firings"]
+        stream_options = StreamOptions(
+            join=(0.1, 1.0),
+            wait=(0.02, 0.1),
+            restart=2.0,
+            sweeps=tuple(sweep_after),
+            tick=0.2,
+            stored=0.5,
+            unconfirmed=0.02,
+        )
 
     return Quick(**filters)
 
 
-triggerer_process: dict[str, Any] = {}
-"""What the triggers of one triggerer's process share."""
-
-
 @pytest.fixture(autouse=True)
-def triggerer_has_started() -> None:
+def triggerer_has_started(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let a process of a triggerer be a long time old."""
-    if AIRFLOW >= (3, 0):
-        from airflow_provider_dingconf.event_triggers import Firings
-
-        triggerer_process["firings"] = Firings(float("-inf"))
+    monkeypatch.setattr(Sweeps, "fired_at", float("-inf"))
 
 
 class Triggerer:
@@ -201,18 +201,19 @@ class Triggerer:
         return self.fired.count((trigger_id, {"event_type": "sweep", "conference_id": None}))
 
     async def keep_storing(self) -> None:
+        taken: list[int] = []
         while True:
             await asyncio.sleep(0.05)
-            confirmed = []
+            if taken and self.stores:  # it confirms in one round what it took in the one before
+                self.runner._shared_streams.confirm_persisted(taken)
+            taken = []
             while self.takes and self.runner.events:
                 entry: Any = self.runner.events.popleft()
                 trigger_id, event, *rest = (
                     entry if isinstance(entry, tuple) else (entry.trigger_id, entry.event, entry.persist_seq)
                 )
                 self.fired.append((trigger_id, event.payload))
-                confirmed += [seq for seq in rest if seq is not None]
-            if confirmed and self.stores:
-                self.runner._shared_streams.confirm_persisted(confirmed)
+                taken += [seq for seq in rest if seq is not None]
 
     async def stop(self) -> None:
         for details in self.runner.triggers.values():
@@ -245,85 +246,73 @@ async def triggering(
 
 
 @airflow_3
-def test_a_meeting_that_starts_becomes_an_event_that_says_which(sandbox: Sandbox, quick: None) -> None:
-    async def steps() -> None:
-        async with triggering(sandbox, make()) as (triggerer, (only,)):
-            meeting = sandbox.create_conference("Release 1.0")
-            await until(lambda: triggerer.of(only))
-            (payload,) = triggerer.of(only)
-            assert json.loads(json.dumps(payload)) == payload
-            assert (payload["conference_id"], payload["title"]) == (meeting, "Release 1.0")
-            assert (payload["scene"], payload["status"]) == ("conference_created", "started")
-            assert payload["start_time"].endswith("+00:00")
-            await until(lambda: acknowledged(sandbox))
-
-    drive(steps)
+async def test_a_meeting_that_starts_becomes_an_event_that_says_which(sandbox: Sandbox, quick: None) -> None:
+    async with triggering(sandbox, make()) as (triggerer, (only,)):
+        meeting = sandbox.create_conference("Release 1.0")
+        await until(lambda: triggerer.of(only))
+        (payload,) = triggerer.of(only)
+        assert json.loads(json.dumps(payload)) == payload
+        assert (payload["conference_id"], payload["title"]) == (meeting, "Release 1.0")
+        assert (payload["scene"], payload["status"]) == ("conference_created", "started")
+        assert payload["start_time"].endswith("+00:00")
+        await until(lambda: acknowledged(sandbox))
 
 
 @airflow_3
-def test_each_watcher_gets_what_it_asked_for_over_one_connection(sandbox: Sandbox, quick: None) -> None:
-    async def steps() -> None:
-        wanted = [
-            make(title_pattern="^Release"),
-            make(scenes=["conference_created", "conference_closed"]),
-            make(scenes=["user_join"]),
-            make(creator_id="nobody"),
-        ]
-        async with triggering(sandbox, *wanted) as (triggerer, ids):
-            release, other = sandbox.create_conference("Release"), sandbox.create_conference("other")
-            sandbox.join(release, "somebody")
-            sandbox.end(other)
-            await until(lambda: acknowledged(sandbox))
+async def test_each_watcher_gets_what_it_asked_for_over_one_connection(sandbox: Sandbox, quick: None) -> None:
+    wanted = [
+        make(title_pattern="^Release"),
+        make(scenes=["conference_created", "conference_closed"]),
+        make(scenes=["user_join"]),
+        make(creator_id="nobody"),
+    ]
+    async with triggering(sandbox, *wanted) as (triggerer, ids):
+        release, other = sandbox.create_conference("Release"), sandbox.create_conference("other")
+        sandbox.join(release, "somebody")
+        sandbox.end(other)
+        await until(lambda: acknowledged(sandbox))
 
-            def heard(number: int) -> list[Any]:
-                return [(one["scene"], one["conference_id"]) for one in triggerer.of(ids[number])]
+        def heard(number: int) -> list[Any]:
+            return [(one["scene"], one["conference_id"]) for one in triggerer.of(ids[number])]
 
-            assert heard(0) == [("conference_created", release)]
-            assert sorted(heard(1)) == sorted(
-                [("conference_created", release), ("conference_created", other), ("conference_closed", other)]
-            )
-            assert heard(2) == [("user_join", release)]
-            assert heard(3) == []
-            assert len(sandbox.calls_of("connect")) == 1
-
-    drive(steps)
+        assert heard(0) == [("conference_created", release)]
+        assert sorted(heard(1)) == sorted(
+            [("conference_created", release), ("conference_created", other), ("conference_closed", other)]
+        )
+        assert heard(2) == [("user_join", release)]
+        assert heard(3) == []
+        assert len(sandbox.calls_of("connect")) == 1
 
 
 @airflow_3
 @pytest.mark.skipif(AIRFLOW < (3, 3), reason="Airflow does not say what it has stored")
 @pytest.mark.parametrize("not_yet", [{"takes": False}, {"stores": False}])
-def test_an_event_is_acknowledged_once_airflow_has_it(
+async def test_an_event_is_acknowledged_once_airflow_has_it(
     sandbox: Sandbox, quick: None, not_yet: dict[str, bool]
 ) -> None:
-    async def steps() -> None:
-        async with triggering(sandbox, make(), **not_yet) as (triggerer, (only,)):
-            sandbox.create_conference()
-            await until(lambda: triggerer.runner.events or triggerer.of(only))
-            await asyncio.sleep(0.5)
-            assert not acknowledged(sandbox)
-            if not triggerer.takes:  # what it was not told to be stored is not told again
-                triggerer.takes = True
-                await until(lambda: acknowledged(sandbox))
-
-    drive(steps)
+    async with triggering(sandbox, make(), **not_yet) as (triggerer, (only,)):
+        sandbox.create_conference()
+        await until(lambda: triggerer.runner.events or triggerer.of(only))
+        await asyncio.sleep(0.5)
+        assert not acknowledged(sandbox)
+        if not triggerer.takes:  # what it was not told to be stored is not told again
+            triggerer.takes = True
+            await until(lambda: acknowledged(sandbox))
 
 
 @airflow_3
 @pytest.mark.skipif(AIRFLOW >= (3, 3), reason="Airflow says what it has stored")
-def test_where_airflow_does_not_say_what_it_stores_it_has_a_fixed_time_for_it(
+async def test_where_airflow_does_not_say_what_it_stores_it_has_a_fixed_time_for_it(
     sandbox: Sandbox, quick: None
 ) -> None:
-    async def steps() -> None:
-        async with triggering(sandbox, make()) as (triggerer, (only,)):
-            began = time.monotonic()
-            for _ in range(5):
-                sandbox.create_conference()
-            await until(lambda: len(triggerer.of(only)) == 5)
-            assert not any(event.acknowledged for event in sandbox.events)
-            await until(lambda: acknowledged(sandbox))
-            assert time.monotonic() - began >= 0.5
-
-    drive(steps)
+    async with triggering(sandbox, make()) as (triggerer, (only,)):
+        began = time.monotonic()
+        for _ in range(5):
+            sandbox.create_conference()
+        await until(lambda: len(triggerer.of(only)) == 5)
+        assert not any(event.acknowledged for event in sandbox.events)
+        await until(lambda: acknowledged(sandbox))
+        assert time.monotonic() - began >= 0.5
 
 
 @airflow_3
@@ -428,14 +417,12 @@ def test_an_event_that_comes_again_fires_nothing_even_after_a_restart(sandbox: S
 
 def sweeps_after(*events: float, began: float = float("-inf")) -> list[float]:
     """Return when a trigger sweeps that fires at these times, if nothing else does; in seconds."""
-    from airflow_provider_dingconf.event_triggers import Firings, Sweeps, TriggerTimes
-
-    firings = Firings(began)
-    sweeps = Sweeps(TriggerTimes().sweeps, firings, 0.0)
+    Sweeps.fired_at = began
+    sweeps = Sweeps(StreamOptions().sweeps)
     found, coming = [], list(events)
     for now in range(int(max(events, default=0.0)) + 3600):
         while coming and coming[0] <= now:
-            sweeps.fired(str(len(coming)), coming.pop(0))
+            sweeps.fired(str(len(coming)), {"trigger"}, coming.pop(0))
         if sweeps.pop_due(float(now)):
             found.append(float(now))
     return found
@@ -487,74 +474,61 @@ def test_no_event_is_left_without_a_run_when_the_scheduler_was_away(
 
 
 @airflow_3
-def test_events_that_came_close_together_are_followed_by_sweeps(sandbox: Sandbox, quick: None) -> None:
-    async def steps() -> None:
-        async with triggering(sandbox, make()) as (triggerer, (only,)):
-            sandbox.create_conference()
-            await until(lambda: triggerer.of(only) and acknowledged(sandbox) and not sweep_due())
-            assert (len(triggerer.of(only)), triggerer.sweeps(only)) == (1, 0)
-            sandbox.create_conference()
-            sandbox.create_conference()
-            await until(lambda: triggerer.sweeps(only))
-            await until(lambda: not sweep_due())
-            assert (len(triggerer.of(only)), triggerer.sweeps(only)) == (3, 2)
-
-    drive(steps)
+async def test_events_that_came_close_together_are_followed_by_sweeps(sandbox: Sandbox, quick: None) -> None:
+    async with triggering(sandbox, make()) as (triggerer, (only,)):
+        sandbox.create_conference()
+        await until(lambda: triggerer.of(only) and acknowledged(sandbox) and not sweep_due())
+        assert (len(triggerer.of(only)), triggerer.sweeps(only)) == (1, 0)
+        sandbox.create_conference()
+        sandbox.create_conference()
+        await until(lambda: triggerer.sweeps(only))
+        await until(lambda: not sweep_due())
+        assert (len(triggerer.of(only)), triggerer.sweeps(only)) == (3, 2)
 
 
 @airflow_3
-def test_a_sweep_comes_in_time_on_a_stream_that_is_never_quiet(sandbox: Sandbox, quick: None) -> None:
-    async def steps() -> None:
-        async with triggering(sandbox, make(title_pattern="^Release")) as (triggerer, (only,)):
-            meeting = sandbox.create_conference("Release 1")
-            sandbox.create_conference("Release 2")
-            while not triggerer.sweeps(only):
-                sandbox.join(meeting, str(time.monotonic()))
-                await asyncio.sleep(0.1)
-
-    drive(steps)
+async def test_a_sweep_comes_in_time_on_a_stream_that_is_never_quiet(sandbox: Sandbox, quick: None) -> None:
+    async with triggering(sandbox, make(title_pattern="^Release")) as (triggerer, (only,)):
+        meeting = sandbox.create_conference("Release 1")
+        sandbox.create_conference("Release 2")
+        while not triggerer.sweeps(only):
+            sandbox.join(meeting, str(time.monotonic()))
+            await asyncio.sleep(0.1)
 
 
 @airflow_3
-def test_events_of_two_triggers_that_came_close_together_are_followed_by_a_sweep(
+async def test_events_of_two_triggers_that_came_close_together_are_followed_by_a_sweep(
     sandbox: Sandbox, quick: None
 ) -> None:
-    async def steps() -> None:
-        triggers_of_a_dag = [make(title_pattern="^Release"), make(title_pattern="^Launch")]
-        async with triggering(sandbox, *triggers_of_a_dag) as (triggerer, (release, launch)):
-            sandbox.create_conference("Release")
-            await until(lambda: triggerer.of(release))
-            sandbox.create_conference("Launch")
-            await until(lambda: triggerer.sweeps(launch))
-
-    drive(steps)
+    triggers_of_a_dag = [make(title_pattern="^Release"), make(title_pattern="^Launch")]
+    async with triggering(sandbox, *triggers_of_a_dag) as (triggerer, (release, launch)):
+        sandbox.create_conference("Release")
+        await until(lambda: triggerer.of(release))
+        sandbox.create_conference("Launch")
+        await until(lambda: triggerer.sweeps(launch))
 
 
 @airflow_3
-def test_one_event_that_two_triggers_want_is_followed_by_no_sweep(sandbox: Sandbox, quick: None) -> None:
-    async def steps() -> None:
-        async with triggering(sandbox, make(), make(title_pattern="^R")) as (triggerer, (one, other)):
-            sandbox.create_conference("Release")
-            await until(lambda: triggerer.of(one) and triggerer.of(other) and acknowledged(sandbox))
-            await until(lambda: not sweep_due())
-            assert triggerer.sweeps(one) == triggerer.sweeps(other) == 0
-
-    drive(steps)
-
-
-@airflow_3
-def test_a_sweep_is_not_forgotten_when_the_event_before_is_wanted_by_a_third_trigger(
+async def test_one_event_that_two_triggers_want_is_followed_by_no_sweep(
     sandbox: Sandbox, quick: None
 ) -> None:
-    async def steps() -> None:
-        wanted = [make(title_pattern="^Release"), make(title_pattern="^L"), make(title_pattern="^Launch")]
-        async with triggering(sandbox, *wanted) as (triggerer, (release, one, other)):
-            sandbox.create_conference("Release")
-            await until(lambda: triggerer.of(release))
-            sandbox.create_conference("Launch")
-            await until(lambda: triggerer.sweeps(one) and triggerer.sweeps(other))
+    async with triggering(sandbox, make(), make(title_pattern="^R")) as (triggerer, (one, other)):
+        sandbox.create_conference("Release")
+        await until(lambda: triggerer.of(one) and triggerer.of(other) and acknowledged(sandbox))
+        await until(lambda: not sweep_due())
+        assert triggerer.sweeps(one) == triggerer.sweeps(other) == 0
 
-    drive(steps)
+
+@airflow_3
+async def test_a_sweep_is_not_forgotten_when_the_event_before_is_wanted_by_a_third_trigger(
+    sandbox: Sandbox, quick: None
+) -> None:
+    wanted = [make(title_pattern="^Release"), make(title_pattern="^L"), make(title_pattern="^Launch")]
+    async with triggering(sandbox, *wanted) as (triggerer, (release, one, other)):
+        sandbox.create_conference("Release")
+        await until(lambda: triggerer.of(release))
+        sandbox.create_conference("Launch")
+        await until(lambda: triggerer.sweeps(one) and triggerer.sweeps(other))
 
 
 @airflow_3
@@ -562,9 +536,6 @@ def test_a_sweep_is_not_forgotten_when_the_event_before_is_wanted_by_a_third_tri
 def test_a_trigger_sweeps_after_one_that_ended_before_it_could(
     sandbox: Sandbox, quick: None, process: str
 ) -> None:
-    from airflow_provider_dingconf.client import token_cache
-    from airflow_provider_dingconf.event_triggers import Firings
-
     async def first() -> None:
         async with triggering(sandbox, make(sweep_after=[60.0])) as (triggerer, (only,)):
             sandbox.create_conference()
@@ -580,13 +551,13 @@ def test_a_trigger_sweeps_after_one_that_ended_before_it_could(
     drive(first)
     if process == "another":
         token_cache.forget()
-        triggerer_process["firings"] = Firings(float("-inf"))
+        Sweeps.fired_at = float("-inf")
     drive(second)
 
 
 @airflow_3
 @pytest.mark.parametrize("field", ["title", "eventId"])
-def test_an_event_that_airflow_could_not_send_on_is_made_one_that_it_can(
+async def test_an_event_that_airflow_could_not_send_on_is_made_one_that_it_can(
     sandbox: Sandbox, quick: None, field: str
 ) -> None:
     from airflow.sdk.execution_time.comms import _RequestFrame
@@ -595,17 +566,14 @@ def test_an_event_that_airflow_could_not_send_on_is_made_one_that_it_can(
     model = {"conferenceId": "c1", "title": odd if field == "title" else "Release", "creatorNick": odd}
     data = {"openConfModel": model, "changeScene": "conference_created", "statusSeqNum": 2**64}
 
-    async def steps() -> None:
-        async with triggering(sandbox, make()) as (triggerer, (only,)):
-            sandbox.push_event("meeting_status_change", data, event_id=odd if field == "eventId" else "e1")
-            await until(lambda: triggerer.of(only) and acknowledged(sandbox))
-            (payload,) = triggerer.of(only)
-            assert _RequestFrame(id=1, body=payload).as_bytes()
-            assert "\0" not in str(payload)
-            assert payload["title"].startswith("Release")
-            assert payload["sequence"] is None
-
-    drive(steps)
+    async with triggering(sandbox, make()) as (triggerer, (only,)):
+        sandbox.push_event("meeting_status_change", data, event_id=odd if field == "eventId" else "e1")
+        await until(lambda: triggerer.of(only) and acknowledged(sandbox))
+        (payload,) = triggerer.of(only)
+        assert _RequestFrame(id=1, body=payload).as_bytes()
+        assert "\0" not in str(payload)
+        assert payload["title"].startswith("Release")
+        assert payload["sequence"] is None
 
 
 @airflow_3
@@ -631,51 +599,44 @@ def test_a_filter_that_an_older_version_took_fails_its_trigger_alone(quick: None
 
 
 @airflow_3
-def test_many_events_at_once_over_connections_that_break_each_fire_once(
+async def test_many_events_at_once_over_connections_that_break_each_fire_once(
     sandbox: Sandbox, quick: None
 ) -> None:
     events = 1500  # more than a watcher's queue holds on Airflow 3.3
 
-    async def steps() -> None:
-        async with triggering(sandbox, make()) as (triggerer, (only,)):
-            for number in range(events):
-                if number in (events // 3, 2 * events // 3):
-                    sandbox.disconnect_streams(politely=number < events // 2)
-                sandbox.create_conference(str(number))
-            await until(lambda: acknowledged(sandbox))
-            titles = [one["title"] for one in triggerer.of(only)]
-            assert sorted(titles, key=int) == [*map(str, range(events))]
-
-    drive(steps)
+    async with triggering(sandbox, make()) as (triggerer, (only,)):
+        for number in range(events):
+            if number in (events // 3, 2 * events // 3):
+                sandbox.disconnect_streams(politely=number < events // 2)
+            sandbox.create_conference(str(number))
+        await until(lambda: acknowledged(sandbox))
+        titles = [one["title"] for one in triggerer.of(only)]
+        assert sorted(titles, key=int) == [*map(str, range(events))]
 
 
 @airflow_3
-def test_a_trigger_ends_at_once_when_it_is_cancelled(sandbox: Sandbox, quick: None) -> None:
-    async def steps() -> None:
-        async with triggering(sandbox, make()) as (triggerer, (only,)):
-            began = time.monotonic()
-            triggerer.task(only).cancel()
-            with suppress(asyncio.CancelledError):
-                await triggerer.task(only)
-            assert time.monotonic() - began < 15.0
-            await until(lambda: not sandbox.streams)
-
-    drive(steps)
-
-
-@airflow_3
-def test_a_trigger_that_is_cancelled_while_it_fires_leaves_the_stream(sandbox: Sandbox, quick: None) -> None:
-    async def steps() -> None:
-        trigger = make()
-        events = trigger.run()
-        following: Any = asyncio.ensure_future(events.__anext__())
-        await until(lambda: sandbox.streams)
-        sandbox.create_conference()
-        await following  # and is now where the runner would be, with the event in its hands
-        await trigger.cleanup()
+async def test_a_trigger_ends_at_once_when_it_is_cancelled(sandbox: Sandbox, quick: None) -> None:
+    async with triggering(sandbox, make()) as (triggerer, (only,)):
+        began = time.monotonic()
+        triggerer.task(only).cancel()
+        with suppress(asyncio.CancelledError):
+            await triggerer.task(only)
+        assert time.monotonic() - began < 15.0
         await until(lambda: not sandbox.streams)
 
-    drive(steps)
+
+@airflow_3
+async def test_a_trigger_that_is_cancelled_while_it_fires_leaves_the_stream(
+    sandbox: Sandbox, quick: None
+) -> None:
+    trigger = make()
+    events = trigger.run()
+    following: Any = asyncio.ensure_future(events.__anext__())
+    await until(lambda: sandbox.streams)
+    sandbox.create_conference()
+    await following  # and is now where the runner would be, with the event in its hands
+    await trigger.cleanup()
+    await until(lambda: not sandbox.streams)
 
 
 @airflow_3

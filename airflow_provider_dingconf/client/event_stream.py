@@ -12,15 +12,16 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, ClassVar
 
 from aiohttp import ClientWebSocketResponse, WSMsgType
 
 from airflow_provider_dingconf.client import token_cache
 from airflow_provider_dingconf.client.http import websocket
+from airflow_provider_dingconf.client.sweeps import Sweeps
 from airflow_provider_dingconf.dingtalk.errors import ConnectionLostError, DingTalkError, TransientError
 from airflow_provider_dingconf.dingtalk.events import (
     ConferenceEvent,
@@ -34,10 +35,11 @@ from airflow_provider_dingconf.dingtalk.events import (
 from airflow_provider_dingconf.dingtalk.responses import masked, one_line
 
 if TYPE_CHECKING:
+    from airflow_provider_dingconf.client.client import DingTalkClient
     from airflow_provider_dingconf.client.settings import Settings
     from airflow_provider_dingconf.dingtalk.events import Address
 
-_TICK = ""  # stands for an event id; no event has it
+_SWEEP = ""  # stands for an event id; no event has it
 _ENDS = {WSMsgType.CLOSE, WSMsgType.CLOSING, WSMsgType.CLOSED, WSMsgType.ERROR}
 
 log = logging.getLogger(__name__)
@@ -56,63 +58,40 @@ class StreamOptions:
     refused: tuple[float, float] = (60.0, 600.0)  # to read a wrong connection again; to call DingTalk again
     restart: float = 10.0  # in which a watcher that was lost comes back, or its whole process ends
     lasted: float = 60.0  # a connection that lasted this long makes up for a failed one
-    tick: float = 5.0  # between two ticks
+    sweeps: tuple[float, ...] = (10.0, 40.0, 160.0, 640.0)  # after Airflow has stored an event
+    tick: float = 5.0  # between two looks whether a sweep is due
+    stored: float = 5.0  # before Airflow 3.3: after which an event handed on counts as stored
+    unconfirmed: float = 0.5  # on Airflow 3.3: an event resolved sooner after it was handed on was not stored
     max_open: int = 10_000  # events that wait to be acknowledged, before DingTalk is asked to keep more
     jitter: Callable[[float], float] = lambda least: random.uniform(least, 1.0)  # noqa: S311  # nosec B311
 
 
-class Client(Protocol):
-    """What a stream needs of a client of DingTalk."""
-
-    @property
-    def settings(self) -> Settings: ...  # noqa: D102
-    async def events_address(self) -> Address: ...  # noqa: D102
-
-
-Connect = Callable[[str], Awaitable[Client]]
+Connect = Callable[[str], Awaitable["DingTalkClient"]]
 """Returns the client of an Airflow connection, read anew."""
 
 
 @dataclass(eq=False)
-class _Pending:
-    """One event of DingTalk's, or a tick, until all who watch have acknowledged or refused it."""
-
-    event_id: str
-    receipts: list[tuple[ClientWebSocketResponse, Frame]]  # the messages it came in, and where to answer them
-    waiting: set[Watch]
-    fired: bool = False
-    sweep_ahead: bool = False
-    refused: bool = False
-    began: float = field(default_factory=time.monotonic)
-
-
-@dataclass(eq=False)
 class Delivery:
-    """What one watcher gets: the meetings' events in one event of DingTalk's; a tick has none.
+    """The meetings' events in one event of DingTalk's, until all who watch have acknowledged or refused it.
 
-    Ticks come while a watcher has a sweep ahead. A watcher calls :meth:`acknowledge` once what it started is
-    safe. If it never does, DingTalk delivers the event again.
-
-    :param overdue: of a tick: when the stream began, sweeps of events before it were still ahead.
+    :param events: of meetings; a sweep has none.
+    :param sweep_of: of a sweep: which triggers are to fire, and when each of them fired for an event.
     """
 
+    event_id: str
     events: list[ConferenceEvent]
-    _pending: _Pending
-    _watch: Watch
-    _stream: EventStream
-    overdue: bool = False
-    fired: bool = False  # set by a watcher that started something
-    sweep_ahead: bool = False  # set by a watcher that needs more ticks
+    waiting: set[Watch]
+    receipts: list[tuple[ClientWebSocketResponse, Frame]]  # the messages it came in, and where to answer them
+    sweep_of: dict[Hashable, float] = field(default_factory=dict)
+    fired: set[Hashable] = field(default_factory=set)  # which triggers have fired for it
+    refused: bool = False
 
-    def acknowledge(self) -> None:
-        """Say that what the watcher started for the events is safe."""
-        self._pending.fired |= self.fired
-        self._pending.sweep_ahead |= self.sweep_ahead
-        self._stream.finish(self._pending, self._watch)
+    def is_swept_by(self, trigger: Hashable, began: float) -> bool:
+        """Return whether a trigger is to fire for a sweep.
 
-    def refuse(self) -> None:
-        """Ask DingTalk to deliver the events again later."""
-        self._stream.finish(self._pending, self._watch, refused=True)
+        A trigger that began after one had fired may have taken its place.
+        """
+        return trigger in self.sweep_of or any(at < began for at in self.sweep_of.values())
 
 
 class EventStream:
@@ -124,49 +103,63 @@ class EventStream:
 
     joined_at: ClassVar[float] = float("-inf")  # when somebody last joined a stream of this process
 
-    def __init__(self, client: Client, connect: Connect, options: StreamOptions, key: object) -> None:
+    def __init__(self, client: DingTalkClient, connect: Connect, options: StreamOptions, key: object) -> None:
         self._client, self._settings = client, client.settings
         self._connect = connect
         self._options = options
         self._key = key
         self._watches: set[Watch] = set()
-        self._open: dict[str, _Pending] = {}
-        self._finished: asyncio.Queue[_Pending] = asyncio.Queue()
+        self._open: dict[str, Delivery] = {}
+        self._finished: asyncio.Queue[Delivery] = asyncio.Queue()
+        self._sweeps = Sweeps(options.sweeps)
+        self._unsaved = False
         self._seen: set[token_cache.SeenEvents] = set()
         self._tickets: set[token_cache.SuiteTicket] = set()
-        self._connected_at = self._fired_at = self._warned_at = self._lost_at = float("-inf")
+        self._connected_at = self._warned_at = self._lost_at = float("-inf")
         self._task: asyncio.Task[None] | None = None
 
     def join(self, watch: Watch) -> None:
         """Add a watcher, and begin with the first. Ids and tickets are kept in the directories of all."""
         note_join()
         self._watches.add(watch)
-        self._seen.add(token_cache.seen_events_of(watch.settings))
+        seen = token_cache.seen_events_of(watch.settings)
+        self._seen.add(seen)
         self._tickets.add(token_cache.suite_ticket_of(watch.settings))
         if self._task is None:
+            if seen.sweep_due:
+                self._sweeps.restart(time.monotonic())
             self._task = asyncio.create_task(self._run(), name="dingtalk-event-stream")
 
     def leave(self, watch: Watch) -> None:
         """Remove a watcher, and end after the last; what it has not acknowledged is refused."""
         self._watches.discard(watch)
         self._lost_at = time.monotonic()
-        for pending in list(self._open.values()):
-            self.finish(pending, watch, refused=True)
+        for delivery in list(self._open.values()):
+            self.finish(delivery, watch, refused=True)
         if not self._watches:
             self._forget()
             if self._task is not None:
                 self._task.cancel()
 
-    def finish(self, pending: _Pending, watch: Watch, *, refused: bool = False) -> None:
-        """Note that a watcher is done with an event; after the last one, DingTalk is answered."""
-        if watch not in pending.waiting:
+    def finish(self, delivery: Delivery, watch: Watch, *, refused: bool = False) -> None:
+        """Note that a watcher is done with a delivery; after the last one, DingTalk is answered."""
+        if watch not in delivery.waiting:
             return
-        pending.waiting.remove(watch)
+        delivery.waiting.remove(watch)
         if refused:
             self._lost_at = time.monotonic()
-        pending.refused |= refused or self._lost_watcher()
-        if not pending.waiting:
-            self._finished.put_nowait(pending)
+        delivery.refused |= refused or self._lost_watcher()
+        if not delivery.waiting:
+            del self._open[delivery.event_id]
+            if delivery.fired:  # Airflow may have stored what was refused
+                self._sweeps.fired(delivery.event_id, delivery.fired, time.monotonic())
+            if delivery.refused:
+                self._sweeps.refused(delivery.sweep_of, time.monotonic())
+            elif delivery.fired or not delivery.events:
+                for seen in self._seen:
+                    seen.add([delivery.event_id] if delivery.fired else [], swept=not self._sweeps)
+                self._unsaved = True
+            self._finished.put_nowait(delivery)
 
     def _lost_watcher(self) -> bool:
         """Return whether a watcher was just lost: it misses events, and those who are left may want none."""
@@ -178,7 +171,7 @@ class EventStream:
 
     async def _run(self) -> None:
         """Hold the stream until it is cancelled, or an Airflow connection that leads to it is changed."""
-        coroutines = self._stay_connected(), self._answer_finished(), self._keep_ticking()
+        coroutines = self._stay_connected(), self._answer_finished(), self._keep_sweeping()
         parts = [*map(asyncio.create_task, coroutines)]
         end: Exception | None = None
         try:
@@ -188,6 +181,8 @@ class EventStream:
         except Exception as error:
             end = error
         finally:
+            if self._unsaved:  # begun at once: a loop that is being closed may run no other task
+                asyncio.get_running_loop().run_in_executor(None, self._save)
             for part in parts:
                 part.cancel()
             await asyncio.gather(*parts, return_exceptions=True)
@@ -197,7 +192,7 @@ class EventStream:
 
     async def _stay_connected(self) -> None:
         """Connect, again and again, until an Airflow connection is found to have been changed."""
-        failures, options = 0.0, self._options
+        failures, options = 0, self._options
         while True:
             await _all_joined(options)
             self._connected_at, asked, lost = float("inf"), 0.0, False
@@ -211,11 +206,12 @@ class EventStream:
                 if await self._connection_changed():
                     return
                 continue
-            lasted = max(time.monotonic() - self._connected_at, 0.0)
-            failures = max(failures - lasted / options.lasted, 0.0)
-            if lost or lasted < options.lasted:
-                wait = min(options.wait[0] * 2.0 ** min(failures, 30.0), options.wait[1])
-                failures += 1.0
+            lasted = time.monotonic() - self._connected_at >= options.lasted
+            if lasted:
+                failures = 0
+            if lost or not lasted:
+                wait = min(options.wait[0] * 2.0 ** min(failures, 30), options.wait[1])
+                failures += 1
                 await asyncio.sleep(max(wait * options.jitter(0.1), asked))
 
     async def _connection_changed(self) -> bool:
@@ -285,13 +281,12 @@ class EventStream:
             for kept in self._tickets:
                 await asyncio.to_thread(kept.put, ticket, born)
             log.info("event stream: a suite ticket was pushed, and is kept")
-        pending = self._open.get(frame.event_id) if frame.event_id else None
-        if pending is not None:  # it came again before it was acknowledged
-            pending.receipts.append((socket, frame))
-            return
         events = conference_events(frame)
         if not events:
             self._warn_of(frame)
+        elif events[0].event_id in self._open:  # it came again before it was acknowledged
+            self._open[events[0].event_id].receipts.append((socket, frame))
+            return
         corps = {None, frame.corp_id}
         watching = {each for each in self._watches if each.settings.events_app.corp_id in corps}
         if not events or not watching or any(events[0].event_id in seen for seen in self._seen):
@@ -299,7 +294,7 @@ class EventStream:
         elif len(self._open) >= self._options.max_open:
             await socket.send_str(reply(frame, taken=False))
         else:
-            self._deliver(events, _Pending(events[0].event_id, [(socket, frame)], watching))
+            self._deliver(Delivery(events[0].event_id, events, watching, [(socket, frame)]))
 
     def _warn_of(self, frame: Frame) -> None:
         """Warn that an event of a meeting names no meeting, with the names of its fields."""
@@ -309,63 +304,35 @@ class EventStream:
             text = "event stream: an event %s names no meeting and is ignored; it holds %.300s"
             log.warning(text, frame.event_type, frame.outline)
 
-    def _deliver(self, events: list[ConferenceEvent], pending: _Pending, *, overdue: bool = False) -> None:
-        self._open[pending.event_id] = pending
-        for watch in set(pending.waiting):
-            watch.arrived.put_nowait(Delivery(events, pending, watch, self, overdue))
+    def _deliver(self, delivery: Delivery) -> None:
+        self._open[delivery.event_id] = delivery
+        for watch in delivery.waiting:
+            watch.arrived.put_nowait(delivery)
 
-    async def _keep_ticking(self) -> None:
-        """Deliver ticks while a watcher may have a sweep ahead, however many events come meanwhile."""
-        await _all_joined(self._options)
-        overdue = any(seen.sweep_due for seen in self._seen)
+    async def _keep_sweeping(self) -> None:
+        """Deliver sweeps when they are due, however many events come meanwhile."""
         while True:
             await asyncio.sleep(self._options.tick)
-            if any(seen.sweep_due for seen in self._seen) and _TICK not in self._open and self._watches:
-                self._deliver([], _Pending(_TICK, [], set(self._watches)), overdue=overdue)
-                overdue = False
+            if _SWEEP not in self._open and (due := self._sweeps.pop_due(time.monotonic())):
+                self._deliver(Delivery(_SWEEP, [], set(self._watches), [], due))
 
     async def _answer_finished(self) -> None:
-        """Keep the ids of events that started something, then answer DingTalk."""
-        done: list[_Pending] = []
-        try:
-            while True:
-                done = [await self._finished.get()]
-                while not self._finished.empty():
-                    done.append(self._finished.get_nowait())
-                if self._remember(done):
-                    await asyncio.to_thread(self._save)
-                for pending in done:
-                    for socket, frame in pending.receipts:
-                        with suppress(ConnectionError, RuntimeError):  # then it comes again
-                            if not socket.closed:
-                                await socket.send_str(reply(frame, taken=not pending.refused))
-        except asyncio.CancelledError:
+        """Save the ids of events that started something, then answer DingTalk."""
+        while True:
+            done = [await self._finished.get()]
             while not self._finished.empty():
                 done.append(self._finished.get_nowait())
-            if self._remember(done):
-                # Begun at once: a loop that is being closed may run no other task.
-                await asyncio.shield(asyncio.get_running_loop().run_in_executor(None, self._save))
-            raise
-
-    def _remember(self, done: list[_Pending]) -> bool:
-        """Remember which finished events started something; return whether there is anything to save."""
-        for pending in done:
-            self._open.pop(pending.event_id, None)
-        acknowledged = [pending for pending in done if not pending.refused]
-        fired = [one.event_id for one in acknowledged if one.fired and one.event_id != _TICK]
-        if fired:
-            self._fired_at = time.monotonic()
-        # A tick before the last event was acknowledged does not know of the sweeps that it needs.
-        ticks = [one for one in acknowledged if one.event_id == _TICK and one.began >= self._fired_at]
-        swept = any(not tick.sweep_ahead for tick in ticks)
-        for seen in self._seen:
-            seen.add(fired)
-            if swept:
-                seen.note_sweep()
-        return bool(fired) or swept
+            if self._unsaved:
+                await asyncio.to_thread(self._save)
+            for delivery in done:
+                for socket, frame in delivery.receipts:
+                    with suppress(ConnectionError, RuntimeError):  # then it comes again
+                        if not socket.closed:
+                            await socket.send_str(reply(frame, taken=not delivery.refused))
 
     def _save(self) -> None:
-        for seen in self._seen:
+        self._unsaved = False
+        for seen in list(self._seen):
             seen.save()
 
 
@@ -401,7 +368,7 @@ class Watch:
         self.conn_id = conn_id
         self.settings: Settings
         self._connect = connect
-        self._options = options or StreamOptions()
+        self.options = options or StreamOptions()
         self._stream: EventStream | None = None
         self.arrived: asyncio.Queue[Delivery | Exception | None] = asyncio.Queue()  # both others end it
 
@@ -417,6 +384,16 @@ class Watch:
                 self.close()  # an Airflow connection has been changed
         finally:
             self.close()
+
+    def acknowledge(self, delivery: Delivery) -> None:
+        """Say that what was started for a delivery is safe; otherwise, DingTalk delivers it again."""
+        if self._stream is not None:
+            self._stream.finish(delivery, self)
+
+    def refuse(self, delivery: Delivery) -> None:
+        """Ask DingTalk to deliver the events again later."""
+        if self._stream is not None:
+            self._stream.finish(delivery, self, refused=True)
 
     def close(self) -> None:
         """Stop watching."""
@@ -438,12 +415,10 @@ class Watch:
                 if problem != last:
                     log.error("no events are received: %s", problem)
                 last = problem
-            look = self._options.refused[0]
-            await asyncio.sleep(
-                look - time.time() % look
-            )  # all read it at the same moment, and join together
+            look = self.options.refused[0]
+            await asyncio.sleep(look - time.time() % look)  # all read it at one moment, and join together
         key = (asyncio.get_running_loop(), self.settings.base_url, app.client_id, app.client_secret)
         if key not in _streams:
-            _streams[key] = EventStream(client, self._connect, self._options, key)
+            _streams[key] = EventStream(client, self._connect, self.options, key)
         self._stream = _streams[key]
         self._stream.join(self)

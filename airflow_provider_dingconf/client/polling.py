@@ -49,7 +49,7 @@ class PollSettings:
     """How often a poll makes which call.
 
     :param first_query: rounds until a meeting that has not started is queried alone; each time twice as many.
-    :param last_query: at most so many. A meeting whose batch queries are refused is in none for so many rounds.
+    :param last_query: at most so many. A meeting that a batch query is refused for is in none for so long.
     :param patience: rounds in a row in which a batch meets a fault before it is halved.
     :param least_seconds: between two rounds, however short the interval.
     :param most_seconds: between two rounds, whatever DingTalk asks for.
@@ -167,14 +167,10 @@ class _Waiter:
         except DingTalkError as error:
             self.refuse(error)
 
-    def gives_up(self, error: Exception) -> bool:
-        return not isinstance(error, DingTalkError) or error.outcome_with(self.on_error) is not Outcome.RETRY
-
     def refuse(self, error: Exception) -> None:
-        if not self.gives_up(error):
+        if isinstance(error, DingTalkError) and error.outcome_with(self.on_error) is Outcome.RETRY:
             if not isinstance(error, TransientError):  # which is logged once for all
-                said = getattr(error, "summary", error)
-                self.context.run(log.warning, "%s; the wait goes on, as on_error says", said)
+                self.context.run(log.warning, "%s; the wait goes on, as on_error says", error.summary)
         elif not self.result.done():
             self.result.set_exception(error)
 
@@ -326,7 +322,7 @@ class _Round:
         self._plan([meeting for meeting in meetings if meeting.due])
 
     def _halve(self, meetings: list[_Meeting], *, passes: bool) -> None:
-        """Let smaller batches find the meeting that makes a batch query fail: in this round, if it goes on."""
+        """Find the meeting that makes a batch query fail: in this round, if it goes on."""
         for meeting in meetings:
             meeting.batch = (len(meetings) + 1) // 2
         if len(meetings) == 1:

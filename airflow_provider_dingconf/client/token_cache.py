@@ -247,19 +247,20 @@ class SeenEvents:
         """Return whether an event has started something."""
         return _event_key(event_id) in self._seen
 
-    def add(self, event_ids: Iterable[str]) -> None:
-        """Remember events that started something, in this process; :meth:`save` writes them to the file."""
+    def add(self, event_ids: Iterable[str], *, swept: bool = False) -> None:
+        """Remember events that started something, in this process; :meth:`save` writes them to the file.
+
+        :param swept: whether no sweep is ahead, after any event so far.
+        """
         self._remember(map(_event_key, event_ids))
+        if swept:
+            self._seen.pop(_SWEPT, None)
+            self._remember([_SWEPT])
 
     @property
     def sweep_due(self) -> bool:
-        """Whether events have started something since the last sweep that :meth:`note_sweep` noted."""
+        """Whether sweeps were ahead when an event was last added."""
         return next(reversed(self._seen), _SWEPT) != _SWEPT
-
-    def note_sweep(self) -> None:
-        """Note that a sweep took care of all events so far."""
-        self._seen.pop(_SWEPT, None)
-        self._remember([_SWEPT])
 
     def save(self) -> None:
         """Write what was seen, with what other processes wrote."""

@@ -9,12 +9,15 @@ import logging
 import math
 import threading
 import time
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import pytest
+from airflow.providers.common.compat.sdk import AirflowNotFoundException
+from conftest import PATIENCE
 from waiting import QUICK, QuickTrigger, event_of
 
 from airflow_provider_dingconf import connection_hook
@@ -29,7 +32,6 @@ from airflow_provider_dingconf.triggers import ConferenceTrigger, connect
 pytestmark = pytest.mark.usefixtures("fast_conn")
 
 INTERVAL = 0.02
-PATIENCE = 60.0
 
 
 def trigger(
@@ -82,119 +84,114 @@ def by_rounds() -> Rounds:
     return Rounds()
 
 
-async def waited(triggers: list[ConferenceTrigger], then: Any) -> list[dict[str, Any]]:
-    """Let all wait, do something meanwhile, and return what they say."""
+@asynccontextmanager
+async def waiting(triggers: list[ConferenceTrigger]) -> AsyncIterator[list[dict[str, Any]]]:
+    """Let all wait, do something meanwhile, and give what they say afterwards."""
     tasks = [asyncio.ensure_future(event_of(one)) for one in triggers]
+    events: list[dict[str, Any]] = []
     try:
-        await asyncio.wait_for(then(), PATIENCE)
-        return await asyncio.wait_for(asyncio.gather(*tasks), PATIENCE)
+        yield events
+        events += await asyncio.gather(*tasks)
     finally:
         for task in tasks:
             task.cancel()
 
 
-def test_a_hundred_waiting_tasks_cost_one_call_a_round(sandbox: Sandbox) -> None:
+async def events_of(triggers: list[ConferenceTrigger]) -> list[dict[str, Any]]:
+    async with waiting(triggers) as events:
+        pass
+    return events
+
+
+async def test_a_hundred_waiting_tasks_cost_one_call_a_round(sandbox: Sandbox) -> None:
     made = [sandbox.create_conference() for _ in range(250)]
 
-    async def then() -> None:
+    async with waiting([trigger(meeting, "ended") for meeting in made]) as events:
         await rounds(sandbox, 3)
         assert [len(call.json()["conferenceIdList"]) for call in sandbox.calls_of("query")] == [100, 100, 50]
         assert sandbox.calls_of("info") == []
         for meeting in made:
             sandbox.end(meeting)
-
-    events = asyncio.run(waited([trigger(meeting, "ended") for meeting in made], then))
     assert [event["conference"]["conference_id"] for event in events] == made
     assert {event["conference"]["status"] for event in events} == {"ended"}
     assert len(sandbox.calls_of("info")) == 250  # once each, when it was not listed any more
     assert len(sandbox.calls_of("token")) == 1
 
 
-def test_a_meeting_that_has_not_started_is_not_asked_for_singly_in_each_round(sandbox: Sandbox) -> None:
+async def test_a_meeting_that_has_not_started_is_not_asked_for_singly_in_each_round(sandbox: Sandbox) -> None:
     made = [sandbox.create_conference(status="not_started") for _ in range(5)]
 
-    async def then() -> None:
+    async with waiting([trigger(meeting, seen="not_started") for meeting in made]) as events:
         await rounds(sandbox, 4)
         assert sandbox.calls_of("info") == []
         for meeting in made:
             sandbox.start(meeting)
-
-    events = asyncio.run(waited([trigger(meeting, seen="not_started") for meeting in made], then))
     assert [event["conference"]["status"] for event in events] == ["started"] * 5
     assert len(sandbox.calls_of("info")) == 5  # once each, when it was listed: for the rest of what is known
 
 
-def test_a_meeting_shorter_than_the_interval_is_noticed(sandbox: Sandbox) -> None:
+async def test_a_meeting_shorter_than_the_interval_is_noticed(sandbox: Sandbox) -> None:
     settings = replace(QUICK, first_query=2)
     meeting = sandbox.create_conference(status="not_started")
 
-    async def then() -> None:
+    async with waiting([trigger(meeting, "ended", settings, seen="not_started")]) as events:
         sandbox.start(meeting)
         sandbox.end(meeting)
-
-    (event,) = asyncio.run(waited([trigger(meeting, "ended", settings, seen="not_started")], then))
+    (event,) = events
     assert event["conference"]["status"] == "ended"
     assert len(sandbox.calls_of("info")) == 1
 
 
-def test_a_meeting_of_which_nothing_is_known_is_asked_for_once(sandbox: Sandbox) -> None:
+async def test_a_meeting_of_which_nothing_is_known_is_asked_for_once(sandbox: Sandbox) -> None:
     meeting = sandbox.create_conference(status="not_started")
 
-    async def then() -> None:
+    async with waiting([trigger(meeting)]) as events:
         await rounds(sandbox, 3)
         sandbox.start(meeting)
-
-    (event,) = asyncio.run(waited([trigger(meeting)], then))
+    (event,) = events
     assert event["conference"]["conference_id"] == meeting
     assert len(sandbox.calls_of("info")) == 2  # and once when it was listed
 
 
-def test_a_start_waited_for_in_vain_ends_the_wait(sandbox: Sandbox) -> None:
+async def test_a_start_waited_for_in_vain_ends_the_wait(sandbox: Sandbox) -> None:
     meeting = sandbox.create_conference(status="not_started")
 
-    async def then() -> None:
-        await rounds(sandbox, 1)
-        sandbox.end(meeting)
-
-    async def nothing() -> None: ...
-
-    (event,) = asyncio.run(waited([trigger("sandbox-ended")], nothing))
+    (event,) = await events_of([trigger("sandbox-ended")])
     assert event["error"]["code"] == "confClosed"
     # Running when the wait for its start began anew, after a restart, and ended before the next round.
     sandbox.clear()
-    (event,) = asyncio.run(waited([trigger(meeting, seen="started")], then))
+    async with waiting([trigger(meeting, seen="started")]) as events:
+        await rounds(sandbox, 1)
+        sandbox.end(meeting)
+    (event,) = events
     assert event["error"]["code"] == "confClosed"
 
 
-def test_those_who_wait_for_one_meeting_share_its_calls(sandbox: Sandbox) -> None:
+async def test_those_who_wait_for_one_meeting_share_its_calls(sandbox: Sandbox) -> None:
     meeting = sandbox.create_conference(room_code="1234567890", status="not_started")
     named = [QuickTrigger("started", {"room_code": "123 456 7890"}, poke_interval=INTERVAL)] * 5
 
-    async def then() -> None:
+    async with waiting(named) as events:
         while len(sandbox.calls_of("roomCode")) < 2:
             await asyncio.sleep(0.02)
         assert len(sandbox.calls_of("roomCode")) == 2
         sandbox.start(meeting)
-
-    events = asyncio.run(waited(named, then))
     assert {event["conference"]["conference_id"] for event in events} == {meeting}
     assert len(sandbox.calls_of("roomCode")) == 3
 
 
-def test_one_id_that_dingtalk_refuses_does_not_end_the_wait_of_the_others(sandbox: Sandbox) -> None:
+async def test_one_id_that_dingtalk_refuses_does_not_end_the_wait_of_the_others(sandbox: Sandbox) -> None:
     meeting = sandbox.create_conference()
     sandbox.fail(Fault(call="query", code="paramsError", times=1))
 
-    async def then() -> None:
+    async with waiting([trigger(meeting, "ended"), trigger("nobody", "ended")]) as events:
         await rounds(sandbox, 2)
         sandbox.end(meeting)
-
-    events = asyncio.run(waited([trigger(meeting, "ended"), trigger("nobody", "ended")], then))
     assert events[0]["conference"]["status"] == "ended"
     assert events[1]["error"]["code"] == "roomNotFound"
 
 
-def test_a_fault_that_passes_ends_no_wait(sandbox: Sandbox, conn: Any) -> None:
+async def test_a_fault_that_passes_ends_no_wait(sandbox: Sandbox, conn: Any) -> None:
     meeting = sandbox.create_conference()
     sandbox.fail(
         Fault(
@@ -205,31 +202,26 @@ def test_a_fault_that_passes_ends_no_wait(sandbox: Sandbox, conn: Any) -> None:
         )
     )
 
-    async def then() -> None:
+    async with waiting([trigger(meeting, "ended")]) as events:
         await rounds(sandbox, 2)
         sandbox.end(meeting)
-
-    (event,) = asyncio.run(waited([trigger(meeting, "ended")], then))
+    (event,) = events
     assert event["conference"]["status"] == "ended"
 
 
 @pytest.mark.parametrize("code", ["orgAccessForbidden", "Forbidden.AccessDenied.AccessTokenPermissionDenied"])
-def test_what_dingtalk_refuses_is_told_to_all(sandbox: Sandbox, code: str) -> None:
+async def test_what_dingtalk_refuses_is_told_to_all(sandbox: Sandbox, code: str) -> None:
     sandbox.fail(Fault(call="query", code=code))
 
-    async def nothing() -> None: ...
-
-    events = asyncio.run(waited([trigger("a"), trigger("b", "ended")], nothing))
+    events = await events_of([trigger("a"), trigger("b", "ended")])
     assert [event["error"]["code"] for event in events] == [code, code]
     assert events[0]["error"]["request_id"]
 
 
-def test_a_connection_that_is_wrong_is_told_to_all(sandbox: Sandbox, conn: Any) -> None:
+async def test_a_connection_that_is_wrong_is_told_to_all(sandbox: Sandbox, conn: Any) -> None:
     conn(login="")
 
-    async def nothing() -> None: ...
-
-    (event,) = asyncio.run(waited([trigger("a")], nothing))
+    (event,) = await events_of([trigger("a")])
     assert "login (Client ID)" in event["error"]["message"]
 
 
@@ -243,7 +235,7 @@ def batches(sandbox: Sandbox) -> list[int]:
 
 @pytest.mark.parametrize("code", ["paramsError", "resourceClose", "noPermission", "unknownUserError"])
 @pytest.mark.parametrize("known", [True, False])
-def test_an_error_that_one_meeting_causes_is_told_to_its_tasks_alone(
+async def test_an_error_that_one_meeting_causes_is_told_to_its_tasks_alone(
     sandbox: Sandbox, by_rounds: Rounds, code: str, known: bool
 ) -> None:
     made = [sandbox.create_conference(conference_id=f"m-{number:03}") for number in range(100)]
@@ -252,7 +244,9 @@ def test_an_error_that_one_meeting_causes_is_told_to_its_tasks_alone(
     if not known:
         sandbox.fail(Fault(call="info", path=f"/{culprit}$", code="noPermission"))
 
-    async def then() -> None:
+    async with waiting(
+        [trigger(one, "ended", seen="started", settings=by_rounds.settings) for one in made]
+    ) as events:
         await by_rounds.go_by()
         assert len(sandbox.calls_of("query")) <= 2 * 7 + 1
         assert {call.conference_id for call in sandbox.calls_of("info")} == {culprit}
@@ -263,35 +257,33 @@ def test_an_error_that_one_meeting_causes_is_told_to_its_tasks_alone(
         for meeting in made:
             sandbox.end(meeting)
         by_rounds.go_on()
-
-    events = asyncio.run(
-        waited([trigger(one, "ended", seen="started", settings=by_rounds.settings) for one in made], then)
-    )
     ended = [event["conference"]["conference_id"] for event in events if "conference" in event]
     assert ended == [one for one in made if known or one != culprit]
     assert [event["error"]["code"] for event in events if "error" in event] == ["noPermission"] * (not known)
 
 
-def test_a_batch_that_is_too_long_is_made_shorter(sandbox: Sandbox) -> None:
+async def test_a_batch_that_is_too_long_is_made_shorter(sandbox: Sandbox) -> None:
     made = [sandbox.create_conference(conference_id=f"m-{number:03}") for number in range(150)]
     sandbox.fail(Fault(call="query", sent="(m-[^m]*){41}", code="paramsError"))
 
-    async def then() -> None:
+    async with waiting([trigger(one, "ended", seen="started") for one in made]) as events:
         while sum(size <= 40 for size in batches(sandbox)) < 6:
             await asyncio.sleep(0.02)
         assert sandbox.calls_of("info") == []
         for meeting in made:
             sandbox.end(meeting)
-
-    events = asyncio.run(waited([trigger(one, "ended", seen="started") for one in made], then))
     assert {event["conference"]["status"] for event in events} == {"ended"}
 
 
-def test_a_refusal_that_does_not_come_again_changes_nothing(sandbox: Sandbox, by_rounds: Rounds) -> None:
+async def test_a_refusal_that_does_not_come_again_changes_nothing(
+    sandbox: Sandbox, by_rounds: Rounds
+) -> None:
     made = [sandbox.create_conference(conference_id=f"m-{number:03}") for number in range(202)]
     sandbox.fail(Fault(call="query", sent=r"^[^,]*\[[^,]*,[^,]*\]", code="resourceClose", times=1))
 
-    async def then() -> None:
+    async with waiting(
+        [trigger(one, "ended", seen="started", settings=by_rounds.settings) for one in made]
+    ) as events:
         await by_rounds.go_by()
         sandbox.clear()
         await by_rounds.go_by()
@@ -299,19 +291,19 @@ def test_a_refusal_that_does_not_come_again_changes_nothing(sandbox: Sandbox, by
         for meeting in made:
             sandbox.end(meeting)
         by_rounds.go_on()
-
-    events = asyncio.run(
-        waited([trigger(one, "ended", seen="started", settings=by_rounds.settings) for one in made], then)
-    )
     assert {event["conference"]["status"] for event in events} == {"ended"}
 
 
-def test_those_that_break_each_batch_leave_the_others_together(sandbox: Sandbox, by_rounds: Rounds) -> None:
+async def test_those_that_break_each_batch_leave_the_others_together(
+    sandbox: Sandbox, by_rounds: Rounds
+) -> None:
     bad = [sandbox.create_conference(conference_id=f"bad-{number}") for number in range(2)]
     made = [sandbox.create_conference(conference_id=f"m-{number:03}") for number in range(20)]
     sandbox.fail(Fault(call="query", sent="bad-", code="unknownUserError"))
 
-    async def then() -> None:
+    async with waiting(
+        [trigger(one, "ended", seen="started", settings=by_rounds.settings) for one in bad]
+    ) as events:
         while len(sandbox.calls_of("info")) < 4:
             await by_rounds.go_by()
         late = [
@@ -329,34 +321,27 @@ def test_those_that_break_each_batch_leave_the_others_together(sandbox: Sandbox,
             sandbox.end(meeting)
         by_rounds.go_on()
         await asyncio.gather(*late)
-
-    events = asyncio.run(
-        waited([trigger(one, "ended", seen="started", settings=by_rounds.settings) for one in bad], then)
-    )
     assert {event["conference"]["status"] for event in events} == {"ended"}
 
 
 @pytest.mark.parametrize("code", ["roomNotFound", "confClosed"])
-def test_a_wait_that_an_error_does_not_end_costs_no_single_call_in_each_round(
+async def test_a_wait_that_an_error_does_not_end_costs_no_single_call_in_each_round(
     sandbox: Sandbox, code: str
 ) -> None:
-    made = [
-        sandbox.create_conference(status="not_started" if code == "roomNotFound" else "ended")
-        for _ in range(5)
-    ]
-    sandbox.fail(Fault(call="info", code=code)) if code == "roomNotFound" else None
-
-    async def then() -> None:
-        await rounds(sandbox, 5)
-        assert len(sandbox.calls_of("info")) == 5
-        for task in asyncio.all_tasks() - {asyncio.current_task()}:
-            task.cancel()
-
-    with pytest.raises(asyncio.CancelledError):
-        asyncio.run(waited([trigger(one, on_error={code: "retry"}) for one in made], then))
+    status = "not_started" if code == "roomNotFound" else "ended"
+    made = [sandbox.create_conference(status=status) for _ in range(5)]
+    if code == "roomNotFound":
+        sandbox.fail(Fault(call="info", code=code))
+    with suppress(asyncio.CancelledError):
+        async with waiting([trigger(one, on_error={code: "retry"}) for one in made]):
+            await rounds(sandbox, 5)
+            assert len(sandbox.calls_of("info")) == 5
+            raise asyncio.CancelledError
 
 
-def test_what_concerns_all_is_in_no_task_log_and_what_concerns_one_is_in_its_own(sandbox: Sandbox) -> None:
+async def test_what_concerns_all_is_in_no_task_log_and_what_concerns_one_is_in_its_own(
+    sandbox: Sandbox,
+) -> None:
     whose: contextvars.ContextVar[str] = contextvars.ContextVar("whose", default="the triggerer")
     said: list[tuple[str, str]] = []
 
@@ -372,21 +357,14 @@ def test_what_concerns_all_is_in_no_task_log_and_what_concerns_one_is_in_its_own
         whose.set(name)
         return await event_of(trigger(meeting, seen=seen, on_error={"roomNotFound": "retry"}))
 
-    async def steps() -> None:
-        tasks = [
-            asyncio.create_task(wait(first, "first", "not_started")),
-            asyncio.create_task(wait(second, "second", None)),
-        ]
-        while len(sandbox.calls_of("query")) < 3:
-            await asyncio.sleep(0.02)
-        for meeting in (first, second):
-            sandbox.start(meeting)
-        await asyncio.wait_for(asyncio.gather(*tasks), PATIENCE)
-
     handler = Handler()
     log.addHandler(handler)
     try:
-        asyncio.run(steps())
+        waits = asyncio.gather(wait(first, "first", "not_started"), wait(second, "second", None))
+        await rounds(sandbox, 3)
+        for meeting in (first, second):
+            sandbox.start(meeting)
+        await waits
     finally:
         log.removeHandler(handler)
     assert {who for who, what in said if "systemError" in what} == {"the triggerer"}
@@ -396,7 +374,7 @@ def test_what_concerns_all_is_in_no_task_log_and_what_concerns_one_is_in_its_own
 @pytest.mark.parametrize(
     ("interval", "asked", "pause"), [(0, 0, 1.0), (5, 2, 5), (5, 7, 7), (5, 7200, 3_600)]
 )
-def test_a_round_begins_after_the_interval_or_when_dingtalk_said(
+async def test_a_round_begins_after_the_interval_or_when_dingtalk_said(
     sandbox: Sandbox, interval: float, asked: float, pause: float
 ) -> None:
     pauses: list[float] = []
@@ -406,20 +384,16 @@ def test_a_round_begins_after_the_interval_or_when_dingtalk_said(
 
     sandbox.fail(Fault(call="query", code="systemBusy", headers={"Retry-After": str(asked)}, times=1))
     meeting = sandbox.create_conference(status="not_started")
-
-    async def steps() -> None:
-        poll = Poll.of("x", interval, partial(connect, "dingtalk_default"), PollSettings(pause=record))
-        named = check_reference(meeting), ConferenceStatus.STARTED, ConferenceStatus.NOT_STARTED
-        waiting = asyncio.create_task(poll.wait(*named))
-        await rounds(sandbox, 3)
-        waiting.cancel()
-
-    asyncio.run(asyncio.wait_for(steps(), PATIENCE))
+    poll = Poll.of("x", interval, partial(connect, "dingtalk_default"), PollSettings(pause=record))
+    named = check_reference(meeting), ConferenceStatus.STARTED, ConferenceStatus.NOT_STARTED
+    waiting = asyncio.create_task(poll.wait(*named))
+    await rounds(sandbox, 3)
+    waiting.cancel()
     assert pauses[:3] == [max(interval, 1.0), pause, max(interval, 1.0)]
 
 
 @pytest.mark.parametrize("patient", [True, False])
-def test_a_client_that_cannot_be_made_for_now_is_waited_for_unless_on_error_says_otherwise(
+async def test_a_client_that_cannot_be_made_for_now_is_waited_for_unless_on_error_says_otherwise(
     sandbox: Sandbox, patient: bool
 ) -> None:
     meeting = sandbox.create_conference()
@@ -430,23 +404,22 @@ def test_a_client_that_cannot_be_made_for_now_is_waited_for_unless_on_error_says
             raise failures.pop()
         return await connect("dingtalk_default")
 
-    async def wait() -> Any:
-        outcomes = {} if patient else {"connectionLost": Outcome.FAIL}
-        poll = Poll.of("x", INTERVAL, flaky, QUICK)
-        return await poll.wait(check_reference(meeting), ConferenceStatus.STARTED, on_error=outcomes)
-
+    outcomes = {} if patient else {"connectionLost": Outcome.FAIL}
+    wait = Poll.of("x", INTERVAL, flaky, QUICK).wait(
+        check_reference(meeting), ConferenceStatus.STARTED, on_error=outcomes
+    )
     if patient:
-        assert asyncio.run(asyncio.wait_for(wait(), PATIENCE)).conference_id == meeting
+        assert (await wait).conference_id == meeting
     else:
         with pytest.raises(ConnectionLostError):
-            asyncio.run(asyncio.wait_for(wait(), PATIENCE))
+            await wait
 
 
-def test_where_no_batch_query_works_the_meetings_are_asked_for_singly(sandbox: Sandbox) -> None:
+async def test_where_no_batch_query_works_the_meetings_are_asked_for_singly(sandbox: Sandbox) -> None:
     made = [sandbox.create_conference(conference_id=f"m-{number:03}") for number in range(100)]
     sandbox.fail(Fault(call="query", code="noPermission"))
 
-    async def then() -> None:
+    async with waiting([trigger(one, "ended", seen="started") for one in made]) as events:
         while len(sandbox.calls_of("info")) < 100:
             await asyncio.sleep(0.02)
         assert len(sandbox.calls_of("query")) <= 199  # once
@@ -456,8 +429,6 @@ def test_where_no_batch_query_works_the_meetings_are_asked_for_singly(sandbox: S
         assert sandbox.calls_of("query") == []
         for meeting in made:
             sandbox.end(meeting)
-
-    events = asyncio.run(waited([trigger(one, "ended", seen="started") for one in made], then))
     assert {event["conference"]["status"] for event in events} == {"ended"}
 
 
@@ -470,18 +441,16 @@ def test_where_no_batch_query_works_the_meetings_are_asked_for_singly(sandbox: S
     ],
     ids=["systemError", "unreadable"],
 )
-def test_a_meeting_that_keeps_a_batch_from_being_answered_holds_up_no_other(
+async def test_a_meeting_that_keeps_a_batch_from_being_answered_holds_up_no_other(
     sandbox: Sandbox, wrong: Fault, number: int
 ) -> None:
     made = [sandbox.create_conference(conference_id=f"m-{number:02}") for number in range(10)]
     culprit = made[number]
     sandbox.fail(replace(wrong, sent=f'"{culprit}"'))
 
-    async def then() -> None:
+    async with waiting([trigger(one, "ended", seen="started") for one in made]) as events:
         for meeting in made:
             sandbox.end(meeting)
-
-    events = asyncio.run(waited([trigger(one, "ended", seen="started") for one in made], then))
     assert {event["conference"]["status"] for event in events} == {"ended"}
     assert len(sandbox.calls_of("query")) <= 8 + 2 * 2 * 4
 
@@ -505,14 +474,14 @@ REFUSE_ALL = {
     ],
     ids=[*REFUSE_ALL, "hung up", "singly: systemError", "singly: systemBusy"],
 )
-def test_a_round_ends_at_the_first_sign_that_dingtalk_takes_no_calls(
+async def test_a_round_ends_at_the_first_sign_that_dingtalk_takes_no_calls(
     sandbox: Sandbox, by_rounds: Rounds, call: str, fault: Fault
 ) -> None:
     made = [sandbox.create_conference(status="not_started") for _ in range(250)]
     seen = "not_started" if call == "query" else None
     sandbox.fail(replace(fault, call=call))
 
-    async def then() -> None:
+    async with waiting([trigger(one, seen=seen, settings=by_rounds.settings) for one in made]) as events:
         await by_rounds.go_by()
         first = len(sandbox.calls_of(call))
         assert first == 1 if call == "query" else 1 <= first <= CONCURRENCY  # those that were on their way
@@ -528,12 +497,10 @@ def test_a_round_ends_at_the_first_sign_that_dingtalk_takes_no_calls(
         for meeting in made:
             sandbox.start(meeting)
         by_rounds.go_on()
-
-    events = asyncio.run(waited([trigger(one, seen=seen, settings=by_rounds.settings) for one in made], then))
     assert {event["conference"]["status"] for event in events} == {"started"}
 
 
-def test_a_round_that_dingtalk_ends_goes_on_where_it_ended(sandbox: Sandbox) -> None:
+async def test_a_round_that_dingtalk_ends_goes_on_where_it_ended(sandbox: Sandbox) -> None:
     """Of three batches and what follows them each round gets through one call."""
     made = [sandbox.create_conference() for _ in range(250)]
     for meeting in made[:120]:
@@ -542,19 +509,15 @@ def test_a_round_that_dingtalk_ends_goes_on_where_it_ended(sandbox: Sandbox) -> 
         sandbox.fail(Fault(call="query", delay=0.001, times=1))
         sandbox.fail(Fault(call="query", code="systemBusy", times=1))
 
-    async def then() -> None: ...
-
-    events = asyncio.run(waited([trigger(one, "ended", seen="started") for one in made[:120]], then))
+    events = await events_of([trigger(one, "ended", seen="started") for one in made[:120]])
     assert {event["conference"]["status"] for event in events} == {"ended"}
 
 
-def test_polls_keep_to_the_connections_calls_per_second(sandbox: Sandbox, conn: Any) -> None:
+async def test_polls_keep_to_the_connections_calls_per_second(sandbox: Sandbox, conn: Any) -> None:
     conn(extra={"calls_per_second": 40})
     made = [sandbox.create_conference(conference_id=f"m-{number}") for number in range(20)]
 
-    async def nothing() -> None: ...
-
-    asyncio.run(waited([trigger(meeting) for meeting in made], nothing))
+    await events_of([trigger(meeting) for meeting in made])
     times = [call.time for call in sandbox.calls_of("info", "query")]
     assert len(times) == 1 + 20
     assert times[-1] - times[0] > 0.9 * 20 / 40
@@ -583,8 +546,11 @@ class Limited:
         return getattr(self._client, name)
 
 
-def test_each_call_waits_for_its_turn_and_is_not_made_once_the_round_has_ended(sandbox: Sandbox) -> None:
+async def test_each_call_waits_for_its_turn_and_is_not_made_once_the_round_has_ended(
+    sandbox: Sandbox, by_rounds: Rounds
+) -> None:
     made = [sandbox.create_conference(status="not_started") for _ in range(15)]
+    sandbox.fail(Fault(call="query", body={"infos": []}))
     sandbox.fail(Fault(call="info", delay=0.0, times=2))
     sandbox.fail(Fault(call="info", code="systemBusy", times=1))
     clients: list[Limited] = []
@@ -593,90 +559,78 @@ def test_each_call_waits_for_its_turn_and_is_not_made_once_the_round_has_ended(s
         clients.append(Limited(await connect("dingtalk_default")))
         return clients[-1]
 
-    async def steps() -> None:
-        poll = Poll.of("x", INTERVAL, limited, QUICK)
-        waits = [poll.wait(check_reference(one), ConferenceStatus.STARTED) for one in made]
-        waiting = asyncio.gather(*waits)
-        while len(clients) < 2:
-            await asyncio.sleep(INTERVAL)
-        waiting.cancel()
-
-    sandbox.fail(Fault(call="query", body={"infos": []}))
-    asyncio.run(asyncio.wait_for(steps(), PATIENCE))
+    poll = Poll.of("x", INTERVAL, limited, by_rounds.settings)
+    waits = asyncio.gather(*(poll.wait(check_reference(one), ConferenceStatus.STARTED) for one in made))
+    await by_rounds.go_by()
+    waits.cancel()
     assert len(sandbox.calls_of("query")) == 1
     assert len(sandbox.calls_of("info")) == 3
     assert clients[0].turns == 1 + 15
 
 
-def test_a_token_that_is_refused_is_renewed_within_the_call(sandbox: Sandbox, by_rounds: Rounds) -> None:
+async def test_a_token_that_is_refused_is_renewed_within_the_call(
+    sandbox: Sandbox, by_rounds: Rounds
+) -> None:
     meeting = sandbox.create_conference()
 
-    async def then() -> None:
+    async with waiting([trigger(meeting, "ended", seen="started", settings=by_rounds.settings)]) as events:
         await by_rounds.go_by()
         sandbox.revoke_tokens()
         await by_rounds.go_by()
         assert [call.status for call in sandbox.calls_of("query")] == [200, 400, 200]
         sandbox.end(meeting)
         by_rounds.go_on()
-
-    (event,) = asyncio.run(
-        waited([trigger(meeting, "ended", seen="started", settings=by_rounds.settings)], then)
-    )
+    (event,) = events
     assert event["conference"]["status"] == "ended"
 
 
-def test_a_wait_goes_on_after_an_error_that_on_error_retries(sandbox: Sandbox) -> None:
+async def test_a_wait_goes_on_after_an_error_that_on_error_retries(sandbox: Sandbox) -> None:
     meeting = sandbox.create_conference(conference_id="later", status="not_started")
     sandbox.fail(Fault(call="info", code="roomNotFound"))
     patient = trigger(meeting, on_error={"roomNotFound": "retry"})
     hasty = trigger(meeting)
 
-    async def then() -> None:
+    async with waiting([patient, hasty]) as events:
         while len(sandbox.calls_of("info")) < 2:
             await asyncio.sleep(0.02)
         sandbox.heal()
         sandbox.start(meeting)
-
-    events = asyncio.run(waited([patient, hasty], then))
     assert events[0]["conference"]["status"] == "started"
     assert events[1]["error"]["code"] == "roomNotFound"
 
 
 @pytest.mark.parametrize("call", ["query", "info"])
 @pytest.mark.parametrize("code", ["systemError", "systemBusy"])
-def test_an_error_that_passes_ends_the_wait_where_on_error_says_so(
+async def test_an_error_that_passes_ends_the_wait_where_on_error_says_so(
     sandbox: Sandbox, call: str, code: str
 ) -> None:
     meeting = sandbox.create_conference(status="not_started")
     seen = "not_started" if call == "query" else None
     sandbox.fail(Fault(call="any", path="/videoConferences/", code=code))
 
-    async def nothing() -> None: ...
-
-    (event,) = asyncio.run(waited([trigger(meeting, seen=seen, on_error={code: "fail"})], nothing))
+    (event,) = await events_of([trigger(meeting, seen=seen, on_error={code: "fail"})])
     assert event["error"]["code"] == code
 
 
 @pytest.mark.parametrize("code", ["orgAccessForbidden", "Forbidden.AccessDenied.ApiCountLimitForOrg"])
-def test_an_error_that_concerns_every_meeting_costs_one_call(sandbox: Sandbox, code: str) -> None:
+async def test_an_error_that_concerns_every_meeting_costs_one_call(sandbox: Sandbox, code: str) -> None:
     body = {"code": code, "message": code, "requestid": "R-1"}
     sandbox.fail(Fault(status=403, body=body, path="/videoConferences/"))
 
-    async def nothing() -> None: ...
-
-    events = asyncio.run(waited([trigger(f"m-{one}") for one in range(250)], nothing))
+    events = await events_of([trigger(f"m-{one}") for one in range(250)])
     assert {event["error"]["code"] for event in events} == {code}
     assert len(sandbox.calls_of("query", "info")) == 1
 
 
-def test_waits_that_go_on_after_an_error_that_concerns_all_cost_one_call_a_round(
+async def test_waits_that_go_on_after_an_error_that_concerns_all_cost_one_call_a_round(
     sandbox: Sandbox, by_rounds: Rounds
 ) -> None:
     made = [sandbox.create_conference(status="not_started") for _ in range(250)]
     sandbox.fail(Fault(code="orgAccessForbidden", path="/videoConferences/"))
     outcomes = {"orgAccessForbidden": "retry"}
 
-    async def then() -> None:
+    triggers = [trigger(one, settings=by_rounds.settings, on_error=outcomes) for one in made]
+    async with waiting(triggers) as events:
         for number in range(1, 5):
             await by_rounds.go_by()
             assert len(sandbox.calls_of("query", "info")) == number
@@ -684,9 +638,6 @@ def test_waits_that_go_on_after_an_error_that_concerns_all_cost_one_call_a_round
         for meeting in made:
             sandbox.start(meeting)
         by_rounds.go_on()
-
-    waiting = [trigger(one, settings=by_rounds.settings, on_error=outcomes) for one in made]
-    events = asyncio.run(waited(waiting, then))
     assert {event["conference"]["status"] for event in events} == {"started"}
 
 
@@ -696,14 +647,13 @@ def test_waits_that_go_on_after_an_error_that_concerns_all_cost_one_call_a_round
 NAMES = {"join_url", "creator_id", "creator_nick", "room_code", "biz_type"}
 
 
-def test_the_meeting_is_the_same_whoever_has_found_it(sandbox: Sandbox) -> None:
+async def test_the_meeting_is_the_same_whoever_has_found_it(sandbox: Sandbox) -> None:
     meeting = sandbox.create_conference(status="not_started", schedule_conference_id="s-1")
 
-    async def then() -> None:
+    async with waiting([trigger(meeting, seen="not_started")]) as events:
         await rounds(sandbox, 1)
         sandbox.start(meeting)
-
-    (event,) = asyncio.run(waited([trigger(meeting, seen="not_started")], then))
+    (event,) = events
     poked = ConferenceSensor(task_id="x", conference_id=meeting).poke({})
     assert event["conference"] == poked.xcom_value
     assert all(event["conference"][name] for name in NAMES)
@@ -711,16 +661,14 @@ def test_the_meeting_is_the_same_whoever_has_found_it(sandbox: Sandbox) -> None:
 
 
 @pytest.mark.parametrize("code", ["systemError", "noPermission", "roomNotFound"])
-def test_where_the_rest_is_not_told_the_wait_is_over_all_the_same(sandbox: Sandbox, code: str) -> None:
+async def test_where_the_rest_is_not_told_the_wait_is_over_all_the_same(sandbox: Sandbox, code: str) -> None:
     made = [sandbox.create_conference(status="not_started") for _ in range(30)]
     sandbox.fail(Fault(call="info", code=code))
 
-    async def then() -> None:
+    async with waiting([trigger(meeting, seen="not_started") for meeting in made]) as events:
         await rounds(sandbox, 1)
         for meeting in made:
             sandbox.start(meeting)
-
-    events = asyncio.run(waited([trigger(meeting, seen="not_started") for meeting in made], then))
     assert [event["conference"]["conference_id"] for event in events] == made
     assert {event["conference"]["join_url"] for event in events} == {None}
     assert len(sandbox.calls_of("query")) <= 3  # in the round that found them
@@ -729,7 +677,7 @@ def test_where_the_rest_is_not_told_the_wait_is_over_all_the_same(sandbox: Sandb
 # What goes wrong before a call, or in a round
 
 
-def test_a_connection_that_cannot_be_looked_up_is_looked_up_again(
+async def test_a_connection_that_cannot_be_looked_up_is_looked_up_again(
     sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     meeting = sandbox.create_conference()
@@ -744,31 +692,23 @@ def test_a_connection_that_cannot_be_looked_up_is_looked_up_again(
 
     monkeypatch.setattr(connection_hook, "get_async_connection", flaky)
 
-    async def then() -> None:
+    async with waiting([trigger(meeting, "ended", seen="started")]) as events:
         await rounds(sandbox, 1)
         sandbox.end(meeting)
-
-    (event,) = asyncio.run(waited([trigger(meeting, "ended", seen="started")], then))
+    (event,) = events
     assert event["conference"]["status"] == "ended"
     assert "dingtalk_default could not be looked up (RuntimeError)" in caplog.text
     assert "s3cret" not in caplog.text
 
 
-def test_a_connection_that_is_not_defined_ends_the_wait(
-    airflow_db: None, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from airflow.providers.common.compat.sdk import AirflowNotFoundException
-
+async def test_a_connection_that_is_not_defined_ends_the_wait(airflow_db: None, sandbox: Sandbox) -> None:
     missing = QuickTrigger("started", {"conference_id": "a"}, "nowhere", poke_interval=INTERVAL)
-
-    async def nothing() -> None: ...
-
     with pytest.raises(AirflowNotFoundException, match="nowhere"):
-        asyncio.run(waited([missing], nothing))
+        await event_of(missing)
 
 
 @pytest.mark.parametrize("method", ["running_of", "get_conference"])
-def test_an_unexpected_error_fails_those_whom_it_meets(sandbox: Sandbox, method: str) -> None:
+async def test_an_unexpected_error_fails_those_whom_it_meets(sandbox: Sandbox, method: str) -> None:
     made = sandbox.create_conference(status="not_started"), sandbox.create_conference(room_code="1234567890")
 
     async def broken(*_: Any) -> Any:
@@ -779,62 +719,48 @@ def test_an_unexpected_error_fails_those_whom_it_meets(sandbox: Sandbox, method:
         setattr(client, method, broken)
         return client
 
-    async def wait() -> list[Any]:
-        poll = Poll.of("x", INTERVAL, connect_to_broken, QUICK)
-        named = check_reference(made[0]), check_reference(room_code="1234567890")
-        waits = [poll.wait(one, ConferenceStatus.STARTED) for one in named]
-        return await asyncio.wait_for(asyncio.gather(*waits, return_exceptions=True), PATIENCE)
-
-    first, second = asyncio.run(wait())
+    poll = Poll.of("x", INTERVAL, connect_to_broken, QUICK)
+    named = check_reference(made[0]), check_reference(room_code="1234567890")
+    waits = [poll.wait(one, ConferenceStatus.STARTED) for one in named]
+    first, second = await asyncio.gather(*waits, return_exceptions=True)
     assert isinstance(first, ZeroDivisionError)
     assert second.conference_id == made[1]
 
 
-def test_nobody_waits_for_rounds_that_were_ended_from_outside(sandbox: Sandbox) -> None:
+async def test_nobody_waits_for_rounds_that_were_ended_from_outside(sandbox: Sandbox) -> None:
     meeting = sandbox.create_conference()
-
-    async def end_them() -> dict[str, Any]:
-        first = asyncio.ensure_future(event_of(trigger(meeting, "ended")))
-        await rounds(sandbox, 1)
-        for task in asyncio.all_tasks() - {asyncio.current_task(), first}:
-            task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await asyncio.wait_for(first, PATIENCE)
-        sandbox.end(meeting)
-        return await asyncio.wait_for(event_of(trigger(meeting, "ended")), PATIENCE)
-
-    assert asyncio.run(end_them())["conference"]["status"] == "ended"
+    before = asyncio.all_tasks()
+    first = asyncio.ensure_future(event_of(trigger(meeting, "ended")))
+    await rounds(sandbox, 1)
+    for task in asyncio.all_tasks() - before - {first}:
+        task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    sandbox.end(meeting)
+    assert (await event_of(trigger(meeting, "ended")))["conference"]["status"] == "ended"
 
 
-def test_one_of_two_that_wait_for_a_meeting_is_cancelled_and_the_other_waits_on(sandbox: Sandbox) -> None:
+async def test_one_of_two_that_wait_for_a_meeting_is_cancelled_and_the_other_waits_on(
+    sandbox: Sandbox,
+) -> None:
     meeting = sandbox.create_conference()
-
-    async def cancel_one() -> dict[str, Any]:
-        first, second = (asyncio.ensure_future(event_of(trigger(meeting, "ended"))) for _ in range(2))
-        await rounds(sandbox, 1)
-        first.cancel()
-        sandbox.end(meeting)
-        return await asyncio.wait_for(second, PATIENCE)
-
-    assert asyncio.run(cancel_one())["conference"]["status"] == "ended"
+    first, second = (asyncio.ensure_future(event_of(trigger(meeting, "ended"))) for _ in range(2))
+    await rounds(sandbox, 1)
+    first.cancel()
+    sandbox.end(meeting)
+    assert (await second)["conference"]["status"] == "ended"
 
 
-def test_nothing_is_kept_when_nobody_waits_any_more(sandbox: Sandbox) -> None:
+async def test_nothing_is_kept_when_nobody_waits_any_more(sandbox: Sandbox) -> None:
     meeting = sandbox.create_conference()
     sandbox.fail(Fault(call="query", code="resourceClose"))
-
-    async def then() -> None:
+    async with waiting([trigger(meeting, "ended")]):
         while len(sandbox.calls_of("info")) < 2:
             await asyncio.sleep(0.02)
         sandbox.end(meeting)
-
-    async def wait() -> int:
-        await waited([trigger(meeting, "ended")], then)
-        await asyncio.sleep(INTERVAL)
-        gc.collect()
-        return len(Poll.shared[asyncio.get_running_loop()])
-
-    assert asyncio.run(wait()) == 0
+    await asyncio.sleep(INTERVAL)
+    gc.collect()
+    assert len(Poll.shared[asyncio.get_running_loop()]) == 0
 
 
 def test_two_event_loops_share_nothing(sandbox: Sandbox) -> None:
@@ -847,51 +773,41 @@ def test_two_event_loops_share_nothing(sandbox: Sandbox) -> None:
     threads = [threading.Thread(target=wait) for _ in range(2)]
     for thread in threads:
         thread.start()
-    asyncio.run(asyncio.wait_for(rounds(sandbox, 4), PATIENCE))
+    asyncio.run(rounds(sandbox, 4))
     sandbox.end(meeting)
     for thread in threads:
         thread.join(PATIENCE)
     assert [event["conference"]["status"] for event in events] == ["ended", "ended"]
 
 
-def test_a_trigger_that_is_cancelled_polls_no_more(sandbox: Sandbox) -> None:
+async def test_a_trigger_that_is_cancelled_polls_no_more(sandbox: Sandbox) -> None:
     meeting = sandbox.create_conference()
-
-    async def cancel() -> int:
-        task = asyncio.ensure_future(event_of(trigger(meeting, "ended")))
-        await rounds(sandbox, 1)
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
-        made = len(sandbox.calls)
-        await asyncio.sleep(3 * INTERVAL)
-        assert len(asyncio.all_tasks()) == 1
-        return len(sandbox.calls) - made
-
-    assert asyncio.run(cancel()) == 0
+    before = asyncio.all_tasks()
+    task = asyncio.ensure_future(event_of(trigger(meeting, "ended")))
+    await rounds(sandbox, 1)
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task
+    made = len(sandbox.calls)
+    await asyncio.sleep(3 * INTERVAL)
+    assert asyncio.all_tasks() == before
+    assert len(sandbox.calls) == made
 
 
-def test_a_wait_that_begins_after_the_last_one_was_given_up_polls_again(sandbox: Sandbox) -> None:
+async def test_a_wait_that_begins_after_the_last_one_was_given_up_polls_again(sandbox: Sandbox) -> None:
     meeting = sandbox.create_conference()
-
-    async def again() -> dict[str, Any]:
-        first = asyncio.ensure_future(event_of(trigger(meeting, "ended")))
-        await rounds(sandbox, 1)
-        first.cancel()
-        second = asyncio.ensure_future(event_of(trigger(meeting, "ended")))
-        sandbox.end(meeting)
-        return await asyncio.wait_for(second, PATIENCE)
-
-    assert asyncio.run(again())["conference"]["status"] == "ended"
+    first = asyncio.ensure_future(event_of(trigger(meeting, "ended")))
+    await rounds(sandbox, 1)
+    first.cancel()
+    second = asyncio.ensure_future(event_of(trigger(meeting, "ended")))
+    sandbox.end(meeting)
+    assert (await second)["conference"]["status"] == "ended"
 
 
-def test_the_poll_serves_code_of_ones_own(sandbox: Sandbox) -> None:
-    async def wait() -> None:
-        poll = Poll.of("x", INTERVAL, partial(connect, "dingtalk_default"), QUICK)
-        await poll.wait(check_reference("sandbox-ended"), ConferenceStatus.STARTED)
-
+async def test_the_poll_serves_code_of_ones_own(sandbox: Sandbox) -> None:
+    poll = Poll.of("x", INTERVAL, partial(connect, "dingtalk_default"), QUICK)
     with pytest.raises(ConferenceClosedError):
-        asyncio.run(wait())
+        await poll.wait(check_reference("sandbox-ended"), ConferenceStatus.STARTED)
 
 
 # The delay after a start
@@ -906,27 +822,25 @@ def started(seconds_ago: float | None) -> Fault:
 
 
 @pytest.mark.parametrize(("ago", "left"), [(600.0, 0.0), (299.6, 0.4), (None, 0.2)])
-def test_a_wait_with_a_delay_ends_so_long_after_the_start_without_further_calls(
+async def test_a_wait_with_a_delay_ends_so_long_after_the_start_without_further_calls(
     sandbox: Sandbox, ago: float | None, left: float
 ) -> None:
     sandbox.fail(started(ago))
-    waiting = trigger("m", delay=300.0 if ago else left)
     began = time.monotonic()
-    event = asyncio.run(asyncio.wait_for(event_of(waiting), PATIENCE))
+    event = await event_of(trigger("m", delay=300.0 if ago else left))
     assert event["conference"]["conference_id"] == "m"
     assert time.monotonic() - began > left - 0.1
     assert len(sandbox.calls_of("info", "query")) <= 2
 
 
-def test_a_meeting_that_has_started_when_the_wait_begins_costs_no_call_in_the_triggerer(
+async def test_a_meeting_that_has_started_when_the_wait_begins_costs_no_call_in_the_triggerer(
     sandbox: Sandbox,
 ) -> None:
     sandbox.fail(started(299.9))
-    (found,) = asyncio.run(waited([trigger("m")], lambda: asyncio.sleep(0)))
+    found = await event_of(trigger("m"))
     made = len(sandbox.calls)
     again = QuickTrigger("started", {"conference_id": "m"}, delay=300.0, found=found["conference"])
-    again = QuickTrigger(**again.serialize()[1])
-    assert asyncio.run(asyncio.wait_for(event_of(again), PATIENCE)) == found
+    assert await event_of(QuickTrigger(**again.serialize()[1])) == found
     assert len(sandbox.calls) == made
 
 
