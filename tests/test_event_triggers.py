@@ -18,7 +18,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+
+pytest.importorskip("airflow.sdk", reason="events are for Airflow 3")
+
 from airflow import __version__ as airflow_version
+from conftest import CONN_VARIABLE
 from streams import acknowledged, drive, sweep_due, until
 
 from airflow_provider_dingconf import triggers
@@ -31,22 +35,7 @@ from airflow_provider_dingconf.sandbox import Sandbox
 AIRFLOW = tuple(map(int, airflow_version.split(".")[:2]))
 MODULE = "airflow_provider_dingconf.event_triggers"
 
-airflow_3 = pytest.mark.skipif(AIRFLOW < (3, 0), reason="events are for Airflow 3")
 
-
-@pytest.mark.skipif(AIRFLOW >= (3, 0), reason="Airflow 3 has what it needs")
-@pytest.mark.parametrize("name", ["ConferenceEventTrigger", "triggering_conferences"])
-def test_an_older_airflow_is_told_which_version_it_needs(name: str) -> None:
-    with pytest.raises(ImportError, match=r"needs Airflow 3\.0 or later; this is Airflow 2\.11"):
-        getattr(triggers, name)
-
-
-def test_a_misspelt_trigger_is_no_attribute() -> None:
-    with pytest.raises(AttributeError, match="ConferenceEventTriger"):
-        triggers.ConferenceEventTriger  # noqa: B018
-
-
-@airflow_3
 def test_a_dag_file_with_the_trigger_imports_no_http_library() -> None:
     program = (
         "import sys; import airflow.triggers.base; before = set(sys.modules)\n"
@@ -60,7 +49,6 @@ def test_a_dag_file_with_the_trigger_imports_no_http_library() -> None:
     assert not new & {"aiohttp", "cryptography", "requests", "airflow_provider_dingconf.hooks"}
 
 
-@airflow_3
 def test_the_triggerer_makes_the_same_trigger_again() -> None:
     made = triggers.ConferenceEventTrigger(
         dingtalk_conn_id="other", scenes=("conference_created", "conference_closed"), creator_id="u1"
@@ -74,7 +62,6 @@ def test_the_triggerer_makes_the_same_trigger_again() -> None:
     assert triggers.ConferenceEventTrigger(scenes="user_join").serialize()[1]["scenes"] == ["user_join"]
 
 
-@airflow_3
 def test_equal_filters_are_one_trigger_in_whichever_order_they_are_written() -> None:
     written = [
         ["conference_created", "conference_closed"],
@@ -85,7 +72,6 @@ def test_equal_filters_are_one_trigger_in_whichever_order_they_are_written() -> 
     assert len(made) == 1
 
 
-@airflow_3
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -105,7 +91,6 @@ def test_a_filter_that_cannot_be_meant_is_found_when_the_dag_is_parsed(wrong: An
         triggers.ConferenceEventTrigger(**wrong)
 
 
-@airflow_3
 def test_an_asset_watches_with_it() -> None:
     from airflow.sdk import Asset, AssetWatcher
 
@@ -118,14 +103,11 @@ def test_an_asset_watches_with_it() -> None:
 
 
 @pytest.fixture
-def sandbox() -> Iterator[Sandbox]:
+def sandbox(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sandbox]:
+    """Return a sandbox that delivers an event again soon, to which the default connection leads."""
     with Sandbox(redelivery=1.0) as running:
+        monkeypatch.setenv(CONN_VARIABLE, running.connection_json())
         yield running
-
-
-@pytest.fixture
-def quick(conn: Any) -> None:
-    """Let the default connection lead to the sandbox; triggers of :func:`make` are quick themselves."""
 
 
 def make(sweep_after: Sequence[float] = (2.0, 4.0), **filters: Any) -> Any:
@@ -245,8 +227,7 @@ async def triggering(
             storing.cancel()
 
 
-@airflow_3
-async def test_a_meeting_that_starts_becomes_an_event_that_says_which(sandbox: Sandbox, quick: None) -> None:
+async def test_a_meeting_that_starts_becomes_an_event_that_says_which(sandbox: Sandbox) -> None:
     async with triggering(sandbox, make()) as (triggerer, (only,)):
         meeting = sandbox.create_conference("Release 1.0")
         await until(lambda: triggerer.of(only))
@@ -258,8 +239,7 @@ async def test_a_meeting_that_starts_becomes_an_event_that_says_which(sandbox: S
         await until(lambda: acknowledged(sandbox))
 
 
-@airflow_3
-async def test_each_watcher_gets_what_it_asked_for_over_one_connection(sandbox: Sandbox, quick: None) -> None:
+async def test_each_watcher_gets_what_it_asked_for_over_one_connection(sandbox: Sandbox) -> None:
     wanted = [
         make(title_pattern="^Release"),
         make(scenes=["conference_created", "conference_closed"]),
@@ -284,11 +264,10 @@ async def test_each_watcher_gets_what_it_asked_for_over_one_connection(sandbox: 
         assert len(sandbox.calls_of("connect")) == 1
 
 
-@airflow_3
 @pytest.mark.skipif(AIRFLOW < (3, 3), reason="Airflow does not say what it has stored")
 @pytest.mark.parametrize("not_yet", [{"takes": False}, {"stores": False}])
 async def test_an_event_is_acknowledged_once_airflow_has_it(
-    sandbox: Sandbox, quick: None, not_yet: dict[str, bool]
+    sandbox: Sandbox, not_yet: dict[str, bool]
 ) -> None:
     async with triggering(sandbox, make(), **not_yet) as (triggerer, (only,)):
         sandbox.create_conference()
@@ -300,11 +279,8 @@ async def test_an_event_is_acknowledged_once_airflow_has_it(
             await until(lambda: acknowledged(sandbox))
 
 
-@airflow_3
 @pytest.mark.skipif(AIRFLOW >= (3, 3), reason="Airflow says what it has stored")
-async def test_where_airflow_does_not_say_what_it_stores_it_has_a_fixed_time_for_it(
-    sandbox: Sandbox, quick: None
-) -> None:
+async def test_where_airflow_does_not_say_what_it_stores_it_has_a_fixed_time_for_it(sandbox: Sandbox) -> None:
     async with triggering(sandbox, make()) as (triggerer, (only,)):
         began = time.monotonic()
         for _ in range(5):
@@ -315,8 +291,7 @@ async def test_where_airflow_does_not_say_what_it_stores_it_has_a_fixed_time_for
         assert time.monotonic() - began >= 0.5
 
 
-@airflow_3
-def test_what_airflow_did_not_store_starts_its_run_after_a_restart(sandbox: Sandbox, quick: None) -> None:
+def test_what_airflow_did_not_store_starts_its_run_after_a_restart(sandbox: Sandbox) -> None:
     async def first() -> None:
         async with triggering(sandbox, make(), stores=False) as (triggerer, (only,)):
             sandbox.create_conference()
@@ -348,11 +323,10 @@ class EndingLog:
         return lambda *_args, **_details: None
 
 
-@airflow_3
 @pytest.mark.skipif(AIRFLOW < (3, 3), reason="Airflow does not say what it has stored")
 @pytest.mark.parametrize("ends", ["killed", "cancelled", "stopping"])
 def test_an_event_on_its_way_into_the_queue_of_a_triggerer_that_ends_comes_again(
-    sandbox: Sandbox, quick: None, ends: str
+    sandbox: Sandbox, ends: str
 ) -> None:
     async def first() -> None:
         async with triggering(sandbox, make(), make(title_pattern="^Other")) as (triggerer, (only, _)):
@@ -385,8 +359,7 @@ def test_an_event_on_its_way_into_the_queue_of_a_triggerer_that_ends_comes_again
     drive(second)
 
 
-@airflow_3
-def test_an_event_that_comes_again_fires_nothing_even_after_a_restart(sandbox: Sandbox, quick: None) -> None:
+def test_an_event_that_comes_again_fires_nothing_even_after_a_restart(sandbox: Sandbox) -> None:
     data = {"openConfModel": {"conferenceId": "c1"}, "changeScene": "conference_created"}
 
     def push(event_id: str) -> None:
@@ -428,28 +401,23 @@ def sweeps_after(*events: float, began: float = float("-inf")) -> list[float]:
     return found
 
 
-@airflow_3
 def test_sweeps_repeat_with_growing_distance_after_a_burst_and_end() -> None:
     assert sweeps_after(1000.0, 1002.0) == [1012.0, 1042.0, 1162.0, 1642.0]
 
 
-@airflow_3
 def test_a_meeting_that_starts_by_itself_brings_no_sweep() -> None:
     assert sweeps_after(1000.0) == []
     assert sweeps_after(1000.0, 2000.0, 3000.0) == []
 
 
-@airflow_3
 def test_meetings_that_start_every_few_minutes_bring_few_sweeps() -> None:
     assert sweeps_after(*(1000.0 + 120.0 * number for number in range(30))) == [4640.0, 5120.0]
 
 
-@airflow_3
 def test_the_first_event_after_the_triggerer_has_started_is_swept_for() -> None:
     assert sweeps_after(1060.0, began=1000.0) == [1220.0, 1700.0]
 
 
-@airflow_3
 @pytest.mark.parametrize("gap", [0.1, 1.0, 2.0, 9.0, 20.0, 39.0, 61.0, 150.0, 299.0])
 @pytest.mark.parametrize("away", [5.0, 40.0, 60.0, 300.0, 600.0])
 @pytest.mark.parametrize("since", [-1.0, 0.5, 7.0])
@@ -473,8 +441,7 @@ def test_no_event_is_left_without_a_run_when_the_scheduler_was_away(
     assert done >= {*events}
 
 
-@airflow_3
-async def test_events_that_came_close_together_are_followed_by_sweeps(sandbox: Sandbox, quick: None) -> None:
+async def test_events_that_came_close_together_are_followed_by_sweeps(sandbox: Sandbox) -> None:
     async with triggering(sandbox, make()) as (triggerer, (only,)):
         sandbox.create_conference()
         await until(lambda: triggerer.of(only) and acknowledged(sandbox) and not sweep_due())
@@ -486,8 +453,7 @@ async def test_events_that_came_close_together_are_followed_by_sweeps(sandbox: S
         assert (len(triggerer.of(only)), triggerer.sweeps(only)) == (3, 2)
 
 
-@airflow_3
-async def test_a_sweep_comes_in_time_on_a_stream_that_is_never_quiet(sandbox: Sandbox, quick: None) -> None:
+async def test_a_sweep_comes_in_time_on_a_stream_that_is_never_quiet(sandbox: Sandbox) -> None:
     async with triggering(sandbox, make(title_pattern="^Release")) as (triggerer, (only,)):
         meeting = sandbox.create_conference("Release 1")
         sandbox.create_conference("Release 2")
@@ -496,32 +462,8 @@ async def test_a_sweep_comes_in_time_on_a_stream_that_is_never_quiet(sandbox: Sa
             await asyncio.sleep(0.1)
 
 
-@airflow_3
 async def test_events_of_two_triggers_that_came_close_together_are_followed_by_a_sweep(
-    sandbox: Sandbox, quick: None
-) -> None:
-    triggers_of_a_dag = [make(title_pattern="^Release"), make(title_pattern="^Launch")]
-    async with triggering(sandbox, *triggers_of_a_dag) as (triggerer, (release, launch)):
-        sandbox.create_conference("Release")
-        await until(lambda: triggerer.of(release))
-        sandbox.create_conference("Launch")
-        await until(lambda: triggerer.sweeps(launch))
-
-
-@airflow_3
-async def test_one_event_that_two_triggers_want_is_followed_by_no_sweep(
-    sandbox: Sandbox, quick: None
-) -> None:
-    async with triggering(sandbox, make(), make(title_pattern="^R")) as (triggerer, (one, other)):
-        sandbox.create_conference("Release")
-        await until(lambda: triggerer.of(one) and triggerer.of(other) and acknowledged(sandbox))
-        await until(lambda: not sweep_due())
-        assert triggerer.sweeps(one) == triggerer.sweeps(other) == 0
-
-
-@airflow_3
-async def test_a_sweep_is_not_forgotten_when_the_event_before_is_wanted_by_a_third_trigger(
-    sandbox: Sandbox, quick: None
+    sandbox: Sandbox,
 ) -> None:
     wanted = [make(title_pattern="^Release"), make(title_pattern="^L"), make(title_pattern="^Launch")]
     async with triggering(sandbox, *wanted) as (triggerer, (release, one, other)):
@@ -529,13 +471,19 @@ async def test_a_sweep_is_not_forgotten_when_the_event_before_is_wanted_by_a_thi
         await until(lambda: triggerer.of(release))
         sandbox.create_conference("Launch")
         await until(lambda: triggerer.sweeps(one) and triggerer.sweeps(other))
+        assert not triggerer.sweeps(release)
 
 
-@airflow_3
+async def test_one_event_that_two_triggers_want_is_followed_by_no_sweep(sandbox: Sandbox) -> None:
+    async with triggering(sandbox, make(), make(title_pattern="^R")) as (triggerer, (one, other)):
+        sandbox.create_conference("Release")
+        await until(lambda: triggerer.of(one) and triggerer.of(other) and acknowledged(sandbox))
+        await until(lambda: not sweep_due())
+        assert triggerer.sweeps(one) == triggerer.sweeps(other) == 0
+
+
 @pytest.mark.parametrize("process", ["the same", "another"])
-def test_a_trigger_sweeps_after_one_that_ended_before_it_could(
-    sandbox: Sandbox, quick: None, process: str
-) -> None:
+def test_a_trigger_sweeps_after_one_that_ended_before_it_could(sandbox: Sandbox, process: str) -> None:
     async def first() -> None:
         async with triggering(sandbox, make(sweep_after=[60.0])) as (triggerer, (only,)):
             sandbox.create_conference()
@@ -555,17 +503,15 @@ def test_a_trigger_sweeps_after_one_that_ended_before_it_could(
     drive(second)
 
 
-@airflow_3
 @pytest.mark.parametrize("field", ["title", "eventId"])
 async def test_an_event_that_airflow_could_not_send_on_is_made_one_that_it_can(
-    sandbox: Sandbox, quick: None, field: str
+    sandbox: Sandbox, field: str
 ) -> None:
     from airflow.sdk.execution_time.comms import _RequestFrame
 
     odd = "Release \ud83d\0"  # a title that was cut within an emoji
     model = {"conferenceId": "c1", "title": odd if field == "title" else "Release", "creatorNick": odd}
     data = {"openConfModel": model, "changeScene": "conference_created", "statusSeqNum": 2**64}
-
     async with triggering(sandbox, make()) as (triggerer, (only,)):
         sandbox.push_event("meeting_status_change", data, event_id=odd if field == "eventId" else "e1")
         await until(lambda: triggerer.of(only) and acknowledged(sandbox))
@@ -576,8 +522,7 @@ async def test_an_event_that_airflow_could_not_send_on_is_made_one_that_it_can(
         assert payload["sequence"] is None
 
 
-@airflow_3
-def test_a_filter_that_an_older_version_took_fails_its_trigger_alone(quick: None) -> None:
+def test_a_filter_that_an_older_version_took_fails_its_trigger_alone() -> None:
     from airflow.jobs.triggerer_job_runner import TriggerRunner
     from airflow.models.trigger import Trigger
 
@@ -598,12 +543,8 @@ def test_a_filter_that_an_older_version_took_fails_its_trigger_alone(quick: None
     assert "conference_of_old" in str(error)
 
 
-@airflow_3
-async def test_many_events_at_once_over_connections_that_break_each_fire_once(
-    sandbox: Sandbox, quick: None
-) -> None:
+async def test_many_events_at_once_over_connections_that_break_each_fire_once(sandbox: Sandbox) -> None:
     events = 1500  # more than a watcher's queue holds on Airflow 3.3
-
     async with triggering(sandbox, make()) as (triggerer, (only,)):
         for number in range(events):
             if number in (events // 3, 2 * events // 3):
@@ -614,8 +555,7 @@ async def test_many_events_at_once_over_connections_that_break_each_fire_once(
         assert sorted(titles, key=int) == [*map(str, range(events))]
 
 
-@airflow_3
-async def test_a_trigger_ends_at_once_when_it_is_cancelled(sandbox: Sandbox, quick: None) -> None:
+async def test_a_trigger_ends_at_once_when_it_is_cancelled(sandbox: Sandbox) -> None:
     async with triggering(sandbox, make()) as (triggerer, (only,)):
         began = time.monotonic()
         triggerer.task(only).cancel()
@@ -625,10 +565,7 @@ async def test_a_trigger_ends_at_once_when_it_is_cancelled(sandbox: Sandbox, qui
         await until(lambda: not sandbox.streams)
 
 
-@airflow_3
-async def test_a_trigger_that_is_cancelled_while_it_fires_leaves_the_stream(
-    sandbox: Sandbox, quick: None
-) -> None:
+async def test_a_trigger_that_is_cancelled_while_it_fires_leaves_the_stream(sandbox: Sandbox) -> None:
     trigger = make()
     events = trigger.run()
     following: Any = asyncio.ensure_future(events.__anext__())
@@ -639,8 +576,7 @@ async def test_a_trigger_that_is_cancelled_while_it_fires_leaves_the_stream(
     await until(lambda: not sandbox.streams)
 
 
-@airflow_3
-def test_no_secret_is_among_the_arguments_of_a_trigger(sandbox: Sandbox, quick: None) -> None:
+def test_no_secret_is_among_the_arguments_of_a_trigger(sandbox: Sandbox) -> None:
     assert sandbox.client_secret not in repr(make())
     assert "secret" not in " ".join(inspect.signature(make).parameters)
 
@@ -652,7 +588,6 @@ def asset_event(payload: Any) -> Any:
     return SimpleNamespace(extra={"from_trigger": True, "payload": payload})
 
 
-@airflow_3
 def test_a_task_gets_the_payloads_of_all_meetings_once_and_no_sweep() -> None:
     one = {"event_id": "e1", "conference_id": "c1"}
     other = {"event_id": "e2", "conference_id": "c1"}
@@ -669,7 +604,6 @@ def test_a_task_gets_the_payloads_of_all_meetings_once_and_no_sweep() -> None:
     assert triggers.triggering_conferences({}) == triggers.triggering_conferences(None) == []
 
 
-@airflow_3
 def test_the_example_locks_the_meetings_that_have_started() -> None:
     example = Path(__file__).parent.parent / "example_dags" / "example_lock_when_started.py"
     tasks = runpy.run_path(str(example))

@@ -128,7 +128,6 @@ async def test_every_watcher_of_an_app_sees_every_event_over_one_connection(
     sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AIRFLOW_CONN_ANOTHER", sandbox.connection_json("unified"))
-
     async with watching(sandbox, "dingtalk_default", "dingtalk_default", "another") as watchers:
         for number in range(20):
             sandbox.create_conference(str(number))
@@ -178,7 +177,6 @@ async def test_a_connection_with_an_organisation_gets_the_events_of_that_alone(
     sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AIRFLOW_CONN_OF_ONE", sandbox.connection_json("unified"))
-
     async with watching(sandbox, "dingtalk_default", "of_one") as (of_all, of_one):
         sandbox.push_event("meeting_status_change", status_change("foreign"), corp_id="another")
         sandbox.push_event("meeting_status_change", status_change("own"))
@@ -382,7 +380,6 @@ async def test_what_is_kept_goes_to_the_directories_of_all_who_watch(
 ) -> None:
     for name in ("one", "other"):
         own_directory(monkeypatch, sandbox, name, str(tmp_path / name))
-
     async with watching(sandbox, "one", "other") as watchers:
         sandbox.renew_suite_ticket()
         sandbox.create_conference()
@@ -395,7 +392,6 @@ async def test_without_files_the_process_remembers_what_started_something(
     sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own_directory(monkeypatch, sandbox, "memory", False)
-
     async with watching(sandbox, "memory", takes=False) as (first,):
         sandbox.create_conference()
         await until(lambda: first.deliveries)
@@ -418,7 +414,6 @@ async def test_what_is_saved_at_the_end_does_not_block_the_loop(
         save(seen)
 
     monkeypatch.setattr(token_cache.SeenEvents, "save", noted)
-
     async with watching(sandbox, takes=False) as (watcher,):
         sandbox.create_conference()
         await until(lambda: watcher.deliveries)
@@ -473,7 +468,6 @@ async def test_a_connection_that_ends_is_replaced_and_no_event_is_lost(
 
 async def test_a_refused_ticket_is_replaced(sandbox: Sandbox) -> None:
     sandbox.fail(Fault(call="connect", code="authFailed", times=2))
-
     async with watching(sandbox) as (watcher,):
         sandbox.create_conference()
         await until(lambda: watcher.deliveries)
@@ -494,7 +488,6 @@ async def test_a_refused_ticket_is_replaced(sandbox: Sandbox) -> None:
 )
 async def test_a_fault_while_connecting_is_outlasted(sandbox: Sandbox, fault: dict[str, Any]) -> None:
     sandbox.fail(Fault(**fault))
-
     async with watching(sandbox) as (watcher,):
         sandbox.create_conference()
         await until(lambda: watcher.deliveries)
@@ -504,52 +497,44 @@ def no_jitter(_least: float) -> float:
     return 1.0
 
 
-async def test_waits_grow_and_dingtalk_is_not_hammered(sandbox: Sandbox) -> None:
-    sandbox.fail(Fault(call="stream", code="systemError"))
-
-    watcher = Watcher(wait=(0.1, 10.0), jitter=no_jitter)
+@pytest.mark.parametrize("takes", [0.0, 0.3])
+async def test_waits_grow_and_dingtalk_is_not_hammered(sandbox: Sandbox, takes: float) -> None:
+    sandbox.fail(Fault(call="stream", code="systemError", delay=takes))
+    watcher = Watcher(wait=(0.1, 10.0), lasted=0.1, jitter=no_jitter)
     await until(lambda: len(sandbox.calls_of("stream")) == 4)
     await watcher.stop()
     times = [call.time for call in sandbox.calls_of("stream")]
-    waits = [later - earlier for earlier, later in itertools.pairwise(times)]
+    waits = [later - earlier - takes for earlier, later in itertools.pairwise(times)]
     assert all(wait > least for wait, least in zip(waits, (0.1, 0.2, 0.4), strict=True))
 
 
-async def test_a_connection_that_is_closed_at_once_again_and_again_is_not_hammered(sandbox: Sandbox) -> None:
+@pytest.mark.parametrize("politely", [True, False])
+async def test_connections_that_are_lost_soon_are_made_less_and_less_often(
+    sandbox: Sandbox, politely: bool
+) -> None:
     async with watching(sandbox, wait=(0.2, 10.0), jitter=no_jitter):
         for calls in (1, 2, 3):
             await until(lambda calls=calls: len(sandbox.calls_of("connect")) == calls and sandbox.streams)
-            sandbox.disconnect_streams()
+            sandbox.disconnect_streams(politely=politely)
         times = [call.time for call in sandbox.calls_of("connect")]
         assert times[1] - times[0] > 0.2
         assert times[2] - times[1] > 0.4
 
 
-async def test_waits_grow_however_long_an_attempt_takes_to_fail(sandbox: Sandbox) -> None:
-    sandbox.fail(Fault(call="stream", code="systemError", delay=0.3))
-
-    watcher = Watcher(wait=(0.1, 10.0), lasted=0.1, jitter=no_jitter)
-    await until(lambda: len(sandbox.calls_of("stream")) == 4)
-    await watcher.stop()
-    times = [call.time for call in sandbox.calls_of("stream")]
-    assert times[3] - times[2] > 0.3 + 0.4
-
-
-async def test_connections_that_are_lost_soon_are_made_less_and_less_often(sandbox: Sandbox) -> None:
-    async with watching(sandbox, wait=(0.2, 10.0), jitter=no_jitter):
-        for calls in (1, 2, 3):
-            await until(lambda calls=calls: len(sandbox.calls_of("connect")) == calls and sandbox.streams)
-            await asyncio.sleep(0.2)
-            sandbox.disconnect_streams(politely=False)
+async def test_a_connection_that_lasts_makes_up_for_those_that_failed(sandbox: Sandbox) -> None:
+    sandbox.fail(Fault(call="connect", status=503, times=2))
+    async with watching(sandbox, wait=(0.5, 10.0), lasted=0.3, jitter=no_jitter):
+        await asyncio.sleep(0.4)
+        sandbox.disconnect_streams(politely=False)
         await until(lambda: len(sandbox.calls_of("connect")) == 4)
         times = [call.time for call in sandbox.calls_of("connect")]
-        assert times[3] - times[2] > 0.5
+        assert times[2] - times[1] > 1.0
+        assert times[3] - times[2] < 2.0
 
 
 async def test_dingtalk_is_left_alone_for_as_long_as_it_asks(sandbox: Sandbox) -> None:
     throttled = "Forbidden.AccessDenied.QpsLimitForApi"
     sandbox.fail(Fault(call="stream", code=throttled, headers={"Retry-After": "1"}, times=1))
-
     async with watching(sandbox):
         first, second = (call.time for call in sandbox.calls_of("stream"))
         assert second - first >= 1.0
@@ -592,7 +577,6 @@ async def test_a_stream_that_is_alive_and_silent_gives_way_to_a_new_one_and_no_e
     sandbox: Sandbox,
 ) -> None:
     open_at_once: list[int] = []
-
     async with watching(sandbox, silence=0.4) as (watcher,):
         until_connects = 4
         numbers = iter(range(1000))
@@ -676,7 +660,6 @@ async def test_wrong_credentials_are_an_error_in_the_log_until_the_connection_is
 
 async def test_refused_credentials_are_tried_again_after_a_long_while(sandbox: Sandbox) -> None:
     sandbox.fail(Fault(call="stream", code="authFailed", times=1))
-
     async with watching(sandbox, refused=(0.05, 0.5)):
         first, second = (call.time for call in sandbox.calls_of("stream"))
         assert second - first >= 0.4
@@ -853,7 +836,6 @@ async def test_a_pushed_suite_ticket_obtains_the_next_token(
     sandbox: Sandbox, conn: Any, awaited: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     conn("third_party")
-
     async with watching(sandbox):
         ticket = sandbox.renew_suite_ticket()
         await until(lambda: acknowledged(sandbox))

@@ -42,6 +42,11 @@ def trigger(
     return made
 
 
+def ends(made: list[str], settings: PollSettings = QUICK) -> list[ConferenceTrigger]:
+    """Return triggers that wait for the end of meetings that run."""
+    return [trigger(one, "ended", settings, seen="started") for one in made]
+
+
 @pytest.fixture
 def fast_conn(conn: Any) -> None:
     """Allow more calls a second than DingTalk does."""
@@ -105,7 +110,6 @@ async def events_of(triggers: list[ConferenceTrigger]) -> list[dict[str, Any]]:
 
 async def test_a_hundred_waiting_tasks_cost_one_call_a_round(sandbox: Sandbox) -> None:
     made = [sandbox.create_conference() for _ in range(250)]
-
     async with waiting([trigger(meeting, "ended") for meeting in made]) as events:
         await rounds(sandbox, 3)
         assert [len(call.json()["conferenceIdList"]) for call in sandbox.calls_of("query")] == [100, 100, 50]
@@ -120,7 +124,6 @@ async def test_a_hundred_waiting_tasks_cost_one_call_a_round(sandbox: Sandbox) -
 
 async def test_a_meeting_that_has_not_started_is_not_asked_for_singly_in_each_round(sandbox: Sandbox) -> None:
     made = [sandbox.create_conference(status="not_started") for _ in range(5)]
-
     async with waiting([trigger(meeting, seen="not_started") for meeting in made]) as events:
         await rounds(sandbox, 4)
         assert sandbox.calls_of("info") == []
@@ -133,23 +136,19 @@ async def test_a_meeting_that_has_not_started_is_not_asked_for_singly_in_each_ro
 async def test_a_meeting_shorter_than_the_interval_is_noticed(sandbox: Sandbox) -> None:
     settings = replace(QUICK, first_query=2)
     meeting = sandbox.create_conference(status="not_started")
-
     async with waiting([trigger(meeting, "ended", settings, seen="not_started")]) as events:
         sandbox.start(meeting)
         sandbox.end(meeting)
-    (event,) = events
-    assert event["conference"]["status"] == "ended"
+    assert events[0]["conference"]["status"] == "ended"
     assert len(sandbox.calls_of("info")) == 1
 
 
 async def test_a_meeting_of_which_nothing_is_known_is_asked_for_once(sandbox: Sandbox) -> None:
     meeting = sandbox.create_conference(status="not_started")
-
     async with waiting([trigger(meeting)]) as events:
         await rounds(sandbox, 3)
         sandbox.start(meeting)
-    (event,) = events
-    assert event["conference"]["conference_id"] == meeting
+    assert events[0]["conference"]["conference_id"] == meeting
     assert len(sandbox.calls_of("info")) == 2  # and once when it was listed
 
 
@@ -163,14 +162,12 @@ async def test_a_start_waited_for_in_vain_ends_the_wait(sandbox: Sandbox) -> Non
     async with waiting([trigger(meeting, seen="started")]) as events:
         await rounds(sandbox, 1)
         sandbox.end(meeting)
-    (event,) = events
-    assert event["error"]["code"] == "confClosed"
+    assert events[0]["error"]["code"] == "confClosed"
 
 
 async def test_those_who_wait_for_one_meeting_share_its_calls(sandbox: Sandbox) -> None:
     meeting = sandbox.create_conference(room_code="1234567890", status="not_started")
     named = [QuickTrigger("started", {"room_code": "123 456 7890"}, poke_interval=INTERVAL)] * 5
-
     async with waiting(named) as events:
         while len(sandbox.calls_of("roomCode")) < 2:
             await asyncio.sleep(0.02)
@@ -183,7 +180,6 @@ async def test_those_who_wait_for_one_meeting_share_its_calls(sandbox: Sandbox) 
 async def test_one_id_that_dingtalk_refuses_does_not_end_the_wait_of_the_others(sandbox: Sandbox) -> None:
     meeting = sandbox.create_conference()
     sandbox.fail(Fault(call="query", code="paramsError", times=1))
-
     async with waiting([trigger(meeting, "ended"), trigger("nobody", "ended")]) as events:
         await rounds(sandbox, 2)
         sandbox.end(meeting)
@@ -201,12 +197,10 @@ async def test_a_fault_that_passes_ends_no_wait(sandbox: Sandbox, conn: Any) -> 
             times=1,
         )
     )
-
     async with waiting([trigger(meeting, "ended")]) as events:
         await rounds(sandbox, 2)
         sandbox.end(meeting)
-    (event,) = events
-    assert event["conference"]["status"] == "ended"
+    assert events[0]["conference"]["status"] == "ended"
 
 
 @pytest.mark.parametrize("code", ["orgAccessForbidden", "Forbidden.AccessDenied.AccessTokenPermissionDenied"])
@@ -243,10 +237,7 @@ async def test_an_error_that_one_meeting_causes_is_told_to_its_tasks_alone(
     sandbox.fail(Fault(call="query", sent=f'"{culprit}"', code=code))
     if not known:
         sandbox.fail(Fault(call="info", path=f"/{culprit}$", code="noPermission"))
-
-    async with waiting(
-        [trigger(one, "ended", seen="started", settings=by_rounds.settings) for one in made]
-    ) as events:
+    async with waiting(ends(made, by_rounds.settings)) as events:
         await by_rounds.go_by()
         assert len(sandbox.calls_of("query")) <= 2 * 7 + 1
         assert {call.conference_id for call in sandbox.calls_of("info")} == {culprit}
@@ -265,8 +256,7 @@ async def test_an_error_that_one_meeting_causes_is_told_to_its_tasks_alone(
 async def test_a_batch_that_is_too_long_is_made_shorter(sandbox: Sandbox) -> None:
     made = [sandbox.create_conference(conference_id=f"m-{number:03}") for number in range(150)]
     sandbox.fail(Fault(call="query", sent="(m-[^m]*){41}", code="paramsError"))
-
-    async with waiting([trigger(one, "ended", seen="started") for one in made]) as events:
+    async with waiting(ends(made)) as events:
         while sum(size <= 40 for size in batches(sandbox)) < 6:
             await asyncio.sleep(0.02)
         assert sandbox.calls_of("info") == []
@@ -280,10 +270,7 @@ async def test_a_refusal_that_does_not_come_again_changes_nothing(
 ) -> None:
     made = [sandbox.create_conference(conference_id=f"m-{number:03}") for number in range(202)]
     sandbox.fail(Fault(call="query", sent=r"^[^,]*\[[^,]*,[^,]*\]", code="resourceClose", times=1))
-
-    async with waiting(
-        [trigger(one, "ended", seen="started", settings=by_rounds.settings) for one in made]
-    ) as events:
+    async with waiting(ends(made, by_rounds.settings)) as events:
         await by_rounds.go_by()
         sandbox.clear()
         await by_rounds.go_by()
@@ -300,27 +287,37 @@ async def test_those_that_break_each_batch_leave_the_others_together(
     bad = [sandbox.create_conference(conference_id=f"bad-{number}") for number in range(2)]
     made = [sandbox.create_conference(conference_id=f"m-{number:03}") for number in range(20)]
     sandbox.fail(Fault(call="query", sent="bad-", code="unknownUserError"))
-
-    async with waiting(
-        [trigger(one, "ended", seen="started", settings=by_rounds.settings) for one in bad]
-    ) as events:
+    async with waiting(ends(bad, by_rounds.settings)) as early:
         while len(sandbox.calls_of("info")) < 4:
             await by_rounds.go_by()
-        late = [
-            asyncio.ensure_future(
-                event_of(trigger(one, "ended", seen="started", settings=by_rounds.settings))
-            )
-            for one in made
-        ]
-        await asyncio.sleep(0)  # they wait by now
+        async with waiting(ends(made, by_rounds.settings)) as late:
+            await asyncio.sleep(0)  # they wait by now
+            sandbox.clear()
+            await by_rounds.go_by()
+            assert batches(sandbox) == [20]
+            assert {call.conference_id for call in sandbox.calls_of("info")} <= set(bad)
+            for meeting in [*bad, *made]:
+                sandbox.end(meeting)
+            by_rounds.go_on()
+    assert {event["conference"]["status"] for event in [*early, *late]} == {"ended"}
+
+
+async def test_an_outage_costs_one_call_a_round_and_few_calls_after_it(
+    sandbox: Sandbox, by_rounds: Rounds
+) -> None:
+    made = [sandbox.create_conference() for _ in range(100)]
+    sandbox.fail(Fault(call="query", code="systemError"))
+    async with waiting(ends(made, by_rounds.settings)) as events:
+        await by_rounds.go_by(12)
+        assert len(sandbox.calls_of("query")) == 12
+        sandbox.heal()
         sandbox.clear()
-        await by_rounds.go_by()
-        assert batches(sandbox) == [20]
-        assert {call.conference_id for call in sandbox.calls_of("info")} <= set(bad)
-        for meeting in [*bad, *made]:
+        await by_rounds.go_by(2)
+        assert batches(sandbox)[-1] == 100
+        assert len(sandbox.calls_of("query", "info")) <= 12
+        for meeting in made:
             sandbox.end(meeting)
         by_rounds.go_on()
-        await asyncio.gather(*late)
     assert {event["conference"]["status"] for event in events} == {"ended"}
 
 
@@ -418,8 +415,7 @@ async def test_a_client_that_cannot_be_made_for_now_is_waited_for_unless_on_erro
 async def test_where_no_batch_query_works_the_meetings_are_asked_for_singly(sandbox: Sandbox) -> None:
     made = [sandbox.create_conference(conference_id=f"m-{number:03}") for number in range(100)]
     sandbox.fail(Fault(call="query", code="noPermission"))
-
-    async with waiting([trigger(one, "ended", seen="started") for one in made]) as events:
+    async with waiting(ends(made)) as events:
         while len(sandbox.calls_of("info")) < 100:
             await asyncio.sleep(0.02)
         assert len(sandbox.calls_of("query")) <= 199  # once
@@ -447,8 +443,7 @@ async def test_a_meeting_that_keeps_a_batch_from_being_answered_holds_up_no_othe
     made = [sandbox.create_conference(conference_id=f"m-{number:02}") for number in range(10)]
     culprit = made[number]
     sandbox.fail(replace(wrong, sent=f'"{culprit}"'))
-
-    async with waiting([trigger(one, "ended", seen="started") for one in made]) as events:
+    async with waiting(ends(made)) as events:
         for meeting in made:
             sandbox.end(meeting)
     assert {event["conference"]["status"] for event in events} == {"ended"}
@@ -480,7 +475,6 @@ async def test_a_round_ends_at_the_first_sign_that_dingtalk_takes_no_calls(
     made = [sandbox.create_conference(status="not_started") for _ in range(250)]
     seen = "not_started" if call == "query" else None
     sandbox.fail(replace(fault, call=call))
-
     async with waiting([trigger(one, seen=seen, settings=by_rounds.settings) for one in made]) as events:
         await by_rounds.go_by()
         first = len(sandbox.calls_of(call))
@@ -509,7 +503,7 @@ async def test_a_round_that_dingtalk_ends_goes_on_where_it_ended(sandbox: Sandbo
         sandbox.fail(Fault(call="query", delay=0.001, times=1))
         sandbox.fail(Fault(call="query", code="systemBusy", times=1))
 
-    events = await events_of([trigger(one, "ended", seen="started") for one in made[:120]])
+    events = await events_of(ends(made[:120]))
     assert {event["conference"]["status"] for event in events} == {"ended"}
 
 
@@ -572,16 +566,14 @@ async def test_a_token_that_is_refused_is_renewed_within_the_call(
     sandbox: Sandbox, by_rounds: Rounds
 ) -> None:
     meeting = sandbox.create_conference()
-
-    async with waiting([trigger(meeting, "ended", seen="started", settings=by_rounds.settings)]) as events:
+    async with waiting(ends([meeting], by_rounds.settings)) as events:
         await by_rounds.go_by()
         sandbox.revoke_tokens()
         await by_rounds.go_by()
         assert [call.status for call in sandbox.calls_of("query")] == [200, 400, 200]
         sandbox.end(meeting)
         by_rounds.go_on()
-    (event,) = events
-    assert event["conference"]["status"] == "ended"
+    assert events[0]["conference"]["status"] == "ended"
 
 
 async def test_a_wait_goes_on_after_an_error_that_on_error_retries(sandbox: Sandbox) -> None:
@@ -589,7 +581,6 @@ async def test_a_wait_goes_on_after_an_error_that_on_error_retries(sandbox: Sand
     sandbox.fail(Fault(call="info", code="roomNotFound"))
     patient = trigger(meeting, on_error={"roomNotFound": "retry"})
     hasty = trigger(meeting)
-
     async with waiting([patient, hasty]) as events:
         while len(sandbox.calls_of("info")) < 2:
             await asyncio.sleep(0.02)
@@ -649,7 +640,6 @@ NAMES = {"join_url", "creator_id", "creator_nick", "room_code", "biz_type"}
 
 async def test_the_meeting_is_the_same_whoever_has_found_it(sandbox: Sandbox) -> None:
     meeting = sandbox.create_conference(status="not_started", schedule_conference_id="s-1")
-
     async with waiting([trigger(meeting, seen="not_started")]) as events:
         await rounds(sandbox, 1)
         sandbox.start(meeting)
@@ -664,7 +654,6 @@ async def test_the_meeting_is_the_same_whoever_has_found_it(sandbox: Sandbox) ->
 async def test_where_the_rest_is_not_told_the_wait_is_over_all_the_same(sandbox: Sandbox, code: str) -> None:
     made = [sandbox.create_conference(status="not_started") for _ in range(30)]
     sandbox.fail(Fault(call="info", code=code))
-
     async with waiting([trigger(meeting, seen="not_started") for meeting in made]) as events:
         await rounds(sandbox, 1)
         for meeting in made:
@@ -691,12 +680,10 @@ async def test_a_connection_that_cannot_be_looked_up_is_looked_up_again(
         return await usual(conn_id, hook=hook)
 
     monkeypatch.setattr(connection_hook, "get_async_connection", flaky)
-
-    async with waiting([trigger(meeting, "ended", seen="started")]) as events:
+    async with waiting(ends([meeting])) as events:
         await rounds(sandbox, 1)
         sandbox.end(meeting)
-    (event,) = events
-    assert event["conference"]["status"] == "ended"
+    assert events[0]["conference"]["status"] == "ended"
     assert "dingtalk_default could not be looked up (RuntimeError)" in caplog.text
     assert "s3cret" not in caplog.text
 
