@@ -23,7 +23,7 @@ from contextvars import Context, copy_context
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import TYPE_CHECKING, ClassVar
-from weakref import WeakKeyDictionary, WeakValueDictionary
+from weakref import WeakValueDictionary
 
 from airflow_provider_dingconf.dingtalk.conferences import BATCH, ConferenceStatus, reached, started_of
 from airflow_provider_dingconf.dingtalk.errors import DingTalkError, Outcome, TransientError
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from airflow_provider_dingconf.client.client import DingTalkClient
     from airflow_provider_dingconf.dingtalk.conferences import Conference, Reference
 
+    _Key = tuple[asyncio.AbstractEventLoop, str, float]
     Connect = Callable[[], Awaitable[DingTalkClient]]
     Query = Callable[[list["_Meeting"]], Awaitable[None]]
 
@@ -81,9 +82,7 @@ class Poll:
     _meetings: dict[Reference, _Meeting] = field(default_factory=dict)
     _rounds: asyncio.Task[None] | None = None
 
-    shared: ClassVar[
-        WeakKeyDictionary[asyncio.AbstractEventLoop, WeakValueDictionary[tuple[str, float], Poll]]
-    ] = WeakKeyDictionary()
+    shared: ClassVar[WeakValueDictionary[_Key, Poll]] = WeakValueDictionary()
 
     @classmethod
     def of(cls, key: str, interval: float, connect: Connect, settings: PollSettings | None = None) -> Poll:
@@ -91,8 +90,8 @@ class Poll:
 
         :param key: stands for the connection. The other parameters are as for the class.
         """
-        polls = cls.shared.setdefault(asyncio.get_running_loop(), WeakValueDictionary())
-        return polls.setdefault((key, interval), cls(connect, interval, settings or PollSettings()))
+        poll = cls(connect, interval, settings or PollSettings())
+        return cls.shared.setdefault((asyncio.get_running_loop(), key, interval), poll)
 
     async def wait(
         self,
@@ -162,8 +161,8 @@ class _Waiter:
 
     def see(self, conference: Conference) -> None:
         try:
-            if reached(conference, self.wanted):
-                self.end(conference)
+            if reached(conference, self.wanted) and not self.result.done():
+                self.result.set_result(conference)
         except DingTalkError as error:
             self.refuse(error)
 
@@ -173,10 +172,6 @@ class _Waiter:
                 self.context.run(log.warning, "%s; the wait goes on, as on_error says", error.summary)
         elif not self.result.done():
             self.result.set_exception(error)
-
-    def end(self, conference: Conference) -> None:
-        if not self.result.done():
-            self.result.set_result(conference)
 
 
 @dataclass(eq=False)
@@ -224,10 +219,10 @@ class _Meeting:
         # Nothing new is to be expected of one that has ended and is waited for nevertheless.
         self.may_run = conference.status is ConferenceStatus.STARTED
         for waiter in list(self.waiters):
-            if listed and waiter.wanted is listed.status is not conference.status:
-                waiter.end(listed)  # it started, as was waited for, and has ended since
-            else:
-                waiter.see(conference)
+            # It may have started, as was waited for, and have ended since.
+            waiter.see(
+                listed if listed and waiter.wanted is listed.status is not conference.status else conference
+            )
 
     def see_as_listed(self) -> None:
         if self.listed:  # the other facts were not to be had

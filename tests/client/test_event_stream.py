@@ -268,40 +268,27 @@ async def push_until_acknowledged(sandbox: Sandbox, event_id: str) -> None:
     await until(lambda: acknowledged(sandbox))
 
 
-@pytest.mark.parametrize("restart", [False, True])
-def test_an_event_that_was_taken_starts_nothing_when_it_comes_again(sandbox: Sandbox, restart: bool) -> None:
-    async def first() -> None:
-        async with watching(sandbox) as (watcher,):
-            await push_until_acknowledged(sandbox, "e1")
-            if not restart:
-                await push_until_acknowledged(sandbox, "e1")
-            assert len(watcher.deliveries) == 1
-
-    async def second() -> None:
-        async with watching(sandbox) as (watcher,):
-            await push_until_acknowledged(sandbox, "e1")
-            await push_until_acknowledged(sandbox, "e2")
-            assert len(watcher.deliveries) == 1
-
-    drive(first)
-    if restart:
-        token_cache.forget()
-        drive(second)
+async def test_an_event_that_was_taken_starts_nothing_when_it_comes_again(sandbox: Sandbox) -> None:
+    async with watching(sandbox) as (watcher,):
+        await push_until_acknowledged(sandbox, "e1")
+        await push_until_acknowledged(sandbox, "e1")
+        assert len(watcher.deliveries) == 1
+    await until(lambda: not sandbox.streams)
+    token_cache.forget()  # as in another process
+    async with watching(sandbox) as (watcher,):
+        await push_until_acknowledged(sandbox, "e1")
+        await push_until_acknowledged(sandbox, "e2")
+        assert len(watcher.deliveries) == 1
 
 
-def test_an_event_that_was_not_taken_comes_again_after_a_restart(sandbox: Sandbox) -> None:
-    async def first() -> None:
-        async with watching(sandbox, takes=False) as (watcher,):
-            sandbox.create_conference()
-            await until(lambda: watcher.deliveries)
-
-    async def second() -> None:
-        async with watching(sandbox) as (watcher,):
-            await until(lambda: watcher.deliveries and acknowledged(sandbox))
-
-    drive(first)
+async def test_an_event_that_was_not_taken_comes_again_after_a_restart(sandbox: Sandbox) -> None:
+    async with watching(sandbox, takes=False) as (watcher,):
+        sandbox.create_conference()
+        await until(lambda: watcher.deliveries)
+    await until(lambda: not sandbox.streams)
     assert not acknowledged(sandbox)
-    drive(second)
+    async with watching(sandbox) as (watcher,):
+        await until(lambda: watcher.deliveries and acknowledged(sandbox))
 
 
 def test_what_was_taken_at_the_very_end_is_remembered(sandbox: Sandbox) -> None:
@@ -320,16 +307,13 @@ def test_what_was_taken_at_the_very_end_is_remembered(sandbox: Sandbox) -> None:
     drive(second)
 
 
-def test_another_app_has_events_of_its_own(sandbox: Sandbox, conn: Any) -> None:
-    async def steps() -> None:
+async def test_another_app_has_events_of_its_own(sandbox: Sandbox, conn: Any) -> None:
+    for kind in ("internal", "third_party"):
+        conn(kind)
         async with watching(sandbox) as (watcher,):
             sandbox.push_event("meeting_status_change", status_change(), event_id="e1")
-            await until(lambda: watcher.deliveries)
-
-    drive(steps)
-    drive(lambda: until(lambda: not sandbox.streams))
-    conn("third_party")
-    drive(steps)
+            await until(lambda watcher=watcher: watcher.deliveries)
+        await until(lambda: not sandbox.streams)
 
 
 def test_no_more_events_are_remembered_than_there_is_room_for(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from airflow_provider_dingconf.sandbox import Fault, Sandbox
 from airflow_provider_dingconf.sensors import ConferenceSensor
 from airflow_provider_dingconf.triggers import ConferenceTrigger, connect
 
-pytestmark = pytest.mark.usefixtures("fast_conn")
+pytestmark = pytest.mark.usefixtures("conn")
 
 INTERVAL = 0.02
 
@@ -45,12 +45,6 @@ def trigger(
 def ends(made: list[str], settings: PollSettings = QUICK) -> list[ConferenceTrigger]:
     """Return triggers that wait for the end of meetings that run."""
     return [trigger(one, "ended", settings, seen="started") for one in made]
-
-
-@pytest.fixture
-def fast_conn(conn: Any) -> None:
-    """Allow more calls a second than DingTalk does."""
-    conn(extra={"calls_per_second": 1000})
 
 
 async def rounds(sandbox: Sandbox, number: int) -> None:
@@ -747,7 +741,7 @@ async def test_nothing_is_kept_when_nobody_waits_any_more(sandbox: Sandbox) -> N
         sandbox.end(meeting)
     await asyncio.sleep(INTERVAL)
     gc.collect()
-    assert len(Poll.shared[asyncio.get_running_loop()]) == 0
+    assert not [loop for loop, *_ in Poll.shared if loop is asyncio.get_running_loop()]
 
 
 def test_two_event_loops_share_nothing(sandbox: Sandbox) -> None:
