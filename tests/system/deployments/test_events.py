@@ -7,20 +7,25 @@ import shutil
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from airflow_provider_dingconf.sandbox import Sandbox
-from system.airflow_processes import PATIENCE, wait_for
+from system.airflow_processes import PATIENCE, Component, wait_for
 from system.deployments.deployment import Deployment, Run, deployed
 
 EXAMPLE = Path(__file__).parents[3] / "example_dags" / "example_lock_when_started.py"
 PAGE = 1000
 DATABASE_AWAY = 10
 """Seconds."""
+BETWEEN = 5
+"""Seconds between two outages."""
+FIRST_SWEEP = 10
+"""Seconds from an event to the sweep that follows it first."""
 ROUNDS = 20
 slow = pytest.mark.slow
 
@@ -141,15 +146,27 @@ def test_an_event_that_comes_while_no_triggerer_runs_starts_its_run_afterwards(
     assert started_by(deployment)["again"] == 0
 
 
+def runner(triggerer: Component) -> int:
+    """Return the process of a triggerer that runs the triggers."""
+    (found,) = psutil.Process(triggerer.pid).children()
+    return int(found.pid)
+
+
+ENDS: dict[str, Callable[[Component], None]] = {
+    "all killed": Component.kill,
+    "the main process killed": lambda triggerer: os.kill(triggerer.pid, signal.SIGKILL),
+    "the runner killed": lambda triggerer: os.kill(runner(triggerer), signal.SIGKILL),
+    "stopped": lambda triggerer: os.kill(triggerer.pid, signal.SIGTERM),
+}
+"""What ends a triggerer, or the part of it from which all of it ends."""
+
+
 @pytest.mark.parametrize(
     ("ends", "number"),
     [
-        ("all killed", 1),
-        *(
-            pytest.param(ends, number, marks=slow if number > 1 else ())
-            for ends in ("the main process killed", "stopped")
-            for number in range(1, ROUNDS + 1)
-        ),
+        pytest.param(ends, number, marks=slow if number > 1 else ())
+        for ends in ENDS
+        for number in range(1, ROUNDS + 1)
     ],
 )
 def test_no_event_is_lost_when_the_triggerer_ends_while_many_come(
@@ -160,12 +177,9 @@ def test_no_event_is_lost_when_the_triggerer_ends_while_many_come(
     for each in range(150):
         meetings.append(dingtalk.create_conference(f"{ends} {number} {each}"))
         if each == 75:
-            if ends == "all killed":
-                deployment.kill("triggerer")
-            else:
-                os.kill(triggerer.pid, signal.SIGKILL if "main" in ends else signal.SIGTERM)
+            ENDS[ends](triggerer)
         time.sleep(0.02)
-    wait_for(lambda: not dingtalk.streams, "end of the connection")
+    wait_for(lambda: triggerer.has_ended and not dingtalk.streams, "end of the triggerer")
     triggerer.kill()
     deployment.start_again("triggerer")
     wait_for_runs(deployment, meetings)
@@ -189,16 +203,40 @@ def test_no_event_is_left_without_a_run_after_the_scheduler_was_away(
     wait_for_runs(deployment, meetings, 4 * away + 60)
 
 
-def test_no_event_is_left_without_a_run_after_the_database_was_away(
+def test_no_event_is_left_without_a_run_after_the_database_was_away_twice(
     deployment: Deployment, dingtalk: Sandbox
 ) -> None:
-    deployment.postgres.stop()
     meetings = []
-    for number in range(2 * DATABASE_AWAY):
-        meetings.append(dingtalk.create_conference(f"no database {number}"))
-        time.sleep(0.5)
-    deployment.postgres.start()
+    for outage in (1, 2):
+        deployment.postgres.stop()
+        for number in range(2 * DATABASE_AWAY):
+            meetings.append(dingtalk.create_conference(f"no database {outage}: {number}"))
+            time.sleep(0.5)
+        deployment.postgres.start()
+        deployment.start_ended_again()
+        for number in range(BETWEEN):
+            meetings.append(dingtalk.create_conference(f"database {outage}: {number}"))
+            time.sleep(1)
     # Without its database it ends, or waits for its executor for ever, which a health check finds out.
     deployment.kill("scheduler")
     deployment.start_again("scheduler")
+    began = time.monotonic()
     wait_for_runs(deployment, meetings)
+    print(f"after {time.monotonic() - began:.0f} s, each of {len(meetings)} events has a run")
+
+
+def test_a_sweep_that_is_due_while_the_database_is_away_comes_afterwards(
+    deployment: Deployment, dingtalk: Sandbox
+) -> None:
+    deployment.kill("scheduler")
+    waiting, overlooked = (dingtalk.create_conference(f"before the outage: {each}") for each in (1, 2))
+    came = time.monotonic()
+    stored = "SELECT 1 FROM asset_event WHERE extra -> 'payload' ->> 'conference_id' = %s"
+    wait_for(lambda: deployment.postgres.rows(stored, overlooked), "stored event")
+    deployment.postgres.stop()
+    time.sleep(max(0, came + FIRST_SWEEP + 4 - time.monotonic()))
+    deployment.postgres.start()
+    deployment.start_again("scheduler")
+    began = time.monotonic()
+    wait_for_runs(deployment, [waiting, overlooked])
+    print(f"after {time.monotonic() - began:.0f} s, each event has a run")

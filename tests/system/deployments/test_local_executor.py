@@ -5,16 +5,19 @@ from __future__ import annotations
 import base64
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
 from airflow_provider_dingconf.sandbox import Fault, Sandbox
-from system.airflow_processes import wait_for
+from system.airflow_processes import Component, wait_for
 from system.deployments.deployment import SILENCE, Deployment, Run, deployed
 
+MANY = 60
 THROTTLED = "Forbidden.AccessDenied.QpmLimitForAppkeyAndApi"
 
 
@@ -46,11 +49,16 @@ class Section:
     """
 
     def __init__(
-        self, deployment: Deployment, meeting: str, desk: Path, dag_id: str = "locked_section"
+        self,
+        deployment: Deployment,
+        meeting: str,
+        desk: Path,
+        dag_id: str = "locked_section",
+        **conf: Any,
     ) -> None:
         self.meeting = meeting
         self._pid, self._done = desk / "pid", desk / "done"
-        self.run: Run = deployment.run(dag_id, conference_id=meeting, desk=str(desk))
+        self.run: Run = deployment.run(dag_id, conference_id=meeting, desk=str(desk), **conf)
 
     def working(self, apart_from: int = 0) -> int:
         """Wait until the work is being done, by another process than this one, and return the process."""
@@ -264,6 +272,84 @@ def test_a_meeting_is_unlocked_when_the_work_is_marked_as_failed(
     assert section.end(dingtalk) == "failed"
     assert (others | {"work": "failed"}).items() <= section.run.states().items()
     assert calls_about(dingtalk, meeting) == [("lock", 200), ("unlock", 200)]
+
+
+def frozen(deployment: Deployment, *, in_transaction: bool) -> Component:
+    """Freeze the scheduler alone, in a transaction that holds runs of DAGs or in none, and return it."""
+    scheduler = deployment.components["scheduler"]
+    ports = [each.laddr.port for each in psutil.Process(scheduler.pid).net_connections("tcp")]
+    held = """
+        SELECT EXISTS (SELECT FROM pg_locks lock WHERE lock.pid = session.pid
+                       AND lock.relation = 'dag_run'::regclass AND lock.mode = 'RowExclusiveLock')
+        FROM pg_stat_activity session WHERE client_port = ANY(%s) AND state <> 'idle'
+    """
+
+    def is_frozen() -> bool:
+        os.kill(scheduler.pid, signal.SIGSTOP)
+        time.sleep(0.1)  # until the database has done what it was told before
+        transactions = [holds_runs for (holds_runs,) in deployment.postgres.rows(held, ports)]
+        if any(transactions) if in_transaction else not transactions:
+            return True
+        os.kill(scheduler.pid, signal.SIGCONT)
+        return False
+
+    wait_for(is_frozen, "scheduler to freeze", every=0.03)
+    return scheduler
+
+
+@pytest.mark.parametrize("killed", ["alone", "alone in a transaction", "with all its processes"])
+def test_meetings_are_locked_for_the_work_and_unlocked_afterwards_when_the_scheduler_is_killed(
+    deployment: Deployment, dingtalk: Sandbox, tmp_path_factory: pytest.TempPathFactory, killed: str
+) -> None:
+    """The scheduler's tasks live on where it was killed alone, until Airflow finds that they are superseded.
+
+    So do the other processes of its executor, for ever. They share its connections to the database: if it was
+    in a transaction, that stays open, and the new scheduler passes over the runs that it holds.
+    """
+    meetings = [dingtalk.create_conference() for _ in range(MANY)]
+    one = dingtalk.create_conference()
+
+    def locked() -> int:
+        return sum(dingtalk.conference(each).locked for each in meetings)
+
+    dingtalk.heal()
+    dingtalk.fail(Fault(call="lock", path=meetings[-1], delay=60, after=True))
+    desks = [tmp_path_factory.mktemp("desk") for _ in range(2)]
+    many = Section(deployment, "", desks[0], "section_of_many", conference_ids=meetings)
+    block = Section(deployment, one, desks[1], "locked_block")
+    old_block = block.working()
+    many.run.wait_for(lambda: locked() == MANY, "locks")
+    old_lock = many.run.task("lock_conference")["pid"]
+
+    scheduler = frozen(deployment, in_transaction="transaction" in killed)
+    if "alone" in killed:
+        os.kill(scheduler.pid, signal.SIGKILL)
+    else:
+        scheduler.kill()
+    try:
+        silent = """
+            UPDATE job SET latest_heartbeat = latest_heartbeat - interval '1 hour'
+            WHERE job_type = 'SchedulerJob' AND state = 'running' RETURNING 1
+        """
+        assert deployment.postgres.rows(silent)
+        deployment.start_again("scheduler")
+        end_of(old_lock)
+        end_of(old_block)
+        dingtalk.heal()
+        if "transaction" in killed:  # as whoever supervises the scheduler, who had better done so before
+            scheduler.kill()
+        many.working()
+        block.working(apart_from=old_block)
+        time.sleep(5)
+        assert locked() == MANY
+        assert dingtalk.conference(one).locked
+        many.finish()
+        block.finish()
+        assert {many.run.end(), block.run.end()} == {"success"}
+        assert locked() == 0
+        assert not dingtalk.conference(one).locked
+    finally:
+        scheduler.kill()
 
 
 def test_airflow_retries_a_throttled_task_when_dingtalk_said(

@@ -100,6 +100,9 @@ def conferences(params: dict[str, list[str]] | None = None) -> list[str]:
     return [*params["conference_ids"]]
 
 
+with DAG("section_of_many", schedule=None, params=MANY | WORK), conference_lock(conferences()):
+    work("{{ params.desk }}")
+
 with DAG("many_locks", schedule=None, params=MANY, max_active_tasks=100):
     LockConferenceOperator.partial(task_id="lock").expand(conference_id=conferences())
 
