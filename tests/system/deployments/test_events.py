@@ -238,5 +238,6 @@ def test_a_sweep_that_is_due_while_the_database_is_away_comes_afterwards(
     deployment.postgres.start()
     deployment.start_again("scheduler")
     began = time.monotonic()
-    wait_for_runs(deployment, [waiting, overlooked])
-    print(f"after {time.monotonic() - began:.0f} s, each event has a run")
+    for meeting in (waiting, overlooked):
+        wait_for_runs(deployment, [meeting])
+        print(f"run after {time.monotonic() - began:.0f} s")

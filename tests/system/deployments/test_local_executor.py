@@ -6,6 +6,7 @@ import base64
 import os
 import signal
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -340,7 +341,6 @@ def test_meetings_are_locked_for_the_work_and_unlocked_afterwards_when_the_sched
             scheduler.kill()
         many.working()
         block.working(apart_from=old_block)
-        time.sleep(5)
         assert locked() == MANY
         assert dingtalk.conference(one).locked
         many.finish()
@@ -348,6 +348,8 @@ def test_meetings_are_locked_for_the_work_and_unlocked_afterwards_when_the_sched
         assert {many.run.end(), block.run.end()} == {"success"}
         assert locked() == 0
         assert not dingtalk.conference(one).locked
+        calls = Counter(call.name for call in dingtalk.calls if call.conference_id in meetings)
+        print(f"killed {killed}: {dict(calls)} of {MANY} meetings")
     finally:
         scheduler.kill()
 
