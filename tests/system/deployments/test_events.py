@@ -188,7 +188,7 @@ def test_no_event_is_lost_when_the_triggerer_ends_while_many_come(
 
 
 @pytest.mark.parametrize(
-    ("away", "apart"), [(40, 8), pytest.param(40, 2, marks=slow), pytest.param(300, 2, marks=slow)]
+    ("away", "apart"), [(20, 4), *(pytest.param(*each, marks=slow) for each in ((40, 8), (40, 2), (300, 2)))]
 )
 def test_no_event_is_left_without_a_run_after_the_scheduler_was_away(
     deployment: Deployment, dingtalk: Sandbox, away: int, apart: int
@@ -225,6 +225,7 @@ def test_no_event_is_left_without_a_run_after_the_database_was_away_twice(
     print(f"after {time.monotonic() - began:.0f} s, each of {len(meetings)} events has a run")
 
 
+@slow
 def test_a_sweep_that_is_due_while_the_database_is_away_comes_afterwards(
     deployment: Deployment, dingtalk: Sandbox
 ) -> None:

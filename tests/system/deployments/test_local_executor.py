@@ -298,7 +298,14 @@ def frozen(deployment: Deployment, *, in_transaction: bool) -> Component:
     return scheduler
 
 
-@pytest.mark.parametrize("killed", ["alone", "alone in a transaction", "with all its processes"])
+@pytest.mark.parametrize(
+    "killed",
+    [
+        "alone",
+        pytest.param("alone in a transaction", marks=pytest.mark.slow),
+        "with all its processes",
+    ],
+)
 def test_meetings_are_locked_for_the_work_and_unlocked_afterwards_when_the_scheduler_is_killed(
     deployment: Deployment, dingtalk: Sandbox, tmp_path_factory: pytest.TempPathFactory, killed: str
 ) -> None:
