@@ -16,6 +16,7 @@ import socket
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -197,20 +198,13 @@ class Face:
             hook.close()
 
 
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run a test of the hook's face sync and async; those of a module with ``ASYNC_ONLY`` async alone.
+@pytest.fixture
+def face(request: pytest.FixtureRequest) -> Iterator[Face]:
+    """Return the hook's async face, or the one that a test asks for by its parameter, ``sync`` or ``async``.
 
     Both run the same coroutine: what the network does to one it does to the other.
     """
-    if "face" in metafunc.fixturenames:
-        faces = ["async"] if hasattr(metafunc.module, "ASYNC_ONLY") else ["sync", "async"]
-        metafunc.parametrize("face", faces, indirect=True)
-
-
-@pytest.fixture
-def face(request: pytest.FixtureRequest) -> Iterator[Face]:
-    """Return the hook's face, whose methods are the synchronous or the async ones."""
-    made = Face(awaited=request.param == "async")
+    made = Face(awaited=getattr(request, "param", "async") == "async")
     yield made
     made.close()
 
@@ -425,6 +419,7 @@ def airflow_db() -> None:
 
     initdb()
     _keep_the_execution_api()
+    _shorten_the_pauses()
 
 
 def _keep_the_execution_api() -> None:
@@ -433,3 +428,14 @@ def _keep_the_execution_api() -> None:
         from airflow.sdk.execution_time import supervisor
 
         supervisor.in_process_api_server = functools.cache(supervisor.in_process_api_server)
+
+
+def _shorten_the_pauses() -> None:
+    """Let ``DAG.test()`` look soon, and not in a second, after a round in which no task could start."""
+    sleep = time.sleep
+
+    def sleep_less(seconds: float) -> None:
+        caller = sys._getframe(1).f_globals["__name__"]
+        sleep(0.05 if caller.endswith((".definitions.dag", ".models.dag")) else seconds)
+
+    time.sleep = sleep_less

@@ -261,7 +261,7 @@ def skips(context, result=None):
 
 
 with DAG("late", schedule=None, default_args={"retry_delay": timedelta(0)}) as late:
-    with conference_lock("late-1", name="one", post_execute=raises, retries=1):
+    with conference_lock("late-1", name="one", post_execute=raises, retries=1, retry_delay=timedelta(0)):
         EmptyOperator(task_id="work_one")
     with conference_lock(["late-2", "late-3"], name="many", multiple_outputs=True, retries=0):
         EmptyOperator(task_id="work_many")

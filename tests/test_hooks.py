@@ -42,6 +42,8 @@ pytestmark = pytest.mark.usefixtures("conn")
 
 THROTTLED = "Forbidden.AccessDenied.QpsLimitForApi"
 KINDS = ["internal", "third_party", "unified", "static_token"]
+SYNC_TOO = pytest.mark.parametrize("face", ["sync", "async"], indirect=True)
+"""Both run the same coroutine, so one test or two of each method show that waiting for it works."""
 
 
 def token_of(call: Any) -> str:
@@ -52,6 +54,7 @@ def token_of(call: Any) -> str:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@SYNC_TOO
 def test_a_meeting_is_locked_and_unlocked_for_every_kind_of_app(
     face: Face, conn: Callable[..., None], sandbox: Sandbox, kind: str
 ) -> None:
@@ -128,6 +131,7 @@ def raises(error: BaseException) -> Callable[[], None]:
     return inside
 
 
+@SYNC_TOO
 def test_a_meeting_is_locked_inside_the_block_and_open_after_it(face: Face, sandbox: Sandbox) -> None:
     meeting = sandbox.create_conference()
     seen: list[bool] = []
@@ -137,6 +141,7 @@ def test_a_meeting_is_locked_inside_the_block_and_open_after_it(face: Face, sand
 
 
 @pytest.mark.parametrize("error", [RuntimeError("inside"), KeyboardInterrupt(), SystemExit(1)])
+@SYNC_TOO
 def test_a_meeting_is_unlocked_whatever_happens_inside(
     face: Face, sandbox: Sandbox, error: BaseException
 ) -> None:
@@ -153,6 +158,7 @@ def test_a_meeting_that_ends_inside_the_block_is_no_error(face: Face, sandbox: S
     assert sandbox.calls[-1].code == "confClosed"
 
 
+@SYNC_TOO
 def test_a_block_is_not_entered_when_the_lock_is_refused(face: Face, sandbox: Sandbox) -> None:
     entered: list[bool] = []
     with pytest.raises(ConferenceClosedError):
@@ -167,6 +173,7 @@ def test_a_ban_is_not_answered_by_an_unlock(face: Face, sandbox: Sandbox) -> Non
     assert [call.name for call in sandbox.calls] == ["token", "lock"]
 
 
+@SYNC_TOO
 def test_a_lock_whose_answer_was_lost_is_undone(face: Face, sandbox: Sandbox) -> None:
     meeting = sandbox.create_conference()
     sandbox.fail(Fault(call="lock", drop=True, after=True))
@@ -184,6 +191,7 @@ def test_an_unlock_that_fails_is_an_error(face: Face, sandbox: Sandbox) -> None:
         in_lock(face, "sandbox-open", lambda: None)
 
 
+@SYNC_TOO
 def test_an_unlock_that_fails_hides_no_error_of_the_block(face: Face, sandbox: Sandbox) -> None:
     sandbox.fail(Fault(call="unlock", code="systemError"))
     for wrapped in (nullcontext(), task_outcome(), task_outcome({"systemError": "fail"})):
@@ -357,6 +365,7 @@ def test_a_lost_answer_is_asked_for_again(face: Face, sandbox: Sandbox) -> None:
     assert face.do("lock_conference", "sandbox-answerLost")["attempts"] == 2
 
 
+@SYNC_TOO
 def test_a_slow_dingtalk_costs_no_more_than_max_seconds(face: Face, sandbox: Sandbox) -> None:
     sandbox.fail(Fault(call="lock", delay=30))
     began = time.monotonic()
@@ -396,6 +405,7 @@ def test_a_ban_holds_for_other_processes_and_not_for_other_hosts(
 # Any other call.
 
 
+@SYNC_TOO
 def test_any_other_call_has_the_same_token_and_errors(face: Face, sandbox: Sandbox) -> None:
     answer = face.do("call", "get", "/v1.0/conference/orgConferences", params={"maxResults": 20})
     assert "totalCount" in answer
@@ -465,6 +475,7 @@ def test_an_app_without_the_permission_is_told_which_one(face: Face, conn: Calla
         face.do("lock_conference", "sandbox-open")
 
 
+@SYNC_TOO
 def test_a_connection_that_is_not_defined_is_airflows_own_error(face: Face) -> None:
     with pytest.raises(AirflowNotFoundException, match="no_such_connection"):
         face.do("lock_conference", "1", hook=face.hook(dingtalk_conn_id="no_such_connection"))
@@ -474,6 +485,7 @@ def test_a_connection_that_is_not_defined_is_airflows_own_error(face: Face) -> N
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@SYNC_TOO
 def test_a_good_connection_is_found_good(face: Face, conn: Callable[..., None], kind: str) -> None:
     conn(kind)
     worked, said = face.do("test_connection")
@@ -543,6 +555,7 @@ def test_each_attempt_is_one_line_of_the_log_and_no_secret(
     assert token_of(sandbox.calls[-1]) not in text
 
 
+@SYNC_TOO
 def test_no_secret_is_in_a_traceback_even_with_its_local_values(face: Face, sandbox: Sandbox) -> None:
     # Airflow's console log, and many a tool that collects errors, print the locals of each frame.
     with pytest.raises(ParameterError) as caught:

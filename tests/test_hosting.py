@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 pytestmark = pytest.mark.usefixtures("conn")
+SYNC_TOO = pytest.mark.parametrize("face", ["sync", "async"], indirect=True)
+"""Both run the same coroutine, so one test or two of each method show that waiting for it works."""
 
 QPS = "Forbidden.AccessDenied.QpsLimitForApi"
 
@@ -297,6 +299,7 @@ def listed(face: Any, meeting: Any, **options: Any) -> list[ConferenceMember]:
     return asyncio.run(awaited()) if face.awaited else list(hook.conference_members(meeting))
 
 
+@SYNC_TOO
 def test_a_member_is_a_typed_value_with_aware_times(face: Any, sandbox: Sandbox) -> None:
     meeting = attended(sandbox)
     host, guest = listed(face, meeting)

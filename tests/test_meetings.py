@@ -29,6 +29,8 @@ from airflow_provider_dingconf.hooks import DingTalkConferenceHook
 from airflow_provider_dingconf.sandbox import Fault, Sandbox
 
 pytestmark = pytest.mark.usefixtures("conn")
+SYNC_TOO = pytest.mark.parametrize("face", ["sync", "async"], indirect=True)
+"""Both run the same coroutine, so one test or two of each method show that waiting for it works."""
 
 
 # By room code, by schedule
@@ -54,6 +56,7 @@ def test_a_meeting_is_unlocked_by_its_schedule(face: Any, sandbox: Sandbox) -> N
     assert not sandbox.conference(meeting).locked
 
 
+@SYNC_TOO
 def test_the_meeting_that_a_block_has_locked_is_unlocked_whatever_its_room_code_stands_for_by_then(
     face: Any, sandbox: Sandbox
 ) -> None:
@@ -114,6 +117,7 @@ def test_more_than_one_running_is_an_error_that_lists_them(face: Any, sandbox: S
         ({"conference_id": "a", "room_code": "1"}, "conference_id and room_code are given; give one of"),
     ],
 )
+@SYNC_TOO
 def test_a_wrong_name_is_one_clear_error_before_any_call(
     face: Any, sandbox: Sandbox, named: dict[str, Any], said: str
 ) -> None:
@@ -127,6 +131,7 @@ def test_a_wrong_name_is_one_clear_error_before_any_call(
 # What DingTalk tells
 
 
+@SYNC_TOO
 def test_a_meeting_is_a_typed_value_with_aware_times(face: Any, sandbox: Sandbox) -> None:
     meeting = sandbox.create_conference(
         "Release 7", room_code="1234567890", creator_id="chris", schedule_conference_id="schedule-1"
@@ -192,6 +197,7 @@ def test_the_running_meetings_are_those_of_all_pages(face: Any, sandbox: Sandbox
     assert len(sandbox.calls_of("list")) == 3
 
 
+@SYNC_TOO
 def test_the_running_meetings_can_be_chosen_by_title_and_creator(face: Any, sandbox: Sandbox) -> None:
     wanted = sandbox.create_conference("Exam [1]", creator_id="chris")
     sandbox.create_conference("exam 2", creator_id="chris")
@@ -235,6 +241,7 @@ def test_the_meetings_to_lock_may_come_from_another_method_of_the_hook(sandbox: 
     assert (result.conference_id, result.success) == (made, True)
 
 
+@SYNC_TOO
 def test_many_meetings_are_locked_for_one_call_each_and_one_for_the_token(
     face: Any, sandbox: Sandbox
 ) -> None:
@@ -248,6 +255,7 @@ def test_many_meetings_are_locked_for_one_call_each_and_one_for_the_token(
     assert not any(sandbox.conference(meeting).locked for meeting in made)
 
 
+@SYNC_TOO
 def test_every_meeting_is_tried_whatever_comes_of_the_others(face: Any, sandbox: Sandbox) -> None:
     made = [sandbox.create_conference() for _ in range(5)]
     ids = ["sandbox-ended", made[0], "sandbox-noPermission", made[1], "sandbox-flaky", *made[2:]]
@@ -379,6 +387,7 @@ def test_what_dingtalk_does_not_document_keeps_its_request_id_and_is_asked_for_a
     assert face.do(method, **arguments)
 
 
+@SYNC_TOO
 def test_a_room_code_that_is_none_is_refused_by_dingtalk(face: Any) -> None:
     with pytest.raises(ParameterError):
         face.do("find_conferences", room_code="not-digits")

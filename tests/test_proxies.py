@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 API = "https://api.dingtalk.io"
 STREAM = "wss://wss-open-connection.dingtalk.com:443/connect?ticket=t"
+SYNC_TOO = pytest.mark.parametrize("face", ["sync", "async"], indirect=True)
+"""Both run the same coroutine, so one test or two of each method show that waiting for it works."""
 
 
 def proxy_of(url: str, **own: str) -> str | None:
@@ -310,6 +312,7 @@ def check_hidden(caplog: pytest.LogCaptureFixture, error: DingTalkError | None =
 
 
 @pytest.mark.filterwarnings("ignore::Warning")
+@SYNC_TOO
 def test_a_call_goes_through_a_proxy_with_credentials(
     face: Face, through: tuple[ForwardProxy, Sandbox], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -388,14 +391,18 @@ def test_a_socks_proxy_of_the_environment_is_refused_before_a_call(
 
 def watch(until: Callable[[], object], seconds: float = 60) -> None:
     """Let a trigger watch the events of the default connection until something holds."""
+    from airflow_provider_dingconf.client.event_stream import StreamOptions
     from airflow_provider_dingconf.triggers import ConferenceEventTrigger
+
+    class Impatient(ConferenceEventTrigger):
+        stream_options = StreamOptions(join=(0.0, 0.0))
 
     async def steps() -> None:
         async def run() -> None:
             async for _ in trigger.run():
                 pass
 
-        trigger, end = ConferenceEventTrigger(), time.monotonic() + seconds
+        trigger, end = Impatient(), time.monotonic() + seconds
         task = asyncio.ensure_future(run())
         while not until():
             assert time.monotonic() < end, "it did not come"

@@ -49,9 +49,6 @@ def leads_to(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return point
 
 
-ASYNC_ONLY = True
-
-
 def lock(face: Face, **options: Any) -> Any:
     """Lock a meeting in one attempt."""
     return face.do("lock_conference", "meeting", hook=face.hook(**{"max_attempts": 1} | options))

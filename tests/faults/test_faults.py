@@ -35,9 +35,6 @@ if TYPE_CHECKING:
     from conftest import Face
 
 
-ASYNC_ONLY = True
-
-
 def lock(face: Face, case: Case, max_attempts: int) -> tuple[DingTalkError | None, float, Any]:
     """Lock the meeting of a case, and return the error, the seconds it took, and the result."""
     hook = face.hook(

@@ -308,6 +308,7 @@ def test_a_kill_after_the_lock_leaves_the_lock_to_the_dag(start: Any, sandbox: S
     assert calls(sandbox) == ["lock"]
 
 
+@pytest.mark.parametrize("face", ["sync", "async"], indirect=True)
 @pytest.mark.parametrize("code", ["gateway", "unreadableAnswer", "notConfirmed"])
 def test_a_block_is_not_entered_and_a_lock_that_may_have_been_made_is_undone(
     sandbox: Sandbox, conn: Any, face: Any, code: str
