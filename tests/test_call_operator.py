@@ -13,7 +13,7 @@ import pytest
 from airflow.exceptions import AirflowFailException, AirflowSkipException
 from airflow.providers.common.compat.sdk import DAG, BaseOperator
 from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_0_PLUS
-from test_operators import Instance, Ran, all_output, run_dag
+from runs import Instance, Ran, all_output, connected_sandbox, run_dag
 
 from airflow_provider_dingconf.dingtalk.errors import (
     ConnectionLostError,
@@ -77,18 +77,11 @@ with DAG("any_call", schedule=None, params={"id": "cid//Vc7N==", "nick": "安", 
 @pytest.fixture(scope="module")
 def ran(airflow_db: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ran]:
     """Run the DAG once."""
-    from airflow_provider_dingconf.client import token_cache
-
-    token_cache.forget()
-    with pytest.MonkeyPatch.context() as patch, Sandbox() as sandbox:
-        patch.setenv("AIRFLOW_CONN_DINGTALK_DEFAULT", sandbox.connection_json())
+    with connected_sandbox() as sandbox:
         sandbox.fail(Fault(path="/refused", code="noPermission"))
         with all_output(tmp_path_factory.mktemp("log") / "output") as output:
             run = run_dag("any_call", DAG_FILE)
-        tokens = sorted(
-            {token for call in sandbox.calls if (token := call.header("x-acs-dingtalk-access-token"))}
-        )
-        yield Ran.of(run, sandbox.calls, tokens, output.read_text(errors="replace"))
+        yield Ran.of(run, sandbox.calls, output.read_text(errors="replace"))
 
 
 def sent(ran: Ran, ending: str) -> list[Any]:

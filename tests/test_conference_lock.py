@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import runpy
-from dataclasses import dataclass, field
 from datetime import timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from airflow.providers.common.compat.sdk import DAG, task
+from runs import Ran, connected_sandbox, names_of
 
 from airflow_provider_dingconf.dingtalk.errors import InvalidInputError, Outcome
 from airflow_provider_dingconf.operators import (
@@ -159,30 +156,9 @@ def test_a_mistake_is_an_error_when_the_dag_is_parsed(said: str) -> None:
 # What becomes of it
 
 
-@dataclass
-class Ran:
-    """What Airflow made of a DAG, and what DingTalk saw of that."""
-
-    state: str
-    instances: dict[tuple[str, int], Any] = field(default_factory=dict)
-    calls: list[Any] = field(default_factory=list)
-
-    def states(self, *names: str) -> list[str]:
-        return [str(self.instances[name, -1].state) for name in names]
-
-    def actions(self, conference_id: str) -> list[str]:
-        """Return what was done to a meeting, in order."""
-        return [call.name for call in self.calls if call.conference_id == conference_id]
-
-
 def run(dag: DAG, sandbox: Sandbox) -> Ran:
     """Let Airflow run a DAG to its end."""
-    ran = dag.test()
-    return Ran(
-        str(ran.state),
-        {(ti.task_id, ti.map_index): ti for ti in ran.get_task_instances()},
-        sandbox.calls_of("lock", "unlock"),
-    )
+    return Ran.of(dag.test(), sandbox.calls)
 
 
 # Work that only has to succeed is an EmptyOperator, for which Airflow starts no task.
@@ -277,10 +253,7 @@ with DAG("broken_group", schedule=None) as broken_group:
 @pytest.fixture(scope="module")
 def dags(airflow_db: None) -> dict[str, Any]:
     """Return the DAGs of a file in Airflow's folder of DAGs."""
-    file = Path(os.environ["AIRFLOW_HOME"], "dags", "sections.py")
-    file.parent.mkdir(exist_ok=True)
-    file.write_text(DAG_FILE)
-    return runpy.run_path(str(file))
+    return names_of(DAG_FILE, "sections")
 
 
 MEETINGS = ("found", "skips", "refused", "outer", "inner", "mapped-1", "mapped-2")
@@ -289,11 +262,7 @@ MEETINGS = ("found", "skips", "refused", "outer", "inner", "mapped-1", "mapped-2
 @pytest.fixture(scope="module")
 def ran(dags: dict[str, Any]) -> Iterator[Ran]:
     """Run the DAG of all sections once."""
-    from airflow_provider_dingconf.client import token_cache
-
-    token_cache.forget()
-    with pytest.MonkeyPatch.context() as patch, Sandbox() as sandbox:
-        patch.setenv("AIRFLOW_CONN_DINGTALK_DEFAULT", sandbox.connection_json())
+    with connected_sandbox() as sandbox:
         for meeting in MEETINGS:
             sandbox.create_conference(conference_id=meeting)
         sandbox.fail(Fault(call="lock", path="/refused/", code="noPermission"))
@@ -353,7 +322,7 @@ def test_work_that_fails_fails_the_run_although_the_unlock_succeeds(
     sandbox.create_conference(conference_id="release")
     ran = run(dags[name], sandbox)
     assert ran.states(f"{prefix}work", f"{prefix}unlock_conference") == ["failed", "success"]
-    assert ran.state == "failed"
+    assert ran.run_state == "failed"
     assert sandbox.join("release", "latecomer")
 
 
@@ -366,7 +335,7 @@ def test_a_meeting_that_stays_locked_fails_the_run(
         sandbox.fail(Fault(call="unlock", code="noPermission"))
     ran = run(dags["release"], sandbox)
     assert ran.states("lock_conference", "work", "unlock_conference") == ["success", "success", state]
-    assert ran.state == state
+    assert ran.run_state == state
     assert sandbox.join("release", "latecomer") is unlocks
 
 
@@ -380,7 +349,7 @@ def test_a_failed_unlock_fails_the_run_after_a_short_circuit_and_in_a_dag_that_f
         sandbox.fail(Fault(call="unlock", code="noPermission"))
     ran = run(dags[name], sandbox)
     assert ran.states("unlock_conference") == [state]
-    assert ran.state == state
+    assert ran.run_state == state
 
 
 def test_work_that_fails_in_a_dag_that_fails_fast_fails_the_run_and_is_unlocked(

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import runpy
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
 from airflow.providers.common.compat.sdk import DAG, task
 from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_0_PLUS
-from test_operators import rendered_of, xcoms_of
+from runs import names_of, rendered_of, xcoms_of
 
 from airflow_provider_dingconf.dingtalk.errors import InvalidInputError, Outcome
 from airflow_provider_dingconf.links import LINKS_KEY, JoinConferenceLink
@@ -157,10 +154,7 @@ broken = section("broken_meeting", lambda section: fail.override(task_id="work")
 @pytest.fixture(scope="module")
 def dags(airflow_db: None) -> dict[str, Any]:
     """Return the DAGs of a file in Airflow's folder of DAGs."""
-    file = Path(os.environ["AIRFLOW_HOME"], "dags", "own_meetings.py")
-    file.parent.mkdir(exist_ok=True)
-    file.write_text(DAG_FILE)
-    return runpy.run_path(str(file))
+    return names_of(DAG_FILE, "own_meetings")
 
 
 def states(run: Any) -> dict[str, str]:

@@ -6,12 +6,12 @@ import importlib
 import inspect
 import re
 import runpy
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import airflow
 import pytest
+from runs import dag_bag
 
 from airflow_provider_dingconf import __version__
 from airflow_provider_dingconf.dingtalk.error_codes import ERRORS
@@ -89,20 +89,9 @@ def meetings(sandbox: Sandbox, conn: Any) -> Sandbox:
 
 def read_dags(block: Block) -> dict[str, Any]:
     """Return the DAGs of a block, as Airflow reads them from its own folder of DAGs."""
-    from airflow import settings
-
     if block.needs > AIRFLOW:
         pytest.skip(f"for Airflow {block.needs[0]}.{block.needs[1]} or later")
-    try:
-        from airflow.dag_processing.dagbag import DagBag
-    except ImportError:  # Airflow before 3.2
-        from airflow.models.dagbag import DagBag
-
-    folder = Path(settings.DAGS_FOLDER)
-    shutil.rmtree(folder, ignore_errors=True)  # other tests leave their DAGs there
-    folder.mkdir(parents=True)
-    (folder / f"docs_{block.page.stem.replace('-', '_')}_{block.line}.py").write_text(block.code)
-    bag = DagBag(str(folder))
+    bag = dag_bag({f"docs_{block.page.stem.replace('-', '_')}_{block.line}": block.code})
     assert bag.import_errors == {}
     assert bag.captured_warnings == {}
     return dict(bag.dags)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import runpy
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from airflow.providers.common.compat.sdk import AIRFLOW_V_3_0_PLUS
-from test_operators import Instance
+from runs import Instance, connected_sandbox, names_of
 
 from airflow_provider_dingconf.dingtalk.errors import ConferenceClosedError
 from airflow_provider_dingconf.links import (
@@ -19,7 +16,6 @@ from airflow_provider_dingconf.links import (
     keep_links,
 )
 from airflow_provider_dingconf.operators import LockConferenceOperator, UnlockConferenceOperator
-from airflow_provider_dingconf.sandbox import Sandbox
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -74,20 +70,13 @@ class Shown:
 @pytest.fixture(scope="module")
 def shown(airflow_db: None) -> Iterator[Shown]:
     """Let Airflow run the tasks, and return what shows their links."""
-    from airflow_provider_dingconf.client import token_cache
-
-    token_cache.forget()
-    file = Path(os.environ["AIRFLOW_HOME"], "dags", "links.py")
-    file.parent.mkdir(exist_ok=True)
-    file.write_text(DAG_FILE)
-    with pytest.MonkeyPatch.context() as patch, Sandbox() as sandbox:
-        patch.setenv("AIRFLOW_CONN_DINGTALK_DEFAULT", sandbox.connection_json())
+    with pytest.MonkeyPatch.context() as patch, connected_sandbox() as sandbox:
         patch.setenv("AIRFLOW_CONN_NO_SECRET", sandbox.connection_json(password=""))
         # Nothing gets there: there is no such proxy.
         proxies = {"https": "http://127.0.0.1:9"}
         in_china = sandbox.connection_json(host="api.dingtalk.com", extra={"proxies": proxies})
         patch.setenv("AIRFLOW_CONN_IN_CHINA", in_china)
-        dag = runpy.run_path(str(file))["dag"]
+        dag = names_of(DAG_FILE, "links")["dag"]
         yield Shown(dag, dag.test())
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from airflow.providers.common.compat.sdk import AirflowFailException
 from faults.scenarios import killer_of
-from test_operators import Ran, run_dag
+from runs import Ran, connected_sandbox, run_dag
 
 from airflow_provider_dingconf import roll_back
 from airflow_provider_dingconf.client import token_cache
@@ -84,16 +84,13 @@ MEETINGS = ["skipped-1", "skipped-2", "failed-1", "lost-1", "lost-2", "lost-3", 
 
 @pytest.fixture(scope="module")
 def world(airflow_db: None) -> Iterator[tuple[Ran, Sandbox]]:
-    token_cache.forget()
-    with pytest.MonkeyPatch.context() as patch, Sandbox() as sandbox:
+    with connected_sandbox() as sandbox:
         for meeting in [*MEETINGS, *(f"a-meeting-with-a-long-id-{number}" for number in range(20))]:
             sandbox.create_conference(meeting, conference_id=meeting)
         sandbox.create_conference(conference_id="sandbox-room", room_code="1234567890")
         sandbox.fail(Fault(call="lock", path="/sandbox-room/", code="noPermission"))
         sandbox.fail(Fault(call="lock", path="/lost-", drop=True, after=True))
-        patch.setenv("AIRFLOW_CONN_DINGTALK_DEFAULT", sandbox.connection_json())
-        run = run_dag("ending_badly", DAG_FILE)
-        yield Ran.of(run, sandbox.calls), sandbox
+        yield Ran.of(run_dag("ending_badly", DAG_FILE), sandbox.calls), sandbox
 
 
 @pytest.fixture(scope="module")
@@ -104,10 +101,6 @@ def ran(world: tuple[Ran, Sandbox]) -> Ran:
 @pytest.fixture(scope="module")
 def dingtalk(world: tuple[Ran, Sandbox]) -> Sandbox:
     return world[1]
-
-
-def history(ran: Ran, meeting: str) -> list[str]:
-    return [call.name for call in ran.calls if call.conference_id == meeting and call.name != "info"]
 
 
 @pytest.mark.parametrize(
@@ -123,13 +116,13 @@ def test_a_section_whose_lock_does_not_succeed_leaves_no_meeting_locked(
 ) -> None:
     assert ran.state(f"lock_{section}") == state
     for meeting in meetings:
-        assert history(ran, meeting) == ["lock", "unlock"]
+        assert ran.actions(meeting) == ["lock", "unlock"]
         assert not dingtalk.conference(meeting).locked
 
 
 def test_the_xcom_of_a_lock_says_what_may_be_locked_too(ran: Ran, dingtalk: Sandbox) -> None:
     assert ran.state("unlock_uncertain") == "success"
-    assert history(ran, "lost-3") == ["lock", "unlock"]
+    assert ran.actions("lost-3") == ["lock", "unlock"]
     assert not dingtalk.conference("lost-3").locked
 
 
@@ -141,8 +134,8 @@ def test_a_filter_that_comes_to_be_nothing_locks_nothing(ran: Ran, task: str) ->
 
 def test_where_no_meeting_was_found_there_is_nothing_to_unlock(ran: Ran) -> None:
     assert (ran.state("no_meeting"), ran.state("unlock_no_meeting")) == ("success", "success")
-    assert ran.xcoms["no_meeting", -1, "return_value"]["conference_id"] is None
-    unlocked = ran.xcoms["unlock_no_meeting", -1, "return_value"]
+    assert ran.result("no_meeting")["conference_id"] is None
+    unlocked = ran.result("unlock_no_meeting")
     assert unlocked == {
         "conference_id": None,
         "action": "unlock",
@@ -153,7 +146,7 @@ def test_where_no_meeting_was_found_there_is_nothing_to_unlock(ran: Ran) -> None
 
 
 def test_a_meeting_that_was_found_and_refused_is_named(ran: Ran) -> None:
-    result = ran.xcoms["found", -1, "return_value"]
+    result = ran.result("found")
     assert (result["conference_id"], result["success"]) == ("sandbox-room", False)
     assert ran.link("found", JoinConferenceLink()).endswith("/1234567890")
 

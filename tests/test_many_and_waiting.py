@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from airflow import __version__ as airflow_version
 from packaging.version import Version
-from test_operators import Ran, run_dag
+from runs import Ran, connected_sandbox, run_dag
 
 from airflow_provider_dingconf.dingtalk.errors import InvalidInputError
 from airflow_provider_dingconf.links import JoinConferenceLink
@@ -100,10 +100,7 @@ MEETINGS = [
 
 @pytest.fixture(scope="module")
 def world(airflow_db: None) -> Iterator[tuple[Ran, Sandbox]]:
-    from airflow_provider_dingconf.client import token_cache
-
-    token_cache.forget()
-    with pytest.MonkeyPatch.context() as patch, Sandbox() as sandbox:
+    with connected_sandbox() as sandbox:
         for meeting in MEETINGS:
             sandbox.create_conference(meeting, conference_id=meeting)
         sandbox.create_conference(conference_id="room-now", room_code="1234567890")
@@ -115,9 +112,7 @@ def world(airflow_db: None) -> Iterator[tuple[Ran, Sandbox]]:
         sandbox.create_conference("Dry 1", conference_id="dry-1")
         sandbox.create_conference("Exam 0", conference_id="exam-0", status="ended")
         sandbox.fail(Fault(call="lock", path="/flaky-2/", code="systemError", times=1))
-        patch.setenv("AIRFLOW_CONN_DINGTALK_DEFAULT", sandbox.connection_json())
-        run = run_dag("many", DAG_FILE)
-        yield Ran.of(run, sandbox.calls), sandbox
+        yield Ran.of(run_dag("many", DAG_FILE), sandbox.calls), sandbox
 
 
 @pytest.fixture(scope="module")
@@ -131,22 +126,18 @@ def dingtalk(world: tuple[Ran, Sandbox]) -> Sandbox:
 
 
 def locks_of(ran: Ran, meeting: str) -> int:
-    return len([call for call in ran.calls if call.name == "lock" and call.conference_id == meeting])
-
-
-def result(ran: Ran, task: str) -> Any:
-    return ran.xcoms.get((task, -1, "return_value"))
+    return len(ran.calls_of(meeting, "lock"))
 
 
 def test_a_room_code_is_a_template_and_its_running_meeting_is_locked(ran: Ran, dingtalk: Sandbox) -> None:
     assert ran.state("by_room_code") == "success"
     assert ran.rendered["by_room_code"]["room_code"] == "123 456-7890"
-    assert result(ran, "by_room_code")["conference_id"] == "room-now"
+    assert ran.result("by_room_code")["conference_id"] == "room-now"
     assert ran.link("by_room_code", JoinConferenceLink()).endswith("/1234567890")
 
 
 def test_a_schedule_stands_for_its_running_meeting(ran: Ran) -> None:
-    assert result(ran, "by_schedule")["conference_id"] == "scheduled"
+    assert ran.result("by_schedule")["conference_id"] == "scheduled"
 
 
 def test_room_codes_can_be_mapped(ran: Ran, dingtalk: Sandbox) -> None:
@@ -164,7 +155,7 @@ def test_no_running_meeting_fails_or_what_on_error_says(ran: Ran) -> None:
 
 def test_a_list_is_locked_by_one_task_with_a_result_for_each(ran: Ran) -> None:
     assert ran.state("well") == "success"
-    assert result(ran, "well") == [
+    assert ran.result("well") == [
         {
             "conference_id": meeting,
             "action": "lock",
@@ -178,14 +169,14 @@ def test_a_list_is_locked_by_one_task_with_a_result_for_each(ran: Ran) -> None:
 
 
 def test_the_xcom_of_a_lock_says_what_to_unlock(ran: Ran, dingtalk: Sandbox) -> None:
-    assert [one["conference_id"] for one in result(ran, "unlock_well")] == ["well-1", "well-2"]
+    assert [one["conference_id"] for one in ran.result("unlock_well")] == ["well-1", "well-2"]
     assert not dingtalk.conference("well-1").locked
 
 
 def test_an_unlock_of_all_done_unlocks_what_a_lock_of_part_has_locked(ran: Ran, dingtalk: Sandbox) -> None:
     assert (ran.state("part"), ran.state("unlock_part")) == ("success", "success")
     assert locks_of(ran, "part-1") == 1
-    assert [one["conference_id"] for one in result(ran, "unlock_part")] == ["part-1"]
+    assert [one["conference_id"] for one in ran.result("unlock_part")] == ["part-1"]
     assert not dingtalk.conference("part-1").locked
 
 
@@ -195,21 +186,21 @@ def test_the_list_can_be_that_of_a_task(ran: Ran, dingtalk: Sandbox) -> None:
 
 
 def test_every_running_meeting_of_a_title_is_locked(ran: Ran, dingtalk: Sandbox) -> None:
-    assert [one["conference_id"] for one in result(ran, "running")] == ["exam-1", "exam-2"]
+    assert [one["conference_id"] for one in ran.result("running")] == ["exam-1", "exam-2"]
     assert dingtalk.conference("exam-2").locked
 
 
 @pytest.mark.parametrize("task", ["running_none", "none"])
 def test_nothing_to_lock_is_a_success(ran: Ran, task: str) -> None:
     assert ran.state(task) == "success"
-    assert not result(ran, task)
+    assert not ran.result(task)
 
 
 def test_the_task_fails_when_one_meeting_does_and_the_others_are_locked(ran: Ran, dingtalk: Sandbox) -> None:
     assert (ran.state("some_fail"), ran.tries("some_fail")) == ("failed", 1)
     assert dingtalk.conference("fail-1").locked
     assert dingtalk.conference("fail-2").locked
-    told = {one["conference_id"]: one["error"] and one["error"]["code"] for one in result(ran, "some_fail")}
+    told = {one["conference_id"]: one["error"] and one["error"]["code"] for one in ran.result("some_fail")}
     assert told == {
         "fail-1": None,
         "sandbox-noPermission": "noPermission",
@@ -221,7 +212,7 @@ def test_the_task_fails_when_one_meeting_does_and_the_others_are_locked(ran: Ran
 def test_an_ended_meeting_of_a_list_is_noted_and_the_task_goes_on(ran: Ran, dingtalk: Sandbox) -> None:
     assert (ran.state("one_ended"), ran.state("one_ended_is_fine")) == ("success", "success")
     assert dingtalk.conference("ended-1").locked
-    noted = result(ran, "one_ended")[1]
+    noted = ran.result("one_ended")[1]
     assert (noted["success"], noted["error"]["code"]) == (False, "confClosed")
 
 
@@ -232,7 +223,7 @@ def test_a_list_is_skipped_if_all_have_ended_or_if_on_error_says_so(ran: Ran) ->
 def test_more_meetings_than_wanted_or_a_dry_run_lock_nothing(ran: Ran, dingtalk: Sandbox) -> None:
     assert (ran.state("too_many"), ran.tries("too_many")) == ("failed", 1)
     assert locks_of(ran, "exam-1") == 1, "by the task without max_meetings"
-    assert [(one["conference_id"], one["success"]) for one in result(ran, "dry")] == [("dry-1", False)]
+    assert [(one["conference_id"], one["success"]) for one in ran.result("dry")] == [("dry-1", False)]
     assert locks_of(ran, "dry-1") == 0
 
 
@@ -246,13 +237,13 @@ def test_a_retry_asks_only_for_meetings_that_are_not_completed_if_airflow_has_a_
     calls = {name: locks_of(ran, name) for name in ("retried-1", "retried-2", "sandbox-flaky")}
     again = 1 if HAS_STORE else 3
     assert calls == {"retried-1": again, "retried-2": again, "sandbox-flaky": 3}
-    assert len(result(ran, "retried")) == 4
+    assert len(ran.result("retried")) == 4
 
 
 def test_after_a_retry_the_result_holds_every_meeting(ran: Ran) -> None:
     assert (ran.state("retried_well"), ran.tries("retried_well")) == ("success", 2)
     again = 1 if HAS_STORE else 2
-    assert {one["conference_id"] for one in result(ran, "retried_well")} == {"again-1", "flaky-2", "again-2"}
+    assert {one["conference_id"] for one in ran.result("retried_well")} == {"again-1", "flaky-2", "again-2"}
     assert (locks_of(ran, "again-1"), locks_of(ran, "flaky-2"), locks_of(ran, "again-2")) == (again, 2, again)
 
 
@@ -263,7 +254,7 @@ def test_a_wrong_id_among_them_fails_before_any_call(ran: Ran) -> None:
 
 def test_a_section_of_a_room_code_unlocks_what_it_has_locked(ran: Ran, dingtalk: Sandbox) -> None:
     assert [ran.state(task) for task in ("lock_section", "work", "unlock_section")] == ["success"] * 3
-    assert result(ran, "unlock_section")["conference_id"] == "room-now"
+    assert ran.result("unlock_section")["conference_id"] == "room-now"
 
 
 # When the DAG is parsed

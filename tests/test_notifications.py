@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from airflow.providers.common.compat.sdk import DAG
 from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_1_PLUS
-from test_operators import run_dag
+from runs import connected_sandbox, run_dag
 
-from airflow_provider_dingconf.client import token_cache
 from airflow_provider_dingconf.dingtalk.errors import ConferencesError, InvalidInputError
 from airflow_provider_dingconf.notifications import UnlockConferenceNotifier
 from airflow_provider_dingconf.sandbox import Fault, Sandbox
@@ -45,12 +44,10 @@ with DAG("notifies", schedule=None, params={"meeting": "given"}) as dag:
 
 
 def test_the_failure_of_a_task_unlocks_the_meetings(airflow_db: None) -> None:
-    token_cache.forget()
-    with pytest.MonkeyPatch.context() as patch, Sandbox() as sandbox:
+    with connected_sandbox() as sandbox:
         for meeting in ("given", "many-1", "many-2"):
             sandbox.create_conference(conference_id=meeting)
         sandbox.create_conference(conference_id="room", room_code="1234567890")
-        patch.setenv("AIRFLOW_CONN_DINGTALK_DEFAULT", sandbox.connection_json())
         assert str(run_dag("notifies", DAG_FILE).state) == "failed"
         assert len(sandbox.calls_of("lock")) == len(sandbox.calls_of("unlock")) == 4
         for meeting in ("given", "many-1", "many-2", "room"):

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import json
 import os
-import runpy
 import time
-from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -18,6 +15,7 @@ import pytest
 from airflow.exceptions import AirflowFailException, AirflowSkipException
 from airflow.providers.common.compat.sdk import DAG, BaseOperator, TaskGroup
 from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_0_PLUS
+from runs import Instance, Ran, all_output, connected_sandbox, run_dag
 
 from airflow_provider_dingconf.dingtalk.error_codes import ERRORS
 from airflow_provider_dingconf.dingtalk.errors import (
@@ -29,7 +27,7 @@ from airflow_provider_dingconf.dingtalk.errors import (
     Outcome,
     ThrottledError,
 )
-from airflow_provider_dingconf.links import LINKS_KEY, CallDocumentationLink, ErrorDocumentationLink
+from airflow_provider_dingconf.links import CallDocumentationLink, ErrorDocumentationLink
 from airflow_provider_dingconf.operators import LockConferenceOperator, UnlockConferenceOperator
 from airflow_provider_dingconf.sandbox import Fault, Sandbox
 
@@ -95,52 +93,12 @@ MISTAKES = {
 }
 
 
-@dataclass
-class Ran:
-    """What Airflow made of the DAG."""
-
-    instances: dict[tuple[str, int], Any] = field(default_factory=dict)
-    xcoms: dict[tuple[str, int, str], Any] = field(default_factory=dict)
-    rendered: dict[str, Any] = field(default_factory=dict)
-    calls: list[Any] = field(default_factory=list)
-    tokens: list[str] = field(default_factory=list)
-    log: str = ""
-
-    @classmethod
-    def of(cls, run: Any, *rest: Any) -> Ran:
-        """Return what Airflow made of a run."""
-        instances = {(ti.task_id, ti.map_index): ti for ti in run.get_task_instances()}
-        return cls(instances, xcoms_of(run), rendered_of(run), *rest)
-
-    def state(self, task: str) -> str:
-        return str(self.instances[task, -1].state)
-
-    def tries(self, task: str) -> int:
-        return int(self.instances[task, -1].try_number)
-
-    def link(self, task: str, link: Any) -> str:
-        """Return the address of a task's link; empty where there is none."""
-        if AIRFLOW_V_3_0_PLUS:
-            return str(self.xcoms[task, -1, link.xcom_key]).strip('"')
-        return self.xcoms[task, -1, LINKS_KEY].get(link.kept_as) or ""
-
-    def links(self, task: str) -> list[str]:
-        """Return the addresses of a task's links: to the call, the error codes, and the meeting."""
-        return [self.link(task, link) for link in LockConferenceOperator.operator_extra_links]
-
-    def locks(self, code: str) -> list[Any]:
-        return [call for call in self.calls if call.conference_id == f"sandbox-{code}"]
-
-
 @pytest.fixture(scope="module")
 def ran(airflow_db: None, self_signed: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ran]:
     """Run the DAG once, each kind of trouble over a connection of its own where it would spread."""
-    from airflow_provider_dingconf.client import token_cache
-
-    token_cache.forget()
     with (
         pytest.MonkeyPatch.context() as patch,
-        Sandbox() as usual,
+        connected_sandbox() as usual,
         Sandbox() as banning,
         Sandbox(slow=2) as slow,
         Sandbox(ssl_context=self_signed[0]) as untrusted,
@@ -149,7 +107,6 @@ def ran(airflow_db: None, self_signed: Any, tmp_path_factory: pytest.TempPathFac
         def connection(name: str, sandbox: Sandbox, kind: Any = "internal", **overrides: Any) -> None:
             patch.setenv(f"AIRFLOW_CONN_{name.upper()}", sandbox.connection_json(kind, **overrides))
 
-        connection("dingtalk_default", usual)
         connection("addressBanned", banning)
         connection("timeout", slow, extra={"timeout": 0.3})
         connection("badCertificate", untrusted)
@@ -173,55 +130,8 @@ def ran(airflow_db: None, self_signed: Any, tmp_path_factory: pytest.TempPathFac
         yield Ran.of(
             run,
             [call for sandbox in sandboxes for call in sandbox.calls],
-            sorted({token for call in usual.calls if (token := call.header("x-acs-dingtalk-access-token"))}),
             output.read_text(errors="replace"),
         )
-
-
-@contextlib.contextmanager
-def all_output(file: Path) -> Iterator[Path]:
-    """Write what is said on standard output and error, and in logs, into a file."""
-    with file.open("w") as out, contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
-        kept = [os.dup(1), os.dup(2)]
-        os.dup2(out.fileno(), 1)
-        os.dup2(out.fileno(), 2)
-        try:
-            yield file
-        finally:
-            out.flush()
-            for number, descriptor in enumerate(kept, 1):
-                os.dup2(descriptor, number)
-                os.close(descriptor)
-
-
-def run_dag(dag_id: str, source: str) -> Any:
-    """Run a DAG, as its file says, to the end."""
-    file = Path(os.environ["AIRFLOW_HOME"]) / "dags" / f"{dag_id}.py"
-    file.parent.mkdir(exist_ok=True)
-    file.write_text(source)
-    return runpy.run_path(str(file))["dag"].test()
-
-
-def xcoms_of(run: Any) -> dict[tuple[str, int, str], Any]:
-    from airflow.models import xcom
-    from airflow.utils.session import create_session
-
-    model = getattr(xcom, "XComModel", None) or xcom.BaseXCom
-    with create_session() as session:
-        found = session.query(model.task_id, model.map_index, model.key, model.value)
-        return {
-            (task, index, key): json.loads(value) if isinstance(value, bytes) else value
-            for task, index, key, value in found.filter(model.run_id == run.run_id)
-        }
-
-
-def rendered_of(run: Any) -> dict[str, Any]:
-    from airflow.models.renderedtifields import RenderedTaskInstanceFields as Fields
-    from airflow.utils.session import create_session
-
-    with create_session() as session:
-        found = session.query(Fields.task_id, Fields.rendered_fields)
-        return dict(found.filter(Fields.run_id == run.run_id).all())
 
 
 STATES = {Outcome.SKIP: ("skipped", 1), Outcome.FAIL: ("failed", 1), Outcome.RETRY: ("failed", 2)}
@@ -246,12 +156,12 @@ def test_a_task_that_is_not_retried_makes_no_call_in_vain(ran: Ran, row: Any) ->
         calls = 1  # the retry comes while the address is banned
     elif row.error is CredentialsError or row.code == "badCertificate":
         calls = 0
-    assert len(ran.locks(conference_id)) == calls
+    assert len(ran.calls_of(f"sandbox-{conference_id}", "lock")) == calls
 
 
 def test_a_locked_meeting_is_an_xcom_of_plain_values(ran: Ran) -> None:
     assert ran.state("locks") == "success"
-    assert ran.xcoms["locks", -1, "return_value"] == {
+    assert ran.result("locks") == {
         "conference_id": "sandbox-open",
         "action": "lock",
         "success": True,
@@ -261,7 +171,7 @@ def test_a_locked_meeting_is_an_xcom_of_plain_values(ran: Ran) -> None:
 
 
 def test_an_unlocked_meeting_is_an_xcom_of_plain_values(ran: Ran) -> None:
-    xcom = ran.xcoms["unlocks", -1, "return_value"]
+    xcom = ran.result("unlocks")
     assert (xcom["conference_id"], xcom["action"], xcom["success"]) == ("sandbox-open", "unlock", True)
 
 
@@ -278,8 +188,9 @@ def test_on_error_makes_a_closed_meeting_a_failure(ran: Ran) -> None:
 
 def test_on_error_makes_a_refusal_a_success(ran: Ran) -> None:
     assert ran.state("succeeds") == "success"
-    xcom = dict(ran.xcoms["succeeds", -1, "return_value"])
-    assert xcom.pop("request_id") in {call.request_id for call in ran.locks("commandError")}
+    xcom = dict(ran.result("succeeds"))
+    refused = ran.calls_of("sandbox-commandError", "lock")
+    assert xcom.pop("request_id") in {call.request_id for call in refused}
     assert xcom.pop("error")["code"] == "commandError"
     assert xcom == {
         "conference_id": "sandbox-commandError",
@@ -327,19 +238,6 @@ def test_airflow_2_takes_no_operator_for_one_inside_another(ran: Ran) -> None:
 
 
 # Tasks whose ``execute`` is called directly.
-
-
-class Instance:
-    """A task instance, of which the operator knows how to push an XCom, and that this is its only try."""
-
-    try_number = 1
-    max_tries = 0
-
-    def __init__(self) -> None:
-        self.xcoms: dict[str, Any] = {}
-
-    def xcom_push(self, key: str, value: Any) -> None:
-        self.xcoms[key] = value
 
 
 def execute(conference_id: Any, operator: type = LockConferenceOperator, **arguments: Any) -> Any:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
-import runpy
 from datetime import timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from airflow.exceptions import AirflowFailException
 from airflow.providers.common.compat.sdk import DAG
+from runs import connected_sandbox, run_dag
 
 from airflow_provider_dingconf.dingtalk.error_codes import ERRORS
 from airflow_provider_dingconf.dingtalk.errors import DingTalkError, Outcome, ThrottledError
@@ -21,7 +19,7 @@ from airflow_provider_dingconf.operators import (
     UnlockConferenceOperator,
     conference_lock,
 )
-from airflow_provider_dingconf.sandbox import Fault, Sandbox
+from airflow_provider_dingconf.sandbox import Fault
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -213,17 +211,10 @@ with DAG("retries", schedule=None, default_args={"retries": 1, "retry_delay": ti
 @pytest.fixture(scope="module")
 def tries(airflow_db: None) -> Iterator[dict[str, tuple[str, int]]]:
     """Let Airflow run tasks that fail, and return how each ended and at which try."""
-    from airflow_provider_dingconf.client import token_cache
-
-    token_cache.forget()
-    file = Path(os.environ["AIRFLOW_HOME"], "dags", "retries.py")
-    file.parent.mkdir(exist_ok=True)
-    file.write_text(DAG_FILE)
-    with pytest.MonkeyPatch.context() as patch, Sandbox() as sandbox:
-        patch.setenv("AIRFLOW_CONN_DINGTALK_DEFAULT", sandbox.connection_json())
+    with connected_sandbox() as sandbox:
         sandbox.create_conference(conference_id="mapped")
         sandbox.fail(Fault(path="/mapped/", times=1, code="systemBusy", headers={"Retry-After": "1"}))
-        run = runpy.run_path(str(file))["dag"].test()
+        run = run_dag("retries", DAG_FILE)
         yield {ti.task_id: (str(ti.state), ti.try_number) for ti in run.get_task_instances()}
 
 

@@ -20,7 +20,7 @@ from airflow.providers.common.compat.sdk import (
     TaskDeferred,
     TaskGroup,
 )
-from test_operators import Ran, run_dag
+from runs import Ran, connected_sandbox, run_dag
 from waiting import event_of
 
 from airflow_provider_dingconf.dingtalk.errors import ConferenceClosedError, InvalidInputError
@@ -83,10 +83,7 @@ MODES = ["poking", "rescheduled", "deferred"]
 
 @pytest.fixture(scope="module")
 def ran(airflow_db: None) -> Iterator[Ran]:
-    from airflow_provider_dingconf.client import token_cache
-
-    token_cache.forget()
-    with pytest.MonkeyPatch.context() as patch, Sandbox() as sandbox:
+    with connected_sandbox() as sandbox:
         late = [f"late-{mode}" for mode in MODES]
         for meeting in (
             "well-1",
@@ -106,13 +103,7 @@ def ran(airflow_db: None) -> Iterator[Ran]:
             sandbox.fail(Fault(call="info", path=f"/{meeting}$", body=not_yet, times=1))
         for mode in MODES:
             sandbox.fail(Fault(call="info", path=f"/busy-{mode}$", code="systemBusy", times=1))
-        patch.setenv("AIRFLOW_CONN_DINGTALK_DEFAULT", sandbox.connection_json())
-        run = run_dag("waiting", DAG_FILE)
-        yield Ran.of(run, sandbox.calls)
-
-
-def result(ran: Ran, task: str) -> Any:
-    return ran.xcoms.get((task, -1, "return_value"))
+        yield Ran.of(run_dag("waiting", DAG_FILE), sandbox.calls)
 
 
 def rescheduled(ran: Ran, task: str) -> int:
@@ -128,15 +119,11 @@ def rescheduled(ran: Ran, task: str) -> int:
         return len([row for row in rows if (row.task_id, row.run_id) == (task, run_id)])
 
 
-def asked(ran: Ran, meeting: str) -> list[Any]:
-    return [call for call in ran.calls if call.name == "info" and call.conference_id == meeting]
-
-
 def test_a_sensor_succeeds_when_it_is_so_with_the_meeting_as_its_xcom(ran: Ran) -> None:
     assert ran.state("has_started") == "success"
-    assert result(ran, "has_started")["conference_id"] == "well-1"
-    assert result(ran, "has_started_by_code")["conference_id"] == "room-now"
-    assert result(ran, "has_ended")["status"] == "ended"
+    assert ran.result("has_started")["conference_id"] == "well-1"
+    assert ran.result("has_started_by_code")["conference_id"] == "room-now"
+    assert ran.result("has_ended")["status"] == "ended"
     assert ran.state("lock_what_has_started") == "success"
 
 
@@ -154,7 +141,7 @@ def test_a_sensor_gives_up_when_its_time_is_over(ran: Ran) -> None:
 
 def test_a_sensor_goes_on_after_a_fault_that_passes_when_dingtalk_said(ran: Ran) -> None:
     assert (ran.state("faulty"), ran.tries("faulty")) == ("success", 1)
-    first, second = asked(ran, "faulty")
+    first, second = ran.calls_of("faulty", "info")
     assert second.time - first.time >= 1
 
 
@@ -163,11 +150,11 @@ def test_in_each_mode_a_sensor_waits_until_the_meeting_starts_and_tells_all_of_i
     ran: Ran, mode: str
 ) -> None:
     assert (ran.state(mode), ran.tries(mode)) == ("success", 1)
-    told = result(ran, mode)
+    told = ran.result(mode)
     assert (told["conference_id"], told["status"]) == (mode, "started")
     for name in ("join_url", "creator_id", "creator_nick", "room_code", "biz_type", "start_time"):
         assert told[name], name
-    assert len(asked(ran, mode)) == 4  # twice by this sensor, and once by each of those after it
+    assert len(ran.calls_of(mode, "info")) == 4  # twice by this sensor, and once by each of those after it
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -185,13 +172,13 @@ def test_a_rescheduled_sensor_leaves_its_slot_and_pokes_again(ran: Ran) -> None:
 @pytest.mark.parametrize("mode", MODES)
 def test_a_sensors_xcom_names_the_meeting_for_what_follows(ran: Ran, mode: str) -> None:
     assert ran.state(f"lock_{mode}") == "success"
-    assert result(ran, f"after_{mode}")["conference_id"] == mode
+    assert ran.result(f"after_{mode}")["conference_id"] == mode
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_a_sensor_pushes_no_result_where_it_must_not(ran: Ran, mode: str) -> None:
     assert ran.state(f"silent_{mode}") == "success"
-    assert result(ran, f"silent_{mode}") is None
+    assert ran.result(f"silent_{mode}") is None
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -202,10 +189,10 @@ def test_in_each_mode_a_fault_that_passes_is_waited_out(ran: Ran, mode: str) -> 
 @pytest.mark.parametrize("mode", MODES)
 def test_in_each_mode_a_delay_counts_from_the_start(ran: Ran, mode: str) -> None:
     assert ran.state(f"delayed_{mode}") == "success"
-    start = datetime.fromisoformat(result(ran, f"delayed_{mode}")["start_time"])
+    start = datetime.fromisoformat(ran.result(f"delayed_{mode}")["start_time"])
     ended = ran.instances[f"delayed_{mode}", -1].end_date
     assert timedelta(seconds=2) <= ended - start
-    assert len(asked(ran, f"delayed-{mode}")) <= 2
+    assert len(ran.calls_of(f"delayed-{mode}", "info")) <= 2
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -218,7 +205,7 @@ def test_a_sensor_links_to_the_meeting_it_has_found(ran: Ran, mode: str) -> None
     assert ran.links(mode) == [
         f"{INTERNATIONAL}/querying-video-conference-information",
         "",
-        result(ran, mode)["join_url"],
+        ran.result(mode)["join_url"],
     ]
 
 

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
-import runpy
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import pytest
 from airflow.exceptions import AirflowFailException, AirflowSkipException
+from runs import run_dag
 
 from airflow_provider_dingconf.client import token_cache
 from airflow_provider_dingconf.dingtalk.errors import DingTalkError, Outcome
@@ -248,10 +246,7 @@ def ran(airflow_db: None, layer: FaultProxy, behind: Sandbox) -> Iterator[Ran]:
             },
         }
         patch.setenv("FAULT_TASKS", json.dumps(tasks))
-        file = Path(os.environ["AIRFLOW_HOME"]) / "dags" / "faults.py"
-        file.parent.mkdir(exist_ok=True)
-        file.write_text(DAG_FILE)
-        run = runpy.run_path(str(file))["dag"].test()
+        run = run_dag("faults", DAG_FILE)
         made.states = {ti.task_id: str(ti.state) for ti in run.get_task_instances()}
     yield made
     token_cache.forget()
