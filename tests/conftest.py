@@ -75,6 +75,7 @@ def clean(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         if name.lower().endswith("_proxy") or name.startswith(_NOT_FOR_TESTS):
             monkeypatch.delenv(name)
     _forget_tokens()
+    _forget_masks()
     yield
     _forget_tokens()
     _let_tasks_log()
@@ -92,6 +93,15 @@ def _let_tasks_log() -> None:
         from airflow.logging_config import configure_logging
 
         configure_logging()
+
+
+def _forget_masks() -> None:
+    """Let Airflow mask no secret of the tests before: at each new one, it compiles an expression of them all."""
+    for package in ("_shared.secrets_masker", "sdk._shared.secrets_masker", "sdk.execution_time", "utils.log"):
+        module = vars(sys.modules.get(f"airflow.{package}.secrets_masker", object))
+        if "_secrets_masker" in module:
+            masker = module["_secrets_masker"]()
+            masker.patterns, masker.replacer = set(), None
 
 
 def _forget_tokens() -> None:
