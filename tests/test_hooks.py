@@ -202,22 +202,6 @@ def test_an_unlock_that_fails_hides_no_error_of_the_block(face: Face, sandbox: S
         assert sandbox.client_secret not in shown
 
 
-def test_a_cancelled_lock_is_undone(sandbox: Sandbox) -> None:
-    meeting = sandbox.create_conference()
-    sandbox.fail(Fault(call="lock", delay=20.0, after=True))
-
-    async def cancelled() -> None:
-        task = asyncio.create_task(DingTalkConferenceHook().alock_conference(meeting))
-        while not sandbox.calls_of("lock"):
-            await asyncio.sleep(0.01)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-
-    asyncio.run(cancelled())
-    assert [call.name for call in sandbox.calls] == ["token", "lock", "unlock"]
-
-
 # Tokens.
 
 
@@ -249,10 +233,10 @@ def test_a_static_token_that_is_refused_costs_one_call(
 
 
 def test_a_token_is_renewed_before_it_expires(face: Face, monkeypatch: pytest.MonkeyPatch) -> None:
-    with Sandbox(token_lifetime=2) as sandbox:
+    with Sandbox(token_lifetime=1) as sandbox:
         monkeypatch.setenv("AIRFLOW_CONN_DINGTALK_DEFAULT", sandbox.connection_json())
         face.do("lock_conference", "sandbox-open")
-        time.sleep(2)
+        time.sleep(1)
         face.do("lock_conference", "sandbox-open")
         assert [call.name for call in sandbox.calls] == ["token", "lock", "token", "lock"]
 
@@ -276,24 +260,7 @@ def test_fifty_threads_buy_one_token(sandbox: Sandbox) -> None:
     assert len(sandbox.calls_of("token")) == 1
 
 
-def test_fifty_coroutines_buy_one_token(sandbox: Sandbox) -> None:
-    sandbox.fail(Fault(call="token", delay=0.1))
-
-    async def all_at_once() -> list[Any]:
-        return await asyncio.gather(
-            *(DingTalkConferenceHook().alock_conference("sandbox-open") for _ in range(50))
-        )
-
-    assert all(result["success"] for result in asyncio.run(all_at_once()))
-    assert len(sandbox.calls_of("token")) == 1
-
-
 # Again, within a call.
-
-
-def test_a_fault_of_dingtalks_is_tried_again(face: Face, sandbox: Sandbox) -> None:
-    assert face.do("lock_conference", "sandbox-flaky")["attempts"] == 3
-    assert len(sandbox.calls_of("lock")) == 3
 
 
 @pytest.mark.parametrize("code", ["systemError", "gateway", "unreadableAnswer", "notConfirmed"])
@@ -540,7 +507,7 @@ def test_a_static_token_that_may_not_read_is_found_good(
 def test_each_attempt_is_one_line_of_the_log_and_no_secret(
     face: Face, sandbox: Sandbox, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    face.do("lock_conference", "sandbox-flaky")
+    assert face.do("lock_conference", "sandbox-flaky")["attempts"] == 3
     # Airflow's ways of logging differ by version; this is what its user sees.
     text = "".join(capfd.readouterr())
     lines = list(dict.fromkeys(re.findall(r"(lock sandbox-flaky: .*), \d+ ms\]", text)))

@@ -518,7 +518,7 @@ def test_unlocking_again_is_tried_as_often_as_any_call_whatever_the_task_allows_
     sandbox: Sandbox, conn: Any
 ) -> None:
     fine = sandbox.create_conference()
-    sandbox.fail(Fault(call="unlock", code="systemError", times=3))
+    sandbox.fail(Fault(call="unlock", code="systemError", times=2))
     with pytest.raises(AirflowFailException):
         lock([fine, "sandbox-noPermission"], unlock_on_failure=True, max_attempts=1).execute(a_try())
     assert not sandbox.conference(fine).locked

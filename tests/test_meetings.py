@@ -255,7 +255,6 @@ def test_many_meetings_are_locked_for_one_call_each_and_one_for_the_token(
     assert not any(sandbox.conference(meeting).locked for meeting in made)
 
 
-@SYNC_TOO
 def test_every_meeting_is_tried_whatever_comes_of_the_others(face: Any, sandbox: Sandbox) -> None:
     made = [sandbox.create_conference() for _ in range(5)]
     ids = ["sandbox-ended", made[0], "sandbox-noPermission", made[1], "sandbox-flaky", *made[2:]]

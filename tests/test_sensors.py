@@ -62,18 +62,18 @@ with DAG(
         "rescheduled": {"mode": "reschedule"},
         "deferred": {"deferrable": True},
     }.items():
-        wait = ConferenceSensor(task_id=mode, conference_id=mode, poke_interval=0.5, **how)
+        wait = ConferenceSensor(task_id=mode, conference_id=mode, poke_interval=0.2, **how)
         LockConferenceOperator(task_id=f"lock_{mode}", conference_id=wait.output)
-        ConferenceSensor(task_id=f"after_{mode}", conference_id=wait.output, poke_interval=0.5, **how)
+        ConferenceSensor(task_id=f"after_{mode}", conference_id=wait.output, poke_interval=0.2, **how)
         ConferenceSensor(
-            task_id=f"silent_{mode}", conference_id="well-1", poke_interval=0.5, do_xcom_push=False, **how
+            task_id=f"silent_{mode}", conference_id="well-1", poke_interval=0.2, do_xcom_push=False, **how
         )
         ConferenceSensor(task_id=f"busy_{mode}", conference_id=f"busy-{mode}", poke_interval=0.2, **how)
         ConferenceSensor(
-            task_id=f"delayed_{mode}", conference_id=f"delayed-{mode}", delay=timedelta(seconds=2), **how
+            task_id=f"delayed_{mode}", conference_id=f"delayed-{mode}", delay=timedelta(seconds=1), **how
         )
         ConferenceSensor(task_id=f"soft_{mode}", conference_id="nobody", soft_fail=True, **how)
-        ConferenceSensor.partial(task_id=f"mapped_{mode}", poke_interval=0.5, **how).expand(
+        ConferenceSensor.partial(task_id=f"mapped_{mode}", poke_interval=0.2, **how).expand(
             conference_id=[wait.output, "late-" + mode]
         )
 """
@@ -191,7 +191,7 @@ def test_in_each_mode_a_delay_counts_from_the_start(ran: Ran, mode: str) -> None
     assert ran.state(f"delayed_{mode}") == "success"
     start = datetime.fromisoformat(ran.result(f"delayed_{mode}")["start_time"])
     ended = ran.instances[f"delayed_{mode}", -1].end_date
-    assert timedelta(seconds=2) <= ended - start
+    assert timedelta(seconds=1) <= ended - start
     assert len(ran.calls_of(f"delayed-{mode}", "info")) <= 2
 
 

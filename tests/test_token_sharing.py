@@ -265,7 +265,7 @@ def test_a_process_stopped_while_it_fetches_a_token_holds_the_others_up_for_a_wh
 ) -> None:
     stopped = fetching(start, sandbox, delay=0.5)
     os.kill(stopped.pid, signal.SIGSTOP)
-    assert start(lambda: lock(max_seconds=10)).result() is True
+    assert start(lambda: lock(max_seconds=6)).result() is True
     assert start(lock).result() is True
     assert fetched(sandbox) == 2, "who came later found a token, and waited for nobody"
     os.kill(stopped.pid, signal.SIGCONT)
@@ -281,7 +281,7 @@ def test_a_process_forked_while_a_thread_fetches_a_token_is_not_held_up_for_ever
     thread = Thread(target=lock)
     thread.start()
     wait_until(lambda: fetched(sandbox) == 1)
-    assert start(lambda: lock(max_seconds=10)).result() is True
+    assert start(lambda: lock(max_seconds=6)).result() is True
     thread.join()
 
 
