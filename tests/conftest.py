@@ -97,7 +97,12 @@ def _let_tasks_log() -> None:
 
 def _forget_masks() -> None:
     """Let Airflow mask no secret of the tests before: at each new one, it compiles an expression of them all."""
-    for package in ("_shared.secrets_masker", "sdk._shared.secrets_masker", "sdk.execution_time", "utils.log"):
+    for package in (
+        "_shared.secrets_masker",
+        "sdk._shared.secrets_masker",
+        "sdk.execution_time",
+        "utils.log",
+    ):
         module = vars(sys.modules.get(f"airflow.{package}.secrets_masker", object))
         if "_secrets_masker" in module:
             masker = module["_secrets_masker"]()

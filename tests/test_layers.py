@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_0_PLUS
 
 import airflow_provider_dingconf
 
@@ -88,15 +89,24 @@ def test_what_dingtalk_means_is_decided_without_airflow_and_without_io(file: Pat
     assert not packages & {"asyncio", "http", "os", "pathlib", "socket", "threading", "time"}
 
 
-def test_importing_the_operators_imports_neither_the_hook_nor_an_http_library() -> None:
+def test_a_dag_file_imports_neither_the_hook_nor_an_http_library() -> None:
+    trigger = f"""
+import airflow.triggers.base
+before |= set(sys.modules)
+from {PACKAGE}.triggers import ConferenceEventTrigger
+ConferenceEventTrigger(title_pattern="^a")
+"""
     program = f"""
 import sys
 from airflow.providers.common.compat.sdk import BaseOperator
 before = set(sys.modules)
 import {PACKAGE}.operators
-print(*set(sys.modules) - before)
+new = set(sys.modules) - before
+{trigger if AIRFLOW_V_3_0_PLUS else ""}
+print(*new | set(sys.modules) - before)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     new = set(done.stdout.splitlines()[-1].split())
     assert f"{PACKAGE}.operators" in new
+    assert (f"{PACKAGE}.event_triggers" in new) is AIRFLOW_V_3_0_PLUS
     assert not new & {"aiohttp", "cryptography", "requests", "tenacity", f"{PACKAGE}.hooks"}
