@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import socket
+import ssl
 import sys
 import tempfile
 import threading
@@ -27,9 +28,6 @@ import pytest
 from airflow_provider_dingconf.sandbox import Sandbox
 
 if TYPE_CHECKING:
-    import ssl
-    from pathlib import Path
-
     from airflow_provider_dingconf.hooks import DingTalkConferenceHook
 
 # `DAG.test()` of Airflow 3.0 goes on logging to the output of a test that has ended; Python would say so in others.
@@ -307,45 +305,6 @@ def raw_server() -> Iterator[Callable[..., RawServer]]:
         server.close()
 
 
-@pytest.fixture(scope="session")
-def self_signed(tmp_path_factory: pytest.TempPathFactory) -> tuple[ssl.SSLContext, Path]:
-    """Return what serves https on this machine, and the file of the certificate that clients have to trust."""
-    import ssl
-    from datetime import datetime, timedelta, timezone
-    from ipaddress import ip_address
-
-    from cryptography import x509
-    from cryptography.hazmat.primitives import hashes, serialization
-    from cryptography.hazmat.primitives.asymmetric import ec
-
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "sandbox")])
-    now = datetime.now(timezone.utc)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - timedelta(hours=1))
-        .not_valid_after(now + timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .sign(key, hashes.SHA256())
-    )
-    directory = tmp_path_factory.mktemp("tls")
-    files = directory / "certificate.pem", directory / "key.pem"
-    files[0].write_bytes(certificate.public_bytes(serialization.Encoding.PEM))
-    files[1].write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
-    )
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(*files)
-    return context, files[0]
-
-
 class Certificates(NamedTuple):
     """Files of an authority, and of a server and a client that it knows."""
 
@@ -364,6 +323,21 @@ def make_certificates() -> Callable[[Path], Certificates]:
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
     """Return the files of an authority."""
     return _certificates(tmp_path_factory.mktemp("authority"))
+
+
+@pytest.fixture(scope="session")
+def tls_context(certificates: Certificates) -> ssl.SSLContext:
+    """Return what serves https on this machine, to clients that trust the authority."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*certificates.server)
+    return context
+
+
+@pytest.fixture
+def tls_sandbox(tls_context: ssl.SSLContext) -> Iterator[Sandbox]:
+    """Return a sandbox that is called over https."""
+    with Sandbox(ssl_context=tls_context) as sandbox:
+        yield sandbox
 
 
 def _certificates(directory: Path) -> Certificates:

@@ -94,14 +94,14 @@ MISTAKES = {
 
 
 @pytest.fixture(scope="module")
-def ran(airflow_db: None, self_signed: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ran]:
+def ran(airflow_db: None, tls_context: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ran]:
     """Run the DAG once, each kind of trouble over a connection of its own where it would spread."""
     with (
         pytest.MonkeyPatch.context() as patch,
         connected_sandbox() as usual,
         Sandbox() as banning,
         Sandbox(slow=2) as slow,
-        Sandbox(ssl_context=self_signed[0]) as untrusted,
+        Sandbox(ssl_context=tls_context) as untrusted,
     ):
 
         def connection(name: str, sandbox: Sandbox, kind: Any = "internal", **overrides: Any) -> None:

@@ -8,7 +8,6 @@ import json
 import logging
 import re
 import socket
-import ssl
 import threading
 import time
 import traceback
@@ -28,7 +27,7 @@ from airflow_provider_dingconf.dingtalk.errors import (
 from airflow_provider_dingconf.sandbox import Sandbox
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from conftest import Certificates, Face, RawServer
 
@@ -263,15 +262,6 @@ def _relay(source: socket.socket, target: socket.socket) -> None:
             target.sendall(data)
     with suppress(OSError):
         target.shutdown(socket.SHUT_RDWR)
-
-
-@pytest.fixture
-def tls_sandbox(certificates: Certificates) -> Iterator[Sandbox]:
-    """Return a sandbox that is called over https."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(*certificates.server)
-    with Sandbox(ssl_context=context) as sandbox:
-        yield sandbox
 
 
 @pytest.fixture(params=["https", "http", "environment"])

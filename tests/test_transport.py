@@ -429,15 +429,6 @@ def test_a_proxy_that_is_down_is_a_lost_connection_without_its_password(face: Fa
 # Certificates
 
 
-@pytest.fixture
-def tls_sandbox(certificates: Certificates) -> Iterator[Sandbox]:
-    """Return a sandbox that is called over https."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(*certificates.server)
-    with Sandbox(ssl_context=context) as sandbox:
-        yield sandbox
-
-
 def reach(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, **extra: Any) -> None:
     """Point the default connection to a sandbox."""
     monkeypatch.setenv("AIRFLOW_CONN_DINGTALK_DEFAULT", sandbox.connection_json(extra=extra))

@@ -747,28 +747,26 @@ async def test_a_fault_of_this_package_reaches_the_watcher(sandbox: Sandbox) -> 
 # TLS
 
 
-async def test_events_come_over_tls(self_signed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    context, file = self_signed
-    with Sandbox(ssl_context=context) as sandbox:
-        monkeypatch.setenv(CONN_VARIABLE, sandbox.connection_json(extra={"verify": str(file)}))
-        async with watching(sandbox) as (watcher,):
-            sandbox.create_conference("safe")
-            await until(lambda: watcher.titles == ["safe"])
+async def test_events_come_over_tls(
+    tls_sandbox: Sandbox, certificates: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(CONN_VARIABLE, tls_sandbox.connection_json(extra={"verify": certificates.authority}))
+    async with watching(tls_sandbox) as (watcher,):
+        tls_sandbox.create_conference("safe")
+        await until(lambda: watcher.titles == ["safe"])
 
 
 @pytest.mark.parametrize("scheme", ["wss", "WSS", "Wss"])
 async def test_a_server_of_events_that_cannot_prove_who_it_is_gets_no_ticket(
-    sandbox: Sandbox, self_signed: Any, caplog: pytest.LogCaptureFixture, scheme: str
+    sandbox: Sandbox, tls_sandbox: Sandbox, caplog: pytest.LogCaptureFixture, scheme: str
 ) -> None:
-    context, _ = self_signed
-    with Sandbox(ssl_context=context) as impostor:
-        endpoint = f"{scheme}://127.0.0.1:{impostor.port}/connect"
-        sandbox.fail(Fault(call="stream", body={"endpoint": endpoint, "ticket": "t"}))
-        watcher = Watcher()
-        await until(lambda: "no events are received" in caplog.text)
-        await watcher.stop()
-        assert "badCertificate" in caplog.text
-        assert impostor.calls == []
+    endpoint = f"{scheme}://127.0.0.1:{tls_sandbox.port}/connect"
+    sandbox.fail(Fault(call="stream", body={"endpoint": endpoint, "ticket": "t"}))
+    watcher = Watcher()
+    await until(lambda: "no events are received" in caplog.text)
+    await watcher.stop()
+    assert "badCertificate" in caplog.text
+    assert tls_sandbox.calls == []
 
 
 # Ending
