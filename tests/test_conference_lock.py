@@ -294,7 +294,7 @@ def test_nothing_is_done_for_a_meeting_that_has_ended(ran: Ran) -> None:
     assert ran.states("lock_closed", "work_closed", "unlock_closed") == ["skipped"] * 3
 
 
-def test_on_error_lets_the_work_be_done_all_the_same_and_reaches_the_unlock(ran: Ran) -> None:
+def test_on_error_lets_the_work_be_done_nevertheless_and_reaches_the_unlock(ran: Ran) -> None:
     assert ran.states("lock_tolerant", "work_tolerant", "unlock_tolerant") == ["success"] * 3
     assert ran.actions("sandbox-confClosed") in (["lock", "lock", "unlock"], ["lock", "unlock", "lock"])
 

@@ -119,7 +119,7 @@ def test_the_example_of_all_running_locks_and_unlocks_the_exams_that_have_not_en
     assert f"{ending} is not locked: confClosed" in said
 
 
-def test_the_example_of_all_running_leaves_none_locked_where_one_is_refused(sandbox: Sandbox) -> None:
+def test_the_example_of_all_running_leaves_none_locked_if_one_is_refused(sandbox: Sandbox) -> None:
     fine, refused = (sandbox.create_conference(f"Exam {number}") for number in (1, 2))
     sandbox.fail(Fault(call="lock", path=refused, code="noPermission"))
     assert run("example_lock_all_running")["lock_conference"] == "failed"

@@ -82,7 +82,7 @@ def test_a_hundred_locks_cost_a_hundred_and_one_calls(face: Face, sandbox: Sandb
     assert len(sandbox.calls) == 101
 
 
-def test_another_hook_of_the_same_credentials_buys_no_token(face: Face, sandbox: Sandbox) -> None:
+def test_another_hook_of_the_same_credentials_fetches_no_token(face: Face, sandbox: Sandbox) -> None:
     face.do("lock_conference", "sandbox-open")
     face.do("lock_conference", "sandbox-open")
     assert len(sandbox.calls_of("token")) == 1
@@ -99,7 +99,7 @@ def test_a_bad_conference_id_is_refused_before_any_call(face: Face, sandbox: San
     *({"max_attempts": value} for value in (0, -1, 1.5, "3", None, True)),
     *({"max_seconds": value} for value in (0, -1, "60", None, True, float("nan"), float("inf"), 86_401, 10**400)),
 ])  # fmt: skip
-def test_a_limit_that_is_none_is_refused(limits: dict[str, Any]) -> None:
+def test_an_invalid_limit_is_refused(limits: dict[str, Any]) -> None:
     with pytest.raises(InvalidInputError, match=next(iter(limits))):
         DingTalkConferenceHook(**limits)
 
@@ -167,14 +167,14 @@ def test_a_block_is_not_entered_when_the_lock_is_refused(face: Face, sandbox: Sa
     assert not sandbox.calls_of("unlock")
 
 
-def test_a_ban_is_not_answered_by_an_unlock(face: Face, sandbox: Sandbox) -> None:
+def test_no_unlock_follows_a_ban(face: Face, sandbox: Sandbox) -> None:
     with pytest.raises(AddressBannedError):
         in_lock(face, "sandbox-addressBanned", lambda: pytest.fail("entered"))
     assert [call.name for call in sandbox.calls] == ["token", "lock"]
 
 
 @SYNC_TOO
-def test_a_lock_whose_answer_was_lost_is_undone(face: Face, sandbox: Sandbox) -> None:
+def test_a_lock_whose_response_was_lost_is_undone(face: Face, sandbox: Sandbox) -> None:
     meeting = sandbox.create_conference()
     sandbox.fail(Fault(call="lock", drop=True, after=True))
     entered: list[bool] = []
@@ -249,7 +249,7 @@ def test_wrong_credentials_are_refused_once(face: Face, conn: Callable[..., None
     assert len(sandbox.calls) == 1
 
 
-def test_fifty_threads_buy_one_token(sandbox: Sandbox) -> None:
+def test_fifty_threads_fetch_one_token(sandbox: Sandbox) -> None:
     sandbox.fail(Fault(call="token", delay=0.1))
     with ThreadPoolExecutor(50) as pool:
         hooks = [DingTalkConferenceHook() for _ in range(50)]
@@ -328,7 +328,7 @@ def test_those_that_were_not_tried_are_not_in_doubt(face: Face, sandbox: Sandbox
     assert [(one.attempts, one.error.uncertain) for one in results] == [(2, True), *[(0, False)] * 4]
 
 
-def test_a_lost_answer_is_asked_for_again(face: Face, sandbox: Sandbox) -> None:
+def test_a_call_whose_response_was_lost_is_retried(face: Face, sandbox: Sandbox) -> None:
     assert face.do("lock_conference", "sandbox-answerLost")["attempts"] == 2
 
 
@@ -347,7 +347,7 @@ def test_a_token_call_that_fails_for_a_while_is_made_again(face: Face, sandbox: 
     assert [call.name for call in sandbox.calls] == ["token", "token", "lock"]
 
 
-def test_max_seconds_end_while_a_token_is_bought(face: Face, sandbox: Sandbox) -> None:
+def test_max_seconds_end_while_a_token_is_fetched(face: Face, sandbox: Sandbox) -> None:
     sandbox.fail(Fault(call="token", delay=30))
     with pytest.raises(CallTimeoutError):
         face.do("lock_conference", "sandbox-open", hook=face.hook(max_seconds=0.5))
@@ -383,14 +383,14 @@ def test_any_other_call_has_the_same_token_and_errors(face: Face, sandbox: Sandb
 
 
 @pytest.mark.parametrize("method_and_path", [("FETCH", "/v1.0/x"), ("GET", "v1.0/x"), ("GET", "/a/../b")])
-def test_an_unsound_call_is_not_sent(face: Face, sandbox: Sandbox, method_and_path: Any) -> None:
+def test_an_invalid_call_is_not_sent(face: Face, sandbox: Sandbox, method_and_path: Any) -> None:
     with pytest.raises(InvalidInputError):
         face.do("call", *method_and_path)
     assert not sandbox.calls
 
 
 @pytest.mark.parametrize(("code", "calls"), [("systemError", 1), (THROTTLED, 2)])
-def test_a_call_that_is_not_repeatable_is_repeated_only_where_it_was_too_frequent(
+def test_a_call_that_is_not_repeatable_is_retried_only_if_it_was_throttled(
     face: Face, sandbox: Sandbox, code: str, calls: int
 ) -> None:
     sandbox.fail(Fault(call="unknown", code=code))
@@ -436,7 +436,7 @@ def test_what_cannot_be_sent_is_refused_before_any_call(
     assert not sandbox.calls
 
 
-def test_an_app_without_the_permission_is_told_which_one(face: Face, conn: Callable[..., None]) -> None:
+def test_the_error_names_the_permission_that_an_app_lacks(face: Face, conn: Callable[..., None]) -> None:
     conn("unpermitted")
     with pytest.raises(PermissionDeniedError, match=r"VideoConference\.Conference\.Write"):
         face.do("lock_conference", "sandbox-open")

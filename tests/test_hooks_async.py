@@ -27,7 +27,7 @@ async def _until(came: Callable[[], object]) -> None:
     pytest.fail("it did not come about")
 
 
-def test_fifty_coroutines_buy_one_token(sandbox: Sandbox, conn: Any) -> None:
+def test_fifty_coroutines_fetch_one_token(sandbox: Sandbox, conn: Any) -> None:
     sandbox.fail(Fault(call="token", delay=0.2))
 
     async def lock() -> bool:
@@ -126,7 +126,7 @@ def test_a_call_goes_on_when_its_block_ends_before_it(sandbox: Sandbox, conn: An
     assert len(sandbox.calls_of("lock")) == 1
 
 
-def test_threads_and_coroutines_buy_one_token(sandbox: Sandbox, conn: Any) -> None:
+def test_threads_and_coroutines_fetch_one_token(sandbox: Sandbox, conn: Any) -> None:
     sandbox.fail(Fault(call="token", delay=1.0))
     results: list[Any] = []
 
@@ -260,7 +260,7 @@ def test_a_block_that_is_cancelled_unlocks_the_meeting(sandbox: Sandbox, conn: A
     assert not sandbox.conference(meeting).locked
 
 
-def test_the_token_of_a_cancelled_purchase_can_be_bought_by_the_next(sandbox: Sandbox, conn: Any) -> None:
+def test_after_a_cancelled_fetch_the_next_call_fetches_the_token(sandbox: Sandbox, conn: Any) -> None:
     sandbox.fail(Fault(call="token", delay=5, times=1))
 
     async def cancelled_then_another() -> Any:

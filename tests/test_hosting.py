@@ -337,7 +337,7 @@ def test_a_list_of_another_shape_is_an_error(face: Any, sandbox: Sandbox, body: 
 
 
 @pytest.mark.parametrize("value", [None, -1, True, "soon", 10**30])
-def test_what_dingtalk_does_not_say_is_none(face: Any, sandbox: Sandbox, value: Any) -> None:
+def test_what_dingtalk_omits_is_none(face: Any, sandbox: Sandbox, value: Any) -> None:
     said = {"memberModels": [{"duration": value, "joinTime": value, "host": value if value is None else 1}]}
     sandbox.fail(Fault(call="members", body=said))
     assert listed(face, "a") == [ConferenceMember(None, None)]

@@ -132,7 +132,7 @@ def test_a_filter_that_comes_to_be_nothing_locks_nothing(ran: Ran, task: str) ->
     assert [call for call in ran.calls if call.name == "list"] == []
 
 
-def test_where_no_meeting_was_found_there_is_nothing_to_unlock(ran: Ran) -> None:
+def test_if_no_meeting_was_found_there_is_nothing_to_unlock(ran: Ran) -> None:
     assert (ran.state("no_meeting"), ran.state("unlock_no_meeting")) == ("success", "success")
     assert ran.result("no_meeting")["conference_id"] is None
     unlocked = ran.result("unlock_no_meeting")
@@ -213,7 +213,7 @@ def unlocked(sandbox: Sandbox) -> list[str]:
     return sorted(call.conference_id or "" for call in sandbox.calls_of("unlock"))
 
 
-def test_a_retry_goes_on_where_the_try_before_it_ended(sandbox: Sandbox, conn: Any, store: Store) -> None:
+def test_a_retry_continues_where_the_try_before_it_ended(sandbox: Sandbox, conn: Any, store: Store) -> None:
     fine, flaky = sandbox.create_conference(), sandbox.create_conference()
     sandbox.fail(Fault(call="lock", path=flaky, code="systemError", times=1))
     with pytest.raises(DingTalkError):
@@ -581,7 +581,7 @@ def test_a_wait_that_is_too_long_ends_it_for_all_that_are_left(
 
 
 @pytest.mark.parametrize("name", ["title_pattern", "creator_id"])
-def test_a_filter_of_nothing_cannot_be_meant(conn: Any, sandbox: Sandbox, name: str) -> None:
+def test_a_filter_that_is_none_is_invalid(conn: Any, sandbox: Sandbox, name: str) -> None:
     task = LockConferenceOperator(task_id="x", running=True, **{name: None})  # type: ignore[arg-type]
     with pytest.raises(AirflowFailException, match=f"{name}: it was rendered as None"):
         task.execute({})

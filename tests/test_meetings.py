@@ -151,7 +151,7 @@ def test_a_meeting_is_a_typed_value_with_aware_times(face: Any, sandbox: Sandbox
     assert datetime.fromisoformat(plain["start_time"]) == told.start_time
 
 
-def test_a_meeting_that_is_not_known_is_an_error_of_its_own(face: Any) -> None:
+def test_an_unknown_meeting_is_a_not_found_error(face: Any) -> None:
     with pytest.raises(ConferenceNotFoundError) as raised:
         face.do("get_conference", "nobody")
     assert (raised.value.code, raised.value.http_status) == ("roomNotFound", 404)
@@ -167,14 +167,14 @@ def test_a_meeting_that_is_not_known_is_an_error_of_its_own(face: Any) -> None:
         {"confInfo": {"conferenceId": "a", "status": [2]}},
     ],
 )
-def test_an_answer_of_another_shape_is_an_error(face: Any, sandbox: Sandbox, body: Any) -> None:
+def test_a_response_of_another_shape_is_an_error(face: Any, sandbox: Sandbox, body: Any) -> None:
     sandbox.fail(Fault(call="info", body=body))
     with pytest.raises(ResponseError):
         face.do("get_conference", "a", hook=face.hook(max_attempts=1))
 
 
 @pytest.mark.parametrize("time_told", [None, 0, -1, "soon", True, 1e30])
-def test_a_time_that_is_none_is_none(face: Any, sandbox: Sandbox, time_told: Any) -> None:
+def test_an_invalid_time_is_none(face: Any, sandbox: Sandbox, time_told: Any) -> None:
     sandbox.fail(
         Fault(body={"confInfo": {"conferenceId": "a", "status": 2, "startTime": time_told}}, call="info")
     )
@@ -255,7 +255,7 @@ def test_many_meetings_are_locked_for_one_call_each_and_one_for_the_token(
     assert not any(sandbox.conference(meeting).locked for meeting in made)
 
 
-def test_every_meeting_is_tried_whatever_comes_of_the_others(face: Any, sandbox: Sandbox) -> None:
+def test_every_meeting_is_tried_whatever_happens_to_the_others(face: Any, sandbox: Sandbox) -> None:
     made = [sandbox.create_conference() for _ in range(5)]
     ids = ["sandbox-ended", made[0], "sandbox-noPermission", made[1], "sandbox-flaky", *made[2:]]
     heard: list[str] = []
@@ -373,7 +373,7 @@ def test_a_wait_that_does_not_fit_into_the_hooks_time_is_not_begun_for_any(
         ("lock_conference", "token", {"expireIn": 7200}),
     ],
 )
-def test_what_dingtalk_does_not_document_keeps_its_request_id_and_is_asked_for_again(
+def test_an_undocumented_response_keeps_its_request_id_and_is_retried(
     face: Any, sandbox: Sandbox, method: str, call: str, body: dict[str, Any]
 ) -> None:
     sandbox.create_conference(conference_id="m", room_code="1234567890")
@@ -387,7 +387,7 @@ def test_what_dingtalk_does_not_document_keeps_its_request_id_and_is_asked_for_a
 
 
 @SYNC_TOO
-def test_a_room_code_that_is_none_is_refused_by_dingtalk(face: Any) -> None:
+def test_an_invalid_room_code_is_refused_by_dingtalk(face: Any) -> None:
     with pytest.raises(ParameterError):
         face.do("find_conferences", room_code="not-digits")
     with pytest.raises(InvalidConferenceIdError, match="room_code: it is missing"):

@@ -105,7 +105,7 @@ def test_the_xcom_of_a_lock_is_taken_as_text_and_as_it_is(
     assert sandbox.conference("m").locked is not bool(unlocks)
 
 
-def test_an_ended_meeting_and_a_room_code_under_which_none_runs_are_no_errors(
+def test_an_ended_meeting_and_a_room_code_without_a_running_meeting_are_no_errors(
     notify: Any, sandbox: Sandbox, conn: Any
 ) -> None:
     notify(conference_id="sandbox-ended")

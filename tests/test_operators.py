@@ -143,7 +143,7 @@ def test_each_error_gives_the_task_its_state(ran: Ran, row: Any) -> None:
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.code)
-def test_a_task_that_is_not_retried_makes_no_call_in_vain(ran: Ran, row: Any) -> None:
+def test_a_task_that_is_not_retried_makes_no_further_call(ran: Ran, row: Any) -> None:
     conference_id = "slow" if row.code == "timeout" else row.code
     calls = {
         Outcome.RETRY: 2,

@@ -52,7 +52,7 @@ def decision(error: BaseException) -> Any:
 
 
 @before_3_3
-def test_an_older_airflow_is_told_what_is_needed() -> None:
+def test_the_error_of_an_older_airflow_says_what_is_needed() -> None:
     with pytest.raises(ImportError, match=r"needs Airflow 3\.3 or later; this is Airflow \d"):
         import airflow_provider_dingconf.retry_policies  # noqa: F401
 
@@ -219,15 +219,15 @@ def tries(airflow_db: None) -> Iterator[dict[str, tuple[str, int]]]:
 
 
 @since_3_3
-def test_a_task_with_the_hook_is_not_retried_where_that_is_no_use(tries: Any) -> None:
+def test_a_task_with_the_hook_is_not_retried_if_that_is_no_use(tries: Any) -> None:
     assert tries["hook_ended"] == ("failed", 1)
 
 
-def test_a_task_with_the_hook_is_retried_where_that_may_help(tries: Any) -> None:
+def test_a_task_with_the_hook_is_retried_if_that_may_help(tries: Any) -> None:
     assert tries["hook_faulty"] == ("failed", 2)
 
 
-def test_a_mapped_task_is_retried_where_that_may_help(tries: Any) -> None:
+def test_a_mapped_task_is_retried_if_that_may_help(tries: Any) -> None:
     assert tries["mapped"] == ("success", 2)
 
 

@@ -127,7 +127,7 @@ def test_a_sensor_succeeds_when_it_is_so_with_the_meeting_as_its_xcom(ran: Ran) 
     assert ran.state("lock_what_has_started") == "success"
 
 
-def test_a_start_waited_for_in_vain_skips_the_task(ran: Ran) -> None:
+def test_a_meeting_that_ends_before_its_start_is_seen_skips_the_task(ran: Ran) -> None:
     assert ran.state("in_vain") == "skipped"
 
 
@@ -176,7 +176,7 @@ def test_a_sensors_xcom_names_the_meeting_for_what_follows(ran: Ran, mode: str) 
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_sensor_pushes_no_result_where_it_must_not(ran: Ran, mode: str) -> None:
+def test_a_sensor_without_do_xcom_push_pushes_no_result(ran: Ran, mode: str) -> None:
     assert ran.state(f"silent_{mode}") == "success"
     assert ran.result(f"silent_{mode}") is None
 
@@ -349,9 +349,7 @@ def test_a_sensors_log_says_what_it_waits_for_and_how_the_meeting_is(
         ({"conference_id": "a", "on_error": {"confClose": "fail"}}, "did you mean 'confClosed'?"),
     ],
 )
-def test_a_sensor_that_cannot_be_meant_is_an_error_of_the_dag_file(
-    arguments: dict[str, Any], said: str
-) -> None:
+def test_an_invalid_sensor_is_an_error_of_the_dag_file(arguments: dict[str, Any], said: str) -> None:
     with pytest.raises(InvalidInputError) as raised:
         ConferenceSensor(task_id="x", **arguments)
     assert said in str(raised.value)
@@ -408,7 +406,7 @@ def deferred(sensor: ConferenceSensor) -> Any:
 
 
 @pytest.mark.parametrize("lenient", ["soft_fail", "never_fail", None])
-def test_a_wait_that_is_over_in_vain_skips_the_task_where_that_is_asked_for(
+def test_a_wait_that_times_out_skips_the_task_with_soft_fail_or_never_fail(
     sandbox: Sandbox, conn: Any, lenient: str | None
 ) -> None:
     options: dict[str, Any] = {lenient: True} if lenient else {}

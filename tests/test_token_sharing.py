@@ -284,7 +284,7 @@ def test_a_process_forked_while_a_thread_fetches_a_token_is_not_held_up_for_ever
     thread.join()
 
 
-def test_a_forked_process_opens_connections_of_its_own(
+def test_a_forked_process_opens_its_own_connections(
     start: Any, raw_server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = raw_server(b'HTTP/1.1 200 OK\r\nContent-Length: 16\r\n\r\n{"success":true}')

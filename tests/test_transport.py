@@ -172,19 +172,19 @@ def test_a_connection_that_the_server_closed_is_opened_anew(
 # What comes back
 
 
-def test_an_answer_in_chunks_is_read(face: Face, raw_server: Any, leads_to: Any) -> None:
+def test_a_response_in_chunks_is_read(face: Face, raw_server: Any, leads_to: Any) -> None:
     chunks = b'4\r\n{"su\r\nc\r\nccess":true}\r\n0\r\n\r\n'
     leads_to(raw_server(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + chunks).url)
     assert lock(face) == LOCKED
 
 
-def test_an_answer_that_ends_with_the_connection_is_read(face: Face, raw_server: Any, leads_to: Any) -> None:
+def test_a_response_that_ends_with_the_connection_is_read(face: Face, raw_server: Any, leads_to: Any) -> None:
     leads_to(raw_server(read_and_send(b'HTTP/1.1 200 OK\r\n\r\n{"success":true}')).url)
     assert lock(face) == LOCKED
 
 
 @pytest.mark.parametrize("declared", [True, False], ids=["with its length", "without its length"])
-def test_an_answer_that_is_too_long_is_not_read_to_its_end(
+def test_a_response_that_is_too_long_is_not_read_to_its_end(
     face: Face, raw_server: Any, leads_to: Any, declared: bool
 ) -> None:
     sent: list[int] = []
@@ -218,7 +218,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_an_answer_that_breaks_off_or_is_none_is_a_lost_connection(
+def test_a_response_that_breaks_off_or_is_missing_is_a_lost_connection(
     face: Face, raw_server: Any, leads_to: Any, name: str
 ) -> None:
     server = raw_server(read_and_send(BROKEN[name]))
@@ -230,7 +230,7 @@ def test_an_answer_that_breaks_off_or_is_none_is_a_lost_connection(
     assert str(error).isprintable()
 
 
-def test_an_answer_that_breaks_off_in_its_head_may_pass(face: Face, raw_server: Any, leads_to: Any) -> None:
+def test_a_response_that_breaks_off_in_its_head_may_pass(face: Face, raw_server: Any, leads_to: Any) -> None:
     # Python's HTTP client takes such a head for a whole one, and aiohttp does not.
     leads_to(raw_server(read_and_send(b"HTTP/1.1 200 OK\r\nContent-Le")).url)
     assert isinstance(failure(face), TransientError)
@@ -245,7 +245,7 @@ def test_a_server_that_echoes_the_request_gives_no_secret_away(
     assert TOKEN[:10] not in f"{error} {vars(error)}"
 
 
-def test_a_bought_token_that_a_server_echoes_is_shown_to_no_one(
+def test_a_fetched_token_that_a_server_echoes_is_shown_to_no_one(
     face: Face, raw_server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bought = "a-token-bought-from-the-server"
@@ -344,7 +344,7 @@ def test_of_a_host_with_many_addresses_one_that_answers_is_found(
     assert lock(face) == LOCKED
 
 
-def test_a_server_that_drips_its_answer_is_given_up(face: Face, raw_server: Any, leads_to: Any) -> None:
+def test_a_server_that_drips_its_response_is_given_up(face: Face, raw_server: Any, leads_to: Any) -> None:
     def drip(server: RawServer, connection: socket.socket, file: Any) -> None:
         server.read(file)
         for byte in GOOD:
@@ -457,7 +457,7 @@ def test_a_certificate_of_another_host_is_an_error(
 
 
 @pytest.mark.parametrize("how", ["verify file", "verify directory", "verify off", "environment"])
-def test_an_authority_of_ones_own_is_trusted_where_it_is_named(
+def test_a_named_authority_is_trusted(
     face: Face,
     tls_sandbox: Sandbox,
     monkeypatch: pytest.MonkeyPatch,
@@ -489,7 +489,7 @@ def _subject_hash(file: str) -> str:
     return done.stdout.strip()
 
 
-def test_where_an_authority_is_named_no_other_is_trusted(
+def test_if_an_authority_is_named_no_other_is_trusted(
     face: Face,
     tls_sandbox: Sandbox,
     monkeypatch: pytest.MonkeyPatch,

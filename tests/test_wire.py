@@ -73,7 +73,7 @@ def sdk_token(sandbox: Sandbox, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["internal", "third_party", "unified"])
-def test_a_token_is_bought_as_the_sdk_buys_it(
+def test_a_token_is_fetched_as_the_sdk_fetches_it(
     face: Any, conn: Callable[..., None], sandbox: Sandbox, kind: str
 ) -> None:
     conn(kind)

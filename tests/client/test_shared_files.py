@@ -70,7 +70,7 @@ def test_the_files_are_readable_by_their_owner_alone(lock: Any, umask: int) -> N
     assert {(mode(file), file.stat().st_uid) for file in files} == {(0o600, os.geteuid())}
 
 
-def test_a_ban_is_remembered_in_a_file_of_its_owner_alone(tmp_path: Path) -> None:
+def test_a_ban_is_remembered_in_a_file_that_only_its_owner_can_read(tmp_path: Path) -> None:
     settings = replace(SETTINGS, token_cache=str(tmp_path / "cache"))
     address_ban_of(settings).put(now=1_000, seconds=300)
     (file,) = (tmp_path / "cache").iterdir()
@@ -281,7 +281,7 @@ def test_a_directory_that_cannot_be_used_costs_one_warning_and_never_a_call(
     assert fetched(sandbox) == 2
 
 
-def test_each_directory_that_cannot_be_used_costs_a_warning_of_its_own(
+def test_each_directory_that_cannot_be_used_costs_one_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     in_the_way = [tmp_path / "one", tmp_path / "other"]

@@ -59,7 +59,7 @@ class _DatedFile(SharedFile):
         return self._system.now - self._system.written
 
 
-def test_what_differs_in_anything_has_a_file_of_its_own_and_the_secret_is_in_the_name(private: Path) -> None:
+def test_connections_that_differ_in_anything_even_the_secret_have_different_files(private: Path) -> None:
     apps = [
         APP,
         replace(APP, client_secret="another-secret"),

@@ -131,7 +131,7 @@ def test_a_path_parameter_is_one_percent_encoded_segment(value: Any, segment: st
         ([("id", "1")], "path_params: expected a dict of values by name"),
     ],
 )
-def test_a_path_parameter_that_cannot_be_meant_is_refused_by_its_name(path_params: Any, says: str) -> None:
+def test_an_invalid_path_parameter_is_refused_by_its_name(path_params: Any, says: str) -> None:
     with pytest.raises(InvalidInputError, match=f"^{re.escape(says)}"):
         any_call("GET", "/v1.0/im/chats/{id}", path_params=path_params)
 

@@ -109,7 +109,7 @@ def test_a_dict_without_a_conference_id_is_refused_with_its_keys(wrong: dict[str
         check_reference(wrong)
 
 
-def test_a_value_of_another_parameter_is_told_which_one_takes_it() -> None:
+def test_the_error_for_a_value_of_another_parameter_names_that_parameter() -> None:
     with pytest.raises(InvalidConferenceIdError) as raised:
         check_reference("123 456 7890")
     assert "conference_id takes a meeting's conferenceId, room_code a room code" in str(raised.value)
@@ -140,7 +140,7 @@ def test_a_filter_of_no_text_is_refused(name: str, value: Any) -> None:
         ConferenceFilter(**{name: value})
 
 
-def test_a_compiled_pattern_is_told_what_to_pass() -> None:
+def test_the_error_for_a_compiled_pattern_says_what_to_pass() -> None:
     with pytest.raises(InvalidInputError, match=r"^title_pattern: .* pass pattern\.pattern"):
         ConferenceFilter(re.compile("a"))  # type: ignore[arg-type]
 

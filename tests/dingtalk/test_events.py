@@ -281,7 +281,7 @@ def test_members_of_several_meetings_are_an_event_for_each() -> None:
         ([], {}),
     ],
 )
-def test_an_event_that_names_no_meeting_is_none(data: Any, headers: Any) -> None:
+def test_an_event_that_names_no_meeting_is_ignored(data: Any, headers: Any) -> None:
     assert conference_events(read_frame(text(data, **headers))) == []
 
 

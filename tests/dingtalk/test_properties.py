@@ -61,7 +61,7 @@ HEADERS = st.fixed_dictionaries(
 
 
 @given(call=CALLS, status=st.integers(100, 999), headers=HEADERS, body=BODIES, packed=st.booleans())
-def test_any_answer_is_a_good_one_or_a_dingtalk_error(
+def test_any_response_is_a_good_one_or_a_dingtalk_error(
     call: object, status: int, headers: dict[str, str], body: bytes, packed: bool
 ) -> None:
     answer = Response(status, headers, gzip.compress(body, 1) if packed else body)

@@ -65,7 +65,7 @@ def error_of(*args: Any, **options: Any) -> DingTalkError:
         ({"infos": []}, OTHER),
     ],
 )
-def test_a_good_answer_is_its_content(body: dict[str, Any], call: Call) -> None:
+def test_a_good_response_is_its_content(body: dict[str, Any], call: Call) -> None:
     assert read(200, body, call=call) == CallResult(body, None)
 
 
@@ -77,7 +77,7 @@ def test_the_request_id_of_an_answer_is_kept(name: str) -> None:
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "GZIP", "x-gzip", "deflate"])
-def test_a_compressed_answer_is_read(encoding: str) -> None:
+def test_a_compressed_response_is_read(encoding: str) -> None:
     plain = b'{"success":true}'
     packed = zlib.compress(plain) if encoding == "deflate" else gzip.compress(plain)
     for body in (packed, plain):  # a proxy can say it, and not do it
@@ -237,7 +237,7 @@ def test_a_refusal_of_a_proxy_or_a_web_server_is_no_ban(page: bytes, headers: di
     assert "proxies" in str(error)
 
 
-def test_a_page_is_not_asked_for_again_at_once() -> None:
+def test_a_page_is_not_retried_at_once() -> None:
     page = b"<html><h1>Welcome</h1> to <b>our</b> network<script>let x = 1</script></html>"
     error = error_of(200, page)
     assert (error.message, error.repeat, error.outcome) == (
@@ -255,7 +255,7 @@ def test_a_page_is_named_by_its_title_and_shortened() -> None:
 
 
 @pytest.mark.parametrize("name", DECISIONS)
-def test_every_answer_is_one_error(name: str) -> None:
+def test_every_response_is_one_error(name: str) -> None:
     status, body, kind, code = DECISIONS[name]
     error = error_of(status, body)
     assert (type(error), error.code, error.http_status) == (kind, code, status)
@@ -276,12 +276,12 @@ def test_deprecated_forms_of_the_message_are_read() -> None:
         ({"code": None, "message": ["x"]}, ""),
     ],
 )
-def test_why_an_answer_does_not_confirm_is_told(body: dict[str, Any], reasons: str) -> None:
+def test_the_error_says_why_a_response_does_not_confirm(body: dict[str, Any], reasons: str) -> None:
     error = error_of(200, {"success": False, **body})
     assert (error.code, error.message) == ("notConfirmed", f"success is false in the response{reasons}")
 
 
-def test_why_an_answer_does_not_confirm_is_told_briefly() -> None:
+def test_the_error_says_briefly_why_a_response_does_not_confirm() -> None:
     message = error_of(200, {"success": False, "code": "x", "message": "y" * 10_000}).message
     assert message.startswith("success is false in the response: x: yyy")
     assert len(message) < 310
@@ -415,7 +415,7 @@ def test_a_limit_lasts_until_the_moment_that_the_message_names(what: str, second
     assert error_of(403, body, {"retry-after": "7"}).retry_after == 7.0
 
 
-def test_a_moment_that_is_none_is_no_wait() -> None:
+def test_an_invalid_moment_is_no_wait() -> None:
     body = {"errcode": 90018, "errmsg": "限制将在 2026-99-09 12:00:01 结束"}
     assert error_of(400, body).retry_after is None
     body = {"code": "paramsError", "message": "将在 2026-05-09 12:00:01 结束"}
@@ -446,7 +446,7 @@ def test_a_compression_bomb_is_not_unpacked() -> None:
     assert str(MAX_RESPONSE_BYTES) in error.message
 
 
-def test_an_answer_of_just_the_greatest_length_is_read() -> None:
+def test_a_response_of_just_the_greatest_length_is_read() -> None:
     body = b'{"success":true}'
     assert read(200, body + b" " * (MAX_RESPONSE_BYTES - len(body))).content == {"success": True}
 

@@ -48,7 +48,7 @@ def waits_before_the_end(
 @pytest.mark.parametrize(
     "kind", [ServerError, ResponseError, ThrottledError, ConnectionLostError, CallTimeoutError]
 )
-def test_what_may_pass_is_tried_again_as_often_as_allowed(kind: type[DingTalkError]) -> None:
+def test_a_fault_that_may_pass_is_retried_as_often_as_allowed(kind: type[DingTalkError]) -> None:
     assert len(waits_before_the_end(kind("x"), max_attempts=4)) == 3
     assert len(waits_before_the_end(kind("x"), max_attempts=1)) == 0
     assert len(waits_before_the_end(kind("x"), times=2)) == 2
@@ -59,11 +59,11 @@ def test_what_may_pass_is_tried_again_as_often_as_allowed(kind: type[DingTalkErr
     [AddressBannedError, AccessTokenError, QuotaExhaustedError, ConferenceClosedError, CertificateError,
      RedirectError, ValueError],
 )  # fmt: skip
-def test_what_does_not_pass_is_not_tried_again(kind: type[Exception]) -> None:
+def test_a_fault_that_does_not_pass_is_not_retried(kind: type[Exception]) -> None:
     assert waits_before_the_end(kind("x")) == []
 
 
-def test_a_call_that_creates_something_is_repeated_only_where_it_was_too_frequent() -> None:
+def test_a_call_that_creates_something_is_retried_only_if_it_was_throttled() -> None:
     for kind in (ServerError, ResponseError, ConnectionLostError, CallTimeoutError):
         assert waits_before_the_end(kind("x"), False) == []
     assert len(waits_before_the_end(ThrottledError("x"), False, times=1)) == 1

@@ -118,7 +118,7 @@ def test_a_redirect_is_not_followed_and_nothing_is_left_open(
 
 
 @pytest.mark.parametrize("name", fault_proxy.TOLERABLE)
-def test_an_answer_of_a_strange_length_is_read_or_refused(
+def test_a_response_of_a_strange_length_is_read_or_refused(
     name: str, face: Face, case_of: Callable[..., Case], warm: None
 ) -> None:
     case = case_of("404 in HTML", "lock", fault=FAULTS[name])
@@ -159,7 +159,7 @@ def test_a_socks_proxy_of_the_environment_is_refused_by_the_name_of_its_variable
 
 
 @pytest.mark.parametrize("name", [*fault_proxy.BIG, *fault_proxy.BIG_HEADERS, "a flood of 100 Continue"])
-def test_an_answer_too_big_costs_little_memory(
+def test_a_response_too_big_costs_little_memory(
     name: str, face: Face, case_of: Callable[..., Case], warm: None
 ) -> None:
     flood = Fault((b"HTTP/1.1 100 Continue\r\n\r\n" * 2000,), endless=True)
@@ -181,7 +181,7 @@ def test_an_answer_too_big_costs_little_memory(
     check_hung_up(case)
 
 
-def test_an_answer_of_1_mib_is_read(face: Face, case_of: Callable[..., Case]) -> None:
+def test_a_response_of_1_mib_is_read(face: Face, case_of: Callable[..., Case]) -> None:
     case = case_of("404 in HTML", "lock", fault=says(http(200, GOOD.ljust(MIB))))
     error, _, result = lock(face, case, max_attempts=1)
     assert error is None
@@ -191,7 +191,7 @@ def test_an_answer_of_1_mib_is_read(face: Face, case_of: Callable[..., Case]) ->
 # Connections that are kept
 
 
-def test_no_answer_is_taken_for_that_of_another_call(
+def test_no_response_is_taken_for_that_of_another_call(
     face: Face, layer: FaultProxy, behind: Sandbox, connect: Callable[..., None]
 ) -> None:
     """An answer with a second one behind it must not make the next call a success."""

@@ -233,7 +233,7 @@ def test_more_signals_do_not_stop_the_unlocking(start: Any, sandbox: Sandbox, ti
     assert calls(sandbox) == ["lock", "unlock"]
 
 
-def test_an_unlock_that_meets_a_fault_is_tried_again(start: Any, sandbox: Sandbox) -> None:
+def test_an_unlock_that_meets_a_fault_is_retried(start: Any, sandbox: Sandbox) -> None:
     meeting = sandbox.create_conference()
     sandbox.fail(Fault(call="unlock", drop=True, times=2))
     process = start("locked", meeting)
@@ -260,7 +260,7 @@ def slow_answer(sandbox: Sandbox) -> None:
         *((scenario, signal.SIGINT) for scenario in ("locked", "operator", "locking", "awaited")),
     ],
 )
-def test_a_lock_that_is_interrupted_before_its_answer_is_undone(
+def test_a_lock_that_is_interrupted_before_its_response_is_undone(
     start: Any, sandbox: Sandbox, scenario: str, signum: int
 ) -> None:
     meeting = sandbox.create_conference()

@@ -311,7 +311,7 @@ RAW = st.binary(max_size=300) | st.builds(
 @pytest.mark.parametrize("kind", ["lock", "token"])
 @given(answer=answers() | RAW, awaited=st.booleans(), kept=st.booleans())
 @settings(BOUNDED, max_examples=100)
-def test_any_answer_is_a_result_or_a_documented_error_and_shows_no_secret(
+def test_any_response_is_a_result_or_a_documented_error_and_shows_no_secret(
     kind: str, answer: bytes, awaited: bool, kept: bool, layer: FaultProxy, behind: Sandbox
 ) -> None:
     token_cache.forget()
