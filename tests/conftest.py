@@ -166,19 +166,26 @@ class Face:
         return asyncio.run(self._awaited(hook, steps)) if self.awaited else self._waited(hook, steps)
 
     def inside(
-        self, hook: DingTalkConferenceHook, conference_id: str, block: Callable[[Any], object]
+        self,
+        block: Callable[[], object],
+        *args: Any,
+        hook: DingTalkConferenceHook | None = None,
+        **named: Any,
     ) -> None:
-        """Run a block while a meeting is locked; it is given the result of the lock."""
+        """Run a block while a meeting is locked."""
+        hook = hook or self.hook()
 
         async def awaited() -> None:
-            async with hook.alocked(conference_id) as result:
-                block(result)
+            async with hook.alocked(*args, **named) as result:
+                assert result["success"]
+                block()
 
         if self.awaited:
             asyncio.run(awaited())
         else:
-            with hook.locked(conference_id) as result:
-                block(result)
+            with hook.locked(*args, **named) as result:
+                assert result["success"]
+                block()
 
     def _waited(self, hook: DingTalkConferenceHook, steps: Callable[..., Any]) -> Any:
         made = steps(lambda method, *args, **options: lambda: getattr(hook, method)(*args, **options))

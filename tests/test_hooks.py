@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 import time
@@ -104,24 +103,7 @@ def test_an_invalid_limit_is_refused(limits: dict[str, Any]) -> None:
         DingTalkConferenceHook(**limits)
 
 
-# A block of code in a locked meeting. Its twins are context managers, and so each is written out.
-
-
-def in_lock(face: Face, meeting: str, inside: Callable[[], None], **options: Any) -> None:
-    """Do something while a meeting is locked."""
-    hook = face.hook(**options)
-
-    async def awaited() -> None:
-        async with hook.alocked(meeting) as result:
-            assert result["success"]
-            inside()
-
-    if face.awaited:
-        asyncio.run(awaited())
-    else:
-        with hook.locked(meeting) as result:
-            assert result["success"]
-            inside()
+# A block of code in a locked meeting.
 
 
 def raises(error: BaseException) -> Callable[[], None]:
@@ -135,7 +117,7 @@ def raises(error: BaseException) -> Callable[[], None]:
 def test_a_meeting_is_locked_inside_the_block_and_open_after_it(face: Face, sandbox: Sandbox) -> None:
     meeting = sandbox.create_conference()
     seen: list[bool] = []
-    in_lock(face, meeting, lambda: seen.append(sandbox.conference(meeting).locked))
+    face.inside(lambda: seen.append(sandbox.conference(meeting).locked), meeting)
     assert seen == [True]
     assert not sandbox.conference(meeting).locked
 
@@ -147,14 +129,14 @@ def test_a_meeting_is_unlocked_whatever_happens_inside(
 ) -> None:
     meeting = sandbox.create_conference()
     with pytest.raises(type(error)):
-        in_lock(face, meeting, raises(error))
+        face.inside(raises(error), meeting)
     assert [call.name for call in sandbox.calls] == ["token", "lock", "unlock"]
     assert not sandbox.conference(meeting).locked
 
 
 def test_a_meeting_that_ends_inside_the_block_is_no_error(face: Face, sandbox: Sandbox) -> None:
     meeting = sandbox.create_conference()
-    in_lock(face, meeting, lambda: sandbox.end(meeting))
+    face.inside(lambda: sandbox.end(meeting), meeting)
     assert sandbox.calls[-1].code == "confClosed"
 
 
@@ -162,14 +144,14 @@ def test_a_meeting_that_ends_inside_the_block_is_no_error(face: Face, sandbox: S
 def test_a_block_is_not_entered_when_the_lock_is_refused(face: Face, sandbox: Sandbox) -> None:
     entered: list[bool] = []
     with pytest.raises(ConferenceClosedError):
-        in_lock(face, "sandbox-confClosed", lambda: entered.append(True))
+        face.inside(lambda: entered.append(True), "sandbox-confClosed")
     assert not entered
     assert not sandbox.calls_of("unlock")
 
 
 def test_no_unlock_follows_a_ban(face: Face, sandbox: Sandbox) -> None:
     with pytest.raises(AddressBannedError):
-        in_lock(face, "sandbox-addressBanned", lambda: pytest.fail("entered"))
+        face.inside(lambda: pytest.fail("entered"), "sandbox-addressBanned")
     assert [call.name for call in sandbox.calls] == ["token", "lock"]
 
 
@@ -179,7 +161,7 @@ def test_a_lock_whose_response_was_lost_is_undone(face: Face, sandbox: Sandbox) 
     sandbox.fail(Fault(call="lock", drop=True, after=True))
     entered: list[bool] = []
     with pytest.raises(ConnectionLostError):
-        in_lock(face, meeting, lambda: entered.append(True), max_attempts=1)
+        face.inside(lambda: entered.append(True), meeting, hook=face.hook(max_attempts=1))
     assert not entered
     assert not sandbox.conference(meeting).locked
     assert len(sandbox.calls_of("unlock")) == 1
@@ -188,7 +170,7 @@ def test_a_lock_whose_response_was_lost_is_undone(face: Face, sandbox: Sandbox) 
 def test_an_unlock_that_fails_is_an_error(face: Face, sandbox: Sandbox) -> None:
     sandbox.fail(Fault(call="unlock", code="noPermission"))
     with pytest.raises(Exception, match="noPermission"):
-        in_lock(face, "sandbox-open", lambda: None)
+        face.inside(lambda: None, "sandbox-open")
 
 
 @SYNC_TOO
@@ -196,7 +178,9 @@ def test_an_unlock_that_fails_hides_no_error_of_the_block(face: Face, sandbox: S
     sandbox.fail(Fault(call="unlock", code="systemError"))
     for wrapped in (nullcontext(), task_outcome(), task_outcome({"systemError": "fail"})):
         with pytest.raises(Exception, match="systemError") as caught, wrapped:
-            in_lock(face, "sandbox-open", raises(ZeroDivisionError("the block's own")), max_attempts=1)
+            face.inside(
+                raises(ZeroDivisionError("the block's own")), "sandbox-open", hook=face.hook(max_attempts=1)
+            )
         shown = "".join(traceback.format_exception(caught.value))
         assert "ZeroDivisionError: the block's own" in shown
         assert sandbox.client_secret not in shown

@@ -60,24 +60,13 @@ def test_a_meeting_is_unlocked_by_its_schedule(face: Any, sandbox: Sandbox) -> N
 def test_the_meeting_that_a_block_has_locked_is_unlocked_whatever_its_room_code_stands_for_by_then(
     face: Any, sandbox: Sandbox
 ) -> None:
-    import asyncio
-
     meeting = sandbox.create_conference(room_code="1234567890")
-    hook = face.hook()
 
     def inside() -> None:
         assert sandbox.conference(meeting).locked
         sandbox.create_conference(room_code="1234567890")
 
-    async def awaited() -> None:
-        async with hook.alocked(room_code="1234567890"):
-            inside()
-
-    if face.awaited:
-        asyncio.run(awaited())
-    else:
-        with hook.locked(room_code="1234567890"):
-            inside()
+    face.inside(inside, room_code="1234567890")
     assert not sandbox.conference(meeting).locked
     assert len(sandbox.calls_of("roomCode")) == 1
 

@@ -6,7 +6,6 @@ They are forked, since fifty times the start of Airflow would take minutes; one 
 from __future__ import annotations
 
 import json
-import logging
 import multiprocessing
 import os
 import resource
@@ -17,8 +16,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from client.files import Warnings, fetched
 
-from airflow_provider_dingconf.client import shared_files
 from airflow_provider_dingconf.client.shared_files import default_directory
 from airflow_provider_dingconf.dingtalk.errors import AccessTokenError
 from airflow_provider_dingconf.hooks import DingTalkConferenceHook
@@ -108,10 +107,6 @@ def lock_at_another_time(skew: float) -> object:
     tell = time.time
     time.time = lambda: tell() + skew
     return lock()
-
-
-def fetched(sandbox: Sandbox) -> int:
-    return len(sandbox.calls_of("token"))
 
 
 def tokens_used(sandbox: Sandbox) -> set[str | None]:
@@ -315,18 +310,6 @@ def test_a_forked_process_locks_many_as_its_parent_did(start: Any, conn: Any, sa
 
     assert lock_many() == [True]
     assert start(lock_many).result(60) == [True]
-
-
-class Warnings(logging.Handler):
-    """Counts the warnings about the shared files."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.count = 0
-        logging.getLogger(shared_files.__name__).addHandler(self)
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.count += 1
 
 
 def lock_on_a_full_disk() -> tuple[object, object, int]:

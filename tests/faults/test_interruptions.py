@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import multiprocessing
 import os
 import signal
@@ -315,23 +314,10 @@ def test_a_block_is_not_entered_and_a_lock_that_may_have_been_made_is_undone(
 ) -> None:
     meeting = sandbox.create_conference()
     sandbox.fail(Fault(call="lock", code=code, after=True))
-    hook = face.hook(max_attempts=1)
     with pytest.raises(TransientError):
-        _enter(face, hook, meeting)
+        face.inside(lambda: pytest.fail("entered"), meeting, hook=face.hook(max_attempts=1))
     assert not sandbox.conference(meeting).locked
     assert calls(sandbox) == ["lock", "unlock"]
-
-
-def _enter(face: Any, hook: Any, meeting: str) -> None:
-    async def enter() -> None:
-        async with hook.alocked(meeting):
-            raise AssertionError("the block was entered")
-
-    if face.awaited:
-        asyncio.run(enter())
-    else:
-        with hook.locked(meeting):
-            raise AssertionError("the block was entered")
 
 
 @pytest.mark.parametrize("code", ["noPermission", "paramsError", "systemBusy"])
@@ -339,7 +325,7 @@ def test_a_lock_that_was_refused_costs_no_unlock(sandbox: Sandbox, conn: Any, fa
     meeting = sandbox.create_conference()
     sandbox.fail(Fault(call="lock", code=code))
     with pytest.raises(DingTalkError):
-        _enter(face, face.hook(max_attempts=1), meeting)
+        face.inside(lambda: pytest.fail("entered"), meeting, hook=face.hook(max_attempts=1))
     assert calls(sandbox) == ["lock"]
 
 
