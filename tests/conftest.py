@@ -154,16 +154,32 @@ class Face:
 
     def do(self, method: str, *args: Any, hook: DingTalkConferenceHook | None = None, **options: Any) -> Any:
         """Call one method of a hook and return what it returns."""
-        return self.run(hook or self.hook(), lambda call: call(method, *args, **options))
+        hook = hook or self.hook()
+        if self.awaited:
+            return asyncio.run(getattr(hook, f"a{method}")(*args, **options))
+        return getattr(hook, method)(*args, **options)
 
     def run(self, hook: DingTalkConferenceHook, steps: Callable[..., Any]) -> Any:
-        """Let ``steps`` make calls of one hook, over connections that are kept between them.
+        """Let ``steps`` await calls of one hook, over connections that are kept between them.
 
-        :param steps: a function of ``call``, which takes a method's name and arguments. Where it is a
-            generator, it yields what ``call`` gives, and is sent the result; else it returns what one
-            ``call`` gives.
+        :param steps: a generator function of ``call``, which takes a method's name and arguments. It yields
+            what ``call`` gives, and is sent the result.
         """
-        return asyncio.run(self._awaited(hook, steps)) if self.awaited else self._waited(hook, steps)
+
+        async def awaited() -> Any:
+            made = steps(
+                lambda method, *args, **options: lambda: getattr(hook, f"a{method}")(*args, **options)
+            )
+            async with hook:
+                result = None
+                while True:
+                    try:
+                        want = made.send(result)
+                    except StopIteration as end:
+                        return end.value
+                    result = await want()
+
+        return asyncio.run(awaited())
 
     def inside(
         self,
@@ -186,31 +202,6 @@ class Face:
             with hook.locked(*args, **named) as result:
                 assert result["success"]
                 block()
-
-    def _waited(self, hook: DingTalkConferenceHook, steps: Callable[..., Any]) -> Any:
-        made = steps(lambda method, *args, **options: lambda: getattr(hook, method)(*args, **options))
-        if not inspect.isgenerator(made):
-            return made()
-        result = None
-        while True:
-            try:
-                want = made.send(result)
-            except StopIteration as end:
-                return end.value
-            result = want()
-
-    async def _awaited(self, hook: DingTalkConferenceHook, steps: Callable[..., Any]) -> Any:
-        made = steps(lambda method, *args, **options: lambda: getattr(hook, "a" + method)(*args, **options))
-        if not inspect.isgenerator(made):
-            return await made()
-        async with hook:
-            result = None
-            while True:
-                try:
-                    want = made.send(result)
-                except StopIteration as end:
-                    return end.value
-                result = await want()
 
     def close(self) -> None:
         """Close the connections of all hooks."""
