@@ -18,7 +18,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -159,27 +159,31 @@ class Face:
             return asyncio.run(getattr(hook, f"a{method}")(*args, **options))
         return getattr(hook, method)(*args, **options)
 
-    def run(self, hook: DingTalkConferenceHook, steps: Callable[..., Any]) -> Any:
-        """Let ``steps`` await calls of one hook, over connections that are kept between them.
+    def lock_each(
+        self,
+        meetings: Iterable[str],
+        hook: DingTalkConferenceHook,
+        after: Callable[[], object] = lambda: None,
+    ) -> list[Any]:
+        """Lock meetings over connections that are kept between the calls; return each result or error.
 
-        :param steps: a generator function of ``call``, which takes a method's name and arguments. It yields
-            what ``call`` gives, and is sent the result.
+        :param after: is called after each.
         """
+        from airflow_provider_dingconf.dingtalk.errors import DingTalkError
 
-        async def awaited() -> Any:
-            made = steps(
-                lambda method, *args, **options: lambda: getattr(hook, f"a{method}")(*args, **options)
-            )
+        results: list[Any] = []
+
+        async def awaited() -> None:
             async with hook:
-                result = None
-                while True:
+                for meeting in meetings:
                     try:
-                        want = made.send(result)
-                    except StopIteration as end:
-                        return end.value
-                    result = await want()
+                        results.append(await hook.alock_conference(meeting))
+                    except DingTalkError as error:
+                        results.append(error)
+                    after()
 
-        return asyncio.run(awaited())
+        asyncio.run(awaited())
+        return results
 
     def inside(
         self,

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from conftest import Certificates, RawServer
 
 GOOD = b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 16\r\n\r\n{"success":true}'
-TOKEN = "a-token-bought-elsewhere"
+TOKEN = "a-token-fetched-elsewhere"
 LOCKED = {"conference_id": "meeting", "action": "lock", "success": True, "attempts": 1, "request_id": None}
 
 
@@ -84,12 +84,7 @@ def test_nothing_of_the_client_is_sent_that_was_not_asked_for(
     monkeypatch.setenv("HOME", str(tmp_path))
     server = raw_server(GOOD.replace(b"\r\n\r\n", b"\r\nSet-Cookie: a=b; Path=/\r\n\r\n"))
     leads_to(server.url)
-
-    def twice(call: Any) -> Iterator[Any]:
-        yield call("lock_conference", "meeting")
-        yield call("lock_conference", "meeting")
-
-    face.run(face.hook(), twice)
+    assert face.lock_each(["meeting"] * 2, face.hook()) == [LOCKED] * 2
     assert len(server.requests) == 2
     for head in server.requests:
         names = {line.partition(":")[0].lower() for line in head.splitlines()[1:]}
@@ -117,12 +112,7 @@ def test_connections_are_kept_between_calls_and_closed_in_the_end(
 ) -> None:
     server = raw_server(GOOD)
     leads_to(server.url)
-
-    def thrice(call: Any) -> Iterator[Any]:
-        for _ in range(3):
-            yield call("lock_conference", "meeting")
-
-    face.run(face.hook(), thrice)
+    assert face.lock_each(["meeting"] * 3, face.hook()) == [LOCKED] * 3
     assert (len(server.requests), server.connections) == (3, 1)
     face.close()
     server.wait_until_hung_up()
@@ -159,13 +149,8 @@ def test_a_connection_that_the_server_closed_is_opened_anew(
 ) -> None:
     server = raw_server(read_and_send(GOOD))
     leads_to(server.url)
-
-    def twice(call: Any) -> Iterator[Any]:
-        for _ in range(2):
-            yield call("lock_conference", "meeting")
-            server.wait_until_hung_up()
-
-    face.run(face.hook(), twice)
+    results = face.lock_each(["meeting"] * 2, face.hook(), after=server.wait_until_hung_up)
+    assert results == [LOCKED] * 2
     assert len(server.requests) == 2
 
 
@@ -248,22 +233,21 @@ def test_a_server_that_echoes_the_request_gives_no_secret_away(
 def test_a_fetched_token_that_a_server_echoes_is_shown_to_no_one(
     face: Face, raw_server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bought = "a-token-bought-from-the-server"
+    fetched = "a-token-fetched-from-the-server"
 
     def serve(server: RawServer, connection: socket.socket, file: Any) -> None:
         server.read(file)
-        body = json.dumps({"accessToken": bought, "expireIn": 7200}).encode()
+        body = json.dumps({"accessToken": fetched, "expireIn": 7200}).encode()
         connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
         server.read(file)
-        connection.sendall(f"HTTP/1.1 {bought}\r\n\r\n".encode())
+        connection.sendall(f"HTTP/1.1 {fetched}\r\n\r\n".encode())
 
     fields = {"conn_type": "dingtalk", "host": raw_server(serve).url, "login": "id", "password": "the-secret"}
     monkeypatch.setenv("AIRFLOW_CONN_DINGTALK_DEFAULT", json.dumps(fields))
-    hook = face.hook(max_attempts=1)
-    with pytest.raises(ConnectionLostError) as caught:
-        # One connection for both calls: its second answer is the echo.
-        face.run(hook, lambda call: (yield call("lock_conference", "meeting")))
-    assert bought[:10] not in f"{caught.value} {vars(caught.value)}"
+    # One connection for both calls: its second response is the echo.
+    (error,) = face.lock_each(["meeting"], face.hook(max_attempts=1))
+    assert type(error) is ConnectionLostError
+    assert fetched[:10] not in f"{error} {vars(error)}"
 
 
 def test_a_closed_port_is_a_lost_connection(face: Face, leads_to: Any) -> None:

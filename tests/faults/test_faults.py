@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import inspect
 import itertools
 import threading
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from email.utils import formatdate
 from typing import TYPE_CHECKING, Any
 
@@ -199,36 +198,9 @@ def test_no_response_is_taken_for_that_of_another_call(
     route = layer.route({meetings[0]: [says(http(200, GOOD) + http(200, GOOD))]})
     connect(route.url, kind="static_token")
 
-    def steps(call: Callable[..., Any]) -> Iterator[Any]:
-        yield call("lock_conference", meetings[1])
-        with suppress(DingTalkError):
-            yield call("lock_conference", meetings[0])
-        yield call("lock_conference", meetings[2])
-
-    face.run(face.hook(max_attempts=1), _forgiving(steps))
+    face.lock_each([meetings[number] for number in (1, 0, 2)], face.hook(max_attempts=1))
     assert behind.conference(meetings[2]).locked
     assert route.count("lock") == 3
-
-
-def _forgiving(steps: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
-    """Return steps whose calls may fail."""
-
-    async def awaited(want: Any) -> Any:
-        with suppress(DingTalkError):
-            return await want
-
-    def made(call: Callable[..., Any]) -> Iterator[Any]:
-        def forgiven(*args: Any) -> Callable[[], Any]:
-            def done() -> Any:
-                with suppress(DingTalkError):
-                    result = call(*args)()
-                    return awaited(result) if inspect.isawaitable(result) else result
-
-            return done
-
-        yield from steps(forgiven)
-
-    return made
 
 
 @pytest.mark.parametrize(
@@ -246,11 +218,7 @@ def test_a_connection_that_broke_is_not_used_again(
     route = layer.route({meetings[1]: [FAULTS[name]]})
     connect(route.url, kind="static_token")
 
-    def steps(call: Callable[..., Any]) -> Iterator[Any]:
-        for meeting in meetings:
-            yield call("lock_conference", meeting)
-
-    face.run(face.hook(max_attempts=1), _forgiving(steps))
+    face.lock_each(meetings, face.hook(max_attempts=1))
     assert [request.conference_id for request in route.requests] == meetings, "a call was repeated"
     assert behind.conference(meetings[0]).locked
     assert behind.conference(meetings[2]).locked
