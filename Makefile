@@ -2,8 +2,8 @@
 
 PYTHON ?= python3
 COVERAGE ?= 95
-# A process for each core; empty for one that can be debugged.
-IN_PARALLEL ?= --numprocesses=auto
+# Empty for one process that can be debugged. A module stays in one process, which runs its DAGs once.
+IN_PARALLEL ?= --numprocesses=auto --dist=loadfile
 
 # "3.10-2.11.2" and so on: a Python and an Airflow.
 MATRIX := $(shell awk '/^[0-9]/ { print $$1 "-" $$2 }' .ci/environments)
@@ -42,7 +42,7 @@ test-with-%: .matrix/%/.ready
 	@.matrix/$*/bin/python -m pytest --quiet -p no:cacheprovider tests/faults/test_interruptions.py
 
 test-faults: .venv/.ready  ## run the tests behind a network that breaks
-	.venv/bin/python -m pytest $(IN_PARALLEL) --quiet tests/faults
+	.venv/bin/python -m pytest $(subst loadfile,load,$(IN_PARALLEL)) --quiet tests/faults
 
 test-system: .matrix/3.13-3.3.2/.ready-system .matrix/3.10-2.11.2/.ready  ## run the tests on real deployments
 	@.ci/debian

@@ -66,6 +66,11 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     return True
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """Run two processes a core: tests wait for a server, a retry or a process about as long as they work."""
+    return 2 * (os.cpu_count() or 1)
+
+
 @pytest.fixture(autouse=True)
 def clean(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Leave nothing of the machine, nor of the test before: no proxy, no connection, no access token."""

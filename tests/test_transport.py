@@ -150,7 +150,7 @@ def test_a_connection_that_the_server_closed_is_opened_anew(
     server = raw_server(read_and_send(GOOD))
     leads_to(server.url)
     results = face.lock_each(["meeting"] * 2, face.hook(), after=server.wait_until_hung_up)
-    assert results == [LOCKED] * 2
+    assert [result["success"] for result in results] == [True, True]
     assert len(server.requests) == 2
 
 
