@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 from airflow.providers.common.compat.sdk import AirflowTaskTimeout
 
 from airflow_provider_dingconf.client.bulk import ConferenceResult
-from airflow_provider_dingconf.dingtalk.conferences import given_name
+from airflow_provider_dingconf.dingtalk.conferences import check_given_name
 from airflow_provider_dingconf.dingtalk.endpoints import LOCK
 from airflow_provider_dingconf.dingtalk.errors import DingTalkError, InvalidInputError
 from airflow_provider_dingconf.dingtalk.inputs import digits_of
@@ -73,7 +73,7 @@ class ConferenceOperator(CallingTask):
             "schedule_conference_id": schedule_conference_id,
             "running": running or None,
         }
-        self.named_by = given_name(named)
+        self.named_by = check_given_name(named)
         self.conference_id = named.pop("conference_id")
         if conference_id is _NOT_GIVEN and self.named_by == "conference_id":
             raise InvalidInputError(f"conference_id: it is missing; give it or {', '.join(named)}")

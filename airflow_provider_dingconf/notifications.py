@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import BaseNotifier
 
-from airflow_provider_dingconf.dingtalk.conferences import given_name
+from airflow_provider_dingconf.dingtalk.conferences import check_given_name
 from airflow_provider_dingconf.dingtalk.errors import (
     ConferenceClosedError,
     ConferenceNotRunningError,
@@ -74,7 +74,7 @@ class UnlockConferenceNotifier(BaseNotifier):
             "room_code": room_code,
             "schedule_conference_id": schedule_conference_id,
         }
-        self.named_by = given_name(named)
+        self.named_by = check_given_name(named)
         if named[self.named_by] is None:
             raise InvalidInputError(
                 "conference_id: it is missing; give it, room_code or schedule_conference_id"

@@ -18,9 +18,9 @@ from airflow.providers.common.compat.sdk import (
 
 from airflow_provider_dingconf.dingtalk.conferences import (
     ConferenceStatus,
+    check_given_name,
     check_reference,
     conference_id_in,
-    given_name,
     page_of,
     reached,
     started_of,
@@ -103,7 +103,7 @@ class ConferenceSensor(DingTalkTask, BaseSensorOperator):
         self.dingtalk_conn_id = dingtalk_conn_id
         self.deferrable = deferrable
         self._check(locals())
-        self.named_by = given_name({name: getattr(self, name) for name in _NAMES})
+        self.named_by = check_given_name({name: getattr(self, name) for name in _NAMES})
         if getattr(self, self.named_by) is None:
             raise InvalidInputError(f"no meeting is given; give one of {', '.join(_NAMES)}")
         self.delay = delay.total_seconds() if isinstance(delay, timedelta) else delay
@@ -118,7 +118,7 @@ class ConferenceSensor(DingTalkTask, BaseSensorOperator):
     def _check(cls, given: Mapping[str, Any]) -> None:
         super()._check(given)
         status, delay = given.get("status", "started"), given.get("delay", 0)
-        named_by = given_name({name: given.get(name) for name in _NAMES})
+        named_by = check_given_name({name: given.get(name) for name in _NAMES})
         if status not in ("started", "ended"):
             raise InvalidInputError(f"status: {status!r} is not 'started' or 'ended'")
         if status == "ended" and named_by != "conference_id":

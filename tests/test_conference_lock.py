@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from airflow.models import TaskInstance
 from airflow.providers.common.compat.sdk import DAG, task
 from runs import Ran, connected_sandbox, names_of
 
@@ -108,6 +110,32 @@ def test_a_lost_worker_costs_a_section_a_try_whatever_the_dag_says_of_retries() 
     assert [(end.retries, end.retry_delay) for end in section] == [(2, seconds), (5, seconds)]
     assert [(end.retries, end.retry_delay) for end in own] == [(1, timedelta(0))] * 2
     assert [(end.retries, end.retry_delay) for end in of_args] == [(7, seconds)] * 2
+
+
+def test_the_retries_of_an_unlock_outlast_an_address_ban_unless_their_delay_is_given() -> None:
+    with (
+        DAG("sections", schedule=None),
+        conference_lock("1") as section,
+        conference_lock("2", name="own", retry_delay=timedelta(seconds=1)) as own,
+    ):
+        pass
+
+    def waited(task: Any) -> timedelta:
+        began = datetime(2026, 1, 1, tzinfo=timezone.utc)
+        facts = {
+            "task_id": task.task_id,
+            "dag_id": "sections",
+            "logical_date": began,
+            "execution_date": began,
+        }
+        tries = [
+            SimpleNamespace(task=task, try_number=number, end_date=began, retry_delay_override=None, **facts)
+            for number in range(1, task.retries + 1)
+        ]
+        return sum((TaskInstance.next_retry_datetime(one) - began for one in tries), timedelta(0))
+
+    assert timedelta(seconds=300) < waited(section.unlock) <= timedelta(seconds=620)
+    assert waited(own.unlock) == timedelta(seconds=5)
 
 
 def test_a_task_after_an_inner_section_is_inside_the_outer_one() -> None:

@@ -30,6 +30,7 @@ from airflow_provider_dingconf.dingtalk.errors import (
 from airflow_provider_dingconf.links import CallDocumentationLink, ErrorDocumentationLink
 from airflow_provider_dingconf.operators import LockConferenceOperator, UnlockConferenceOperator
 from airflow_provider_dingconf.sandbox import Fault, Sandbox
+from airflow_provider_dingconf.sensors import ConferenceSensor
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -482,7 +483,14 @@ def test_a_lock_whose_search_was_lost_hands_no_meeting_on(
     assert sandbox.calls_of("unlock") == []
 
 
-def test_a_failed_unlock_says_how_to_unlock_by_hand(
+@pytest.mark.parametrize("named", ["room_code", "schedule_conference_id"])
+def test_a_list_of_codes_is_an_error_when_the_dag_is_parsed(named: str) -> None:
+    for task in (LockConferenceOperator, UnlockConferenceOperator, ConferenceSensor):
+        with pytest.raises(InvalidInputError, match=f"^{named}: it takes one, not a list"):
+            task(task_id="x", **{named: ["1", "2"]})
+
+
+def test_a_failed_unlock_says_how_to_unlock_by_hand_also_where_it_counts_as_a_success(
     conn: Callable[..., None], capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     with pytest.raises(AirflowSkipException):
@@ -492,6 +500,11 @@ def test_a_failed_unlock_says_how_to_unlock_by_hand(
         execute("sandbox-noPermission", UnlockConferenceOperator)
     said = "".join(capfd.readouterr()) + caplog.text
     assert "Still locked: sandbox-noPermission. To unlock by hand" in said
+    caplog.clear()
+    for meetings in "sandbox-noPermission", ["sandbox-noPermission", "sandbox-open"]:
+        execute(meetings, UnlockConferenceOperator, on_error={"noPermission": "succeed"})
+    said = "".join(capfd.readouterr()) + caplog.text
+    assert said.count("Still locked: sandbox-noPermission. To unlock by hand") == 2
 
 
 def test_the_log_of_a_normal_lock_has_one_line_and_of_a_failed_one_says_the_remedy_once(

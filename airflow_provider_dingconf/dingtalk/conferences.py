@@ -257,16 +257,23 @@ def check_conference_ids(conference_ids: object) -> list[Reference]:
 def given_name(named: Mapping[str, object]) -> str:
     """Return which of the parameters that name a meeting is given; the first one, if all are None.
 
-    :raises InvalidConferenceIdError: several are given, or a list of room codes or schedules.
+    :raises InvalidConferenceIdError: several are given.
     """
     given = [name for name, value in named.items() if value is not None]
     if len(given) > 1:
         raise InvalidConferenceIdError(f"{' and '.join(given)} are given; give one of {', '.join(named)}")
-    name = given[0] if given else next(iter(named))
-    if name != "conference_id" and isinstance(named[name], (list, tuple, set, frozenset)):
+    return given[0] if given else next(iter(named))
+
+
+def check_given_name(named: Mapping[str, object]) -> str:
+    """Return as :func:`given_name` which one is given, of the parameters of a task.
+
+    :raises InvalidConferenceIdError: several are given, or a list of room codes or schedules.
+    """
+    name = given_name(named)
+    if name != "conference_id" and isinstance(named[name], (list, tuple, set)):
         raise InvalidConferenceIdError(
-            f"{name}: it takes one, not a {type(named[name]).__name__}; map the task over several, or find "
-            "their conference ids first"
+            f"{name}: it takes one, not a list; map the task over several, or find their conference ids first"
         )
     return name
 
