@@ -87,10 +87,10 @@ class Sandbox(calls.Calls):
             or ``unpermitted`` (an app without the permission points).
         :param overrides: other values for single fields; an ``extra`` is added to that of the kind.
         """
-        app, extra = KINDS[kind]
+        app, extra_of = KINDS[kind]
         fields = {"conn_type": "dingtalk", "host": self.url}
         fields |= {"login": app.client_id, "password": app.client_secret}
-        return fields | overrides | {"extra": extra(self) | overrides.get("extra", {})}
+        return fields | overrides | {"extra": extra_of(self) | overrides.get("extra", {})}
 
     def connection_json(self, kind: Kind = "internal", **overrides: Any) -> str:
         """Return :meth:`connection` as JSON, for an environment variable."""
