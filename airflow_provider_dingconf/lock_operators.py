@@ -140,6 +140,7 @@ class ConferenceOperator(CallingTask):
             new = [
                 ConferenceResult(one, self.action, attempts, request_id, error) for one in dict.fromkeys(ids)
             ]
+            self._results = [*before, *new]
         finally:
             self._completed.save()
         self._results = [*before, *new]
@@ -209,8 +210,9 @@ class ConferenceOperator(CallingTask):
                 on_result=self._note,
             )
         act = hook.lock_conference if self.action == "lock" else hook.unlock_conference
-        result = act(ids[0])
-        return [ConferenceResult(ids[0], self.action, result["attempts"], result["request_id"])]
+        result = act(ids[0])  # noted at once: an interruption from here on is to roll it back
+        self._results.append(ConferenceResult(ids[0], self.action, result["attempts"], result["request_id"]))
+        return self._results[-1:]
 
     def _note(self, result: ConferenceResult) -> None:
         """Note what is done of many meetings: the rest may be interrupted."""

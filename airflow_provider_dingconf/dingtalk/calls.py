@@ -127,7 +127,7 @@ def page_call(
     :param read: reads one item.
     """
     params = {"maxResults": max_results, **({"nextToken": tokens[-1]} if tokens else {})}
-    read_items = partial(read_page, key=endpoint.items, read=read, tokens=tokens)
+    read_items = partial(read_page, keys=endpoint.items, read=read, tokens=tokens)
     return call_to(endpoint, about, params=params, read=read_items)
 
 

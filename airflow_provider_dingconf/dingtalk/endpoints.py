@@ -21,8 +21,8 @@ class Endpoint(NamedTuple):
     """Percent-encoded, with ``{}`` for the ids in it."""
     page: str | None
     """The name of its page in DingTalk's documentation."""
-    items: str = ""
-    """What the response calls the list in it."""
+    items: tuple[str, ...] = ()
+    """What the response may call the list in it."""
     confirms: bool = False
     """Whether a successful response says ``success``."""
     repeatable: bool = True
@@ -35,15 +35,16 @@ class Endpoint(NamedTuple):
 
 # fmt: off
 _MEETINGS = "/v1.0/conference/videoConferences"
+_LISTED = ("onGoingConfList", "conferenceList")
 
 LOCK = Endpoint("lock", "lock {}", "POST", f"{_MEETINGS}/{{}}/lock", "api-lockconference", confirms=True)
 UNLOCK = LOCK._replace(kind="unlock", name="unlock {}")
 GET_CONFERENCE = Endpoint("get_conference", "query {}", "GET", f"{_MEETINGS}/{{}}", "querying-video-conference-information")
-QUERY_CONFERENCES = Endpoint("query_conferences", "query {} meetings", "POST", f"{_MEETINGS}/query", "batch-query-of-video-conference-information", "infos")
-RUNNING_CONFERENCES = Endpoint("running_conferences", "running meetings", "GET", "/v1.0/conference/orgConferences", "api-queryorgconferencelist", "onGoingConfList")
-FIND_BY_ROOM_CODE = Endpoint("find_by_room_code", "meetings of room code {}", "GET", "/v1.0/conference/roomCodes/{}/infos", "api-queryconferenceinfobyroomcode", "conferenceList")
-FIND_BY_SCHEDULE = Endpoint("find_by_schedule_conference_id", "meetings of schedule {}", "GET", f"{_MEETINGS}/scheduleConferences/{{}}", "query-appointment-meeting-history-meeting-information", "conferenceList")
-LIST_MEMBERS = Endpoint("conference_members", "members of {}", "GET", f"{_MEETINGS}/{{}}/members", "querying-video-conference-members", "memberModels")
+QUERY_CONFERENCES = Endpoint("query_conferences", "query {} meetings", "POST", f"{_MEETINGS}/query", "batch-query-of-video-conference-information", ("infos",))
+RUNNING_CONFERENCES = Endpoint("running_conferences", "running meetings", "GET", "/v1.0/conference/orgConferences", "api-queryorgconferencelist", _LISTED)
+FIND_BY_ROOM_CODE = Endpoint("find_by_room_code", "meetings of room code {}", "GET", "/v1.0/conference/roomCodes/{}/infos", "api-queryconferenceinfobyroomcode", _LISTED)
+FIND_BY_SCHEDULE = Endpoint("find_by_schedule_conference_id", "meetings of schedule {}", "GET", f"{_MEETINGS}/scheduleConferences/{{}}", "query-appointment-meeting-history-meeting-information", _LISTED)
+LIST_MEMBERS = Endpoint("conference_members", "members of {}", "GET", f"{_MEETINGS}/{{}}/members", "querying-video-conference-members", ("memberModels",))
 CREATE = Endpoint("create_conference", "create a meeting", "POST", _MEETINGS, "create-a-video-conference", repeatable=False)
 CLOSE = Endpoint("close_conference", "close {}", "DELETE", f"{_MEETINGS}/{{}}", "close-audio-video-conference")
 ACCESS_TOKEN = Endpoint("access_token", "access token", "POST", "/v1.0/oauth2/{}", "obtain-the-access-token-of-an-internal-app", with_credentials=True)

@@ -226,13 +226,14 @@ def conference_events(frame: Frame) -> list[ConferenceEvent]:
     meetings: dict[Reference, list[dict[str, Any]]] = {}
     for model in models if isinstance(models, list) else []:
         with suppress(AttributeError, InvalidInputError):  # it is no object, or names no meeting
-            meetings.setdefault(Reference("conference_id", model.get("conferenceId")), []).append(model)
+            named = Reference("conference_id", text_of(model, "conferenceId") or "")
+            meetings.setdefault(named, []).append(model)
     return [_event(frame, meeting.value, found) for meeting, found in meetings.items()]
 
 
 def _event(frame: Frame, conference_id: str, models: list[dict[str, Any]]) -> ConferenceEvent:
     about_members = frame.event_type == MEMBER_CHANGE
-    meeting = {"conferenceId": conference_id} if about_members else models[0]
+    meeting = {**({} if about_members else models[0]), "conferenceId": conference_id}
     return ConferenceEvent(
         **said_in(ConferenceEvent, meeting),
         event_id=frame.event_id or "",

@@ -143,17 +143,18 @@ class Page:
 
 
 def read_page(
-    content: Mapping[str, Any], key: str, read: Callable[[object], Any], tokens: Sequence[str] = ()
+    content: Mapping[str, Any], keys: Sequence[str], read: Callable[[object], Any], tokens: Sequence[str] = ()
 ) -> Page:
     """Return the page in a response; it is empty if the list is missing.
 
     A token continues the list unless ``hasMore`` is false: of some lists, DingTalk sends no ``hasMore``.
 
-    :param key: what DingTalk calls the list.
+    :param keys: what DingTalk may call the list.
     :param read: reads one item.
     :param tokens: the tokens of the pages before; one of them again would be an endless list.
     :raises ResponseError: the response is not as documented, or the list is endless.
     """
+    key = next((one for one in keys if one in content), keys[0])
     listed = content.get(key)
     if not isinstance(listed, (list, type(None))):
         raise unreadable(f"{key} that is no list")

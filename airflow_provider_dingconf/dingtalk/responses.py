@@ -213,7 +213,7 @@ def _text_in(response: Response) -> str | None:
     if response.headers.get("content-encoding", "identity").lower() in {"gzip", "x-gzip", "deflate"}:
         with suppress(zlib.error):
             body = zlib.decompressobj(_GZIP_OR_ZLIB).decompress(body, MAX_RESPONSE_BYTES + 1)
-    return body.decode("utf-8-sig", "replace") if len(body) <= MAX_RESPONSE_BYTES else None
+    return body.decode("utf-8", "replace").removeprefix("\ufeff") if len(body) <= MAX_RESPONSE_BYTES else None
 
 
 def _ban(minutes: object) -> float | None:
