@@ -17,7 +17,6 @@ from airflow_provider_dingconf.client.bulk import RateLimiter, shielded
 from airflow_provider_dingconf.client.sync import (
     cancelled_by_termination,
     run,
-    run_uninterrupted,
     sync,
     sync_iterator,
     termination,
@@ -300,14 +299,6 @@ class DingTalkConferenceHook(ConnectionHook):
 
     lock_conferences = sync(alock_conferences, undo=_unlock_all_interrupted)
     unlock_conferences = sync(aunlock_conferences)
-
-    def _roll_back(self, conference_ids: Iterable[str], *, quickly: bool = False) -> list[ConferenceResult]:
-        """Unlock meetings that a task has locked and that are not to stay locked; interruptions wait.
-
-        :param quickly: whether the process is about to be killed.
-        :returns: the result of each meeting; no error is raised.
-        """
-        return run_uninterrupted(partial(self._connect().roll_back, conference_ids, quickly=quickly))
 
     # Reading
 

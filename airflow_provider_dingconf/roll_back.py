@@ -10,11 +10,12 @@ import logging
 import os
 import socket
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import get_current_context
 
-from airflow_provider_dingconf.client.sync import CLEAN_UP_SECONDS, interruptions_held
+from airflow_provider_dingconf.client.sync import CLEAN_UP_SECONDS, interruptions_held, run
 from airflow_provider_dingconf.dingtalk.errors import ConferenceClosedError
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ class Try:
         """
         with interruptions_held():
             self._unlocks = len(meetings)
-            results = hook._roll_back(meetings, quickly=quickly)
+            results = run(partial(hook._connect().roll_back, meetings, quickly=quickly))
             log_still_locked(one.conference_id for one in results if not is_unlocked(one))
             hook.close()
 

@@ -188,7 +188,7 @@ class _Meeting:
     due: bool = False  # to be queried alone
     next_query: int = 0  # the round in which it is due although it has not started
     distance: int = 0  # rounds between two such queries
-    alone_until: int = 0  # the last round in which it is in no batch, since even one of its own was refused
+    alone_until: int = 0  # the last round in which it is in no batch, since a batch of it alone was refused
     listed: Conference | None = None  # by the batch query, until the single query adds the other facts
 
     def join(self, waiter: _Waiter, seen: ConferenceStatus | None) -> None:

@@ -183,12 +183,6 @@ def run(work: Work[T], undo: Callable[[T], Awaitable[object]] | None = None) -> 
         del job  # the error's traceback references this frame
 
 
-def run_uninterrupted(work: Work[T]) -> T:
-    """Run a coroutine as :func:`run` does, and hold interruptions back until it has ended."""
-    with interruptions_held():
-        return run(work)
-
-
 @contextmanager
 def interruptions_held() -> Iterator[None]:
     """Hold back what interrupts the main thread; what came meanwhile is handled when the block ends."""

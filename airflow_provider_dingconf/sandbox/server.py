@@ -117,7 +117,7 @@ class Sandbox(calls.Calls):
     # The server
 
     async def _serve(self, started: threading.Event) -> None:
-        """Serve until told to stop. What is under way then is cancelled, as the loop ends."""
+        """Serve until stopped; responses under way are then cancelled, as the loop ends."""
         self._loop, self._stopped = asyncio.get_running_loop(), asyncio.Event()
         server = web.Server(self._handle, access_log=None)
         listening = await self._loop.create_server(server, sock=self._socket, ssl=self.ssl_context)
