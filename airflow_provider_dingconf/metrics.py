@@ -34,21 +34,17 @@ def count_request(call: Call, error: BaseException | None) -> None:
     :param call: what was asked for.
     :param error: what it ended in; None for success.
     """
+    outcome = _outcome(error) if error else "success"
     try:
-        _count(call, error)
+        Stats.incr("dingtalk.calls", tags={"call": call.endpoint.kind, "outcome": outcome})
+        if has_dotted_names():
+            Stats.incr(f"dingtalk.calls.{call.endpoint.kind}.{outcome.replace('.', '__')}")
+        if isinstance(error, ThrottledError):
+            Stats.incr("dingtalk.throttled")
+        if call.endpoint is ACCESS_TOKEN and error is None:
+            Stats.incr("dingtalk.token_fetches")
     except Exception:  # whatever Airflow or its metrics client raises
         log.debug("A request was not counted", exc_info=True)
-
-
-def _count(call: Call, error: BaseException | None) -> None:
-    outcome = _outcome(error)
-    Stats.incr("dingtalk.calls", tags={"call": call.endpoint.kind, "outcome": outcome})
-    if has_dotted_names():
-        Stats.incr(f"dingtalk.calls.{call.endpoint.kind}.{outcome.replace('.', '__')}")
-    if isinstance(error, ThrottledError):
-        Stats.incr("dingtalk.throttled")
-    if call.endpoint is ACCESS_TOKEN and error is None:
-        Stats.incr("dingtalk.token_fetches")
 
 
 @cache  # looking it up takes longer than all the rest
@@ -57,8 +53,8 @@ def has_dotted_names() -> bool:
     return bool(conf.getboolean("metrics", "legacy_names_on", fallback=True))
 
 
-def _outcome(error: BaseException | None) -> str:
+def _outcome(error: BaseException) -> str:
     if not isinstance(error, DingTalkError):
-        return "interrupted" if error else "success"
+        return "interrupted"
     row = find_code(error.code)
     return row.code if row else type(error).__name__

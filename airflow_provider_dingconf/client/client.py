@@ -23,7 +23,7 @@ from airflow_provider_dingconf.client.bulk import (
     limiter_of,
     shielded,
 )
-from airflow_provider_dingconf.client.http import HttpSession
+from airflow_provider_dingconf.client.http import HttpSession, within
 from airflow_provider_dingconf.client.sync import CLEAN_UP_SECONDS, is_background
 from airflow_provider_dingconf.client.token_cache import address_ban_of
 from airflow_provider_dingconf.client.token_source import TokenSource, seconds_left
@@ -44,6 +44,7 @@ from airflow_provider_dingconf.dingtalk.errors import (
     RedirectError,
     RefusedError,
     ThrottledError,
+    TransientError,
 )
 from airflow_provider_dingconf.dingtalk.events import open_call
 from airflow_provider_dingconf.dingtalk.limits import CONCURRENCY, MAX_ATTEMPTS, MAX_SECONDS
@@ -100,6 +101,7 @@ class Attempts:
 @dataclass
 class _OpenSession:
     session: HttpSession
+    stays_open: bool
     users: int = 0
 
 
@@ -158,18 +160,16 @@ class DingTalkClient:
         loop = asyncio.get_running_loop()
         kept = self.sessions.get(loop)
         if kept is None:
-            kept = self.sessions[loop] = _OpenSession(HttpSession(self.settings))
+            kept = self.sessions[loop] = _OpenSession(HttpSession(self.settings), is_background(loop))
         kept.users += 1
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
         """Close the connections, once no call uses them."""
-        loop = asyncio.get_running_loop()
-        kept = self.sessions[loop]
+        kept = self.sessions[asyncio.get_running_loop()]
         kept.users -= 1
-        if not kept.users and not is_background(loop):
-            del self.sessions[loop]
-            await kept.session.close()
+        if not kept.users and not kept.stays_open:
+            await self.close()
 
     async def close(self) -> None:
         """Close the connections of this event loop; calls that are being made are not waited for."""
@@ -192,19 +192,16 @@ class DingTalkClient:
     async def _retried(self, call: Call, attempts: Attempts, work: Callable[[float], Awaitable[T]]) -> T:
         """Do some work again and again, as a call's errors ask; it is given the time by which it must end."""
         until = time.monotonic() + self.max_seconds
-
-        def before_wait(state: RetryCallState) -> None:
-            error = state.outcome and state.outcome.exception()
-            if attempts.limiter and isinstance(error, ThrottledError):
-                attempts.limiter.hold(state.upcoming_sleep)
-
-        retrying = AsyncRetrying(
-            **retry_policy(call.endpoint.repeatable, self.max_attempts, self.max_seconds),
-            before_sleep=before_wait,
-        )
+        attempt = partial(self._attempt, call, attempts, partial(work, until))
         async with self:
             try:
-                return await retrying(self._attempt, call, attempts, partial(work, until))
+                try:
+                    return await attempt()  # most calls need no second one, and so none of tenacity's work
+                except TransientError as error:
+                    policy = retry_policy(
+                        call.endpoint.repeatable, self.max_attempts, until - time.monotonic()
+                    )
+                    return await _retry(attempt, error, policy, attempts.limiter)
             except DingTalkError as error:
                 error.uncertain = attempts.uncertain
                 if error.uncertain and not call.endpoint.repeatable:
@@ -376,24 +373,18 @@ class DingTalkClient:
         client.max_attempts, client.max_seconds = MAX_ATTEMPTS, MAX_SECONDS
         if quickly:
             client.max_attempts, client.max_seconds = 2, CLEAN_UP_SECONDS
-        results: dict[str, ConferenceResult] = {}
-
-        def keep(result: ConferenceResult) -> None:
-            results[result.conference_id] = result
-
+        results: list[ConferenceResult] = []
         # Not the shared limiter: cancelled locks, never sent, have used up its next second.
         limiter = RateLimiter(self.settings.calls_per_second)
-        work = client.lock_all("unlock", meetings, limiter=limiter, on_result=keep)
+        work = client.lock_all("unlock", meetings, limiter=limiter, on_result=results.append)
         cause: DingTalkError = CallTimeoutError("no time was left to unlock the meeting", code="timeout")
-        task = asyncio.ensure_future(work)
         try:
-            await asyncio.wait([task], timeout=CLEAN_UP_SECONDS if quickly else None)
-            if task.done() and (error := task.exception()):
-                cause = error if isinstance(error, DingTalkError) else cause
-        finally:
-            task.cancel()
+            await within(work, CLEAN_UP_SECONDS if quickly else None)
+        except Exception as error:
+            cause = error if isinstance(error, DingTalkError) else cause
+        done = {result.conference_id: result for result in results}
         return [
-            results.get(each.value) or ConferenceResult(each.value, "unlock", 0, None, cause)
+            done.get(each.value) or ConferenceResult(each.value, "unlock", 0, None, cause)
             for each in meetings
         ]
 
@@ -430,3 +421,28 @@ class DingTalkClient:
     async def events_address(self) -> Address:
         """Ask DingTalk for the address of the app's event stream, for one connection."""
         return cast("Address", (await self.call(open_call(self.settings.events_app))).content)
+
+
+async def _retry(
+    attempt: Callable[[], Awaitable[T]],
+    error: DingTalkError,
+    policy: dict[str, Any],
+    limiter: RateLimiter | None,
+) -> T:
+    """Go on after a first attempt that ended in an error.
+
+    :param policy: the arguments of an ``AsyncRetrying``.
+    :param limiter: what a wait for DingTalk holds up.
+    """
+    first = [error]
+
+    async def again() -> T:
+        if first:
+            raise first.pop()
+        return await attempt()
+
+    def before_wait(state: RetryCallState) -> None:
+        if limiter and state.outcome and isinstance(state.outcome.exception(), ThrottledError):
+            limiter.hold(state.upcoming_sleep)
+
+    return await AsyncRetrying(**policy, before_sleep=before_wait)(again)

@@ -117,8 +117,7 @@ class HttpSession:
                     if len(content) > MAX_RESPONSE_BYTES:
                         response.close()
                         break
-                names = {name.lower(): value for name, value in response.headers.items()}
-                return _Received(response.status, names, content)
+                return _Received(response.status, response.headers, content)
         except _FAULTS as error:
             secrets = (headers.get(TOKEN_HEADER), *(proxy.secrets if proxy else ()))
             raise _network_error(self._settings, error, secrets=secrets) from None

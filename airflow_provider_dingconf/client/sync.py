@@ -113,7 +113,7 @@ class _Job(Generic[T]):
     def __init__(self, work: Work[T], undo: Callable[[T], Awaitable[object]] | None) -> None:
         self.work = work
         self.undo = undo
-        self.background = _current()
+        self.background = _background or _current()
         self.finished = threading.Lock()
         self.cleaned_up = threading.Lock()
         self.finished.acquire()

@@ -303,7 +303,7 @@ class AddressBan:
 
         :param now: seconds since the epoch.
         """
-        if self.file:
+        if self.file and (self._content is not None or os.path.lexists(self.file.path)):
             self._read(self.file, now)
         return self._known_seconds_left(now)
 

@@ -86,7 +86,7 @@ class Response:
     """A response from the wire.
 
     :param status: the HTTP status.
-    :param headers: the headers, their names in lower case.
+    :param headers: the headers; they are looked up by their names in lower case.
     :param content: the body's bytes.
     """
 

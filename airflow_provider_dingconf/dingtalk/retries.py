@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from tenacity import (
@@ -29,7 +28,6 @@ def wait_as_asked(state: RetryCallState) -> float:
     return max(_backoff(state), asked or 0.0)
 
 
-@lru_cache(maxsize=64)  # it is the same for call after call
 def retry_policy(
     repeatable: bool, max_attempts: int = MAX_ATTEMPTS, max_seconds: float = MAX_SECONDS
 ) -> dict[str, Any]:
@@ -56,5 +54,4 @@ def retry_policy(
         "wait": wait_as_asked,
         "retry": retry_if_exception(may_repeat),
         "reraise": True,
-        "before": None,  # else tenacity looks, for call after call, at a function that does nothing
     }
