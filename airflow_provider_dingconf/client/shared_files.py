@@ -106,11 +106,6 @@ class SharedFile:
             new.replace(self.path)
 
     @_attempted
-    def remove(self) -> None:
-        """Remove the file, if it exists."""
-        self.path.unlink(missing_ok=True)
-
-    @_attempted
     def age(self) -> float | None:
         """Return the seconds since the file was written, None if they cannot be found out.
 

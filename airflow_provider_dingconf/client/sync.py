@@ -31,6 +31,9 @@ T = TypeVar("T")
 CLEAN_UP_SECONDS = 4.0
 """How long a clean-up after an interruption may take: Airflow follows SIGTERM by SIGKILL after 5 seconds."""
 
+SIGNAL_SECONDS = 0.5
+"""After so long at most, a wait notices a signal that another thread of the process received."""
+
 Work = Callable[[], Coroutine[Any, Any, T]]
 
 _INTERRUPTIONS = (signal.SIGTERM, signal.SIGALRM, signal.SIGINT)
@@ -44,9 +47,15 @@ class _Background:
         self.loop.set_default_executor(ThreadPoolExecutor(max_workers=1, thread_name_prefix="dingtalk"))
         self.tasks: dict[object, asyncio.Task[Any]] = {}
         """What runs, by job."""
-        thread = threading.Thread(target=self.loop.run_forever, name="dingtalk", daemon=True)
+        thread = threading.Thread(target=self._run, name="dingtalk", daemon=True)
         thread.start()
         self.thread_id = thread.ident
+
+    def _run(self) -> None:
+        # Of two signals that come together, the kernel may give one to this thread. Python would handle it in
+        # the main thread, but would not wake the main thread, which may be asleep in a locked block.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _INTERRUPTIONS)
+        self.loop.run_forever()
 
 
 _background: _Background | None = None
@@ -168,7 +177,8 @@ def run(work: Work[T], undo: Callable[[T], Awaitable[object]] | None = None) -> 
         raise RuntimeError("a callback of this package runs in its event loop: use the async methods there")
     try:
         background.loop.call_soon_threadsafe(job.begin, context=copy_context())
-        job.finished.acquire()
+        while not job.finished.acquire(timeout=SIGNAL_SECONDS):
+            pass
         # No call from here on: an exception out of a signal handler is raised after calls.
         if job.error is None:
             return job.result

@@ -313,12 +313,6 @@ class AddressBan:
         if self.file:
             self.file.write(json.dumps(_bans[self._host]).encode())
 
-    def clear(self) -> None:
-        """Forget a ban that DingTalk has lifted, in this process and the others."""
-        _bans.pop(self._host, None)
-        if self.file:
-            self.file.remove()
-
     def _read(self, file: SharedFile, now: float) -> None:
         content = file.read()
         if content is None and self._content is not None and not os.path.lexists(file.path):
