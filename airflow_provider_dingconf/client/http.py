@@ -63,7 +63,7 @@ class HttpSession:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._proxy = settings.proxy_for(settings.base_url)
+        self._proxy = settings.proxy
         # No connection is looked up for an empty id; the session's method decides only that a body is sent.
         self._http = AsyncHttpSession(
             HttpAsyncHook(http_conn_id="", retry_limit=1),

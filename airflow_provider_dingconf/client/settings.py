@@ -204,9 +204,14 @@ class Settings(BaseModel):
         own = (self.static_token.value,) if self.static_token else ()
         used = [read_proxy(url) for url in self.proxies.values()]
         with suppress(InvalidInputError):  # the call names the variable
-            used += filter(None, [self.proxy_for(self.base_url)])
+            used += filter(None, [self.proxy])
         of_proxies = (secret for proxy in used for secret in proxy.secrets)
         return (*own, *(self.app.secrets if self.app else ()), *of_proxies)
+
+    @cached_property
+    def proxy(self) -> Proxy | None:
+        """The proxy that leads to the host; see :meth:`proxy_for`."""
+        return self.proxy_for(self.base_url)
 
     def proxy_for(self, url: str) -> Proxy | None:
         """Return the proxy that leads to a URL: the connection's, else the environment's; None for none.
