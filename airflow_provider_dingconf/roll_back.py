@@ -96,9 +96,9 @@ class Try:
 
 
 def when_airflow_fails(task: Any, undo: Callable[[], None]) -> None:
-    """Undo as well if Airflow fails or skips a task after its ``execute``: in ``post_execute``, at the XCom.
+    """Undo also if Airflow fails or skips a task after its ``execute``: in ``post_execute``, or at the XCom.
 
-    Of the operator it then calls the callbacks alone; they run in the same process.
+    Airflow then calls nothing of the operator but its callbacks, in the same process.
 
     :param task: the operator, in the process that executes it.
     """
@@ -109,7 +109,7 @@ def when_airflow_fails(task: Any, undo: Callable[[], None]) -> None:
 
 
 def is_unlocked(result: ConferenceResult) -> bool:
-    """Return whether nobody is kept out of a meeting after an unlock: an ended one needs none."""
+    """Return whether an unlock leaves nobody locked out; a meeting that has ended needs no unlock."""
     return result.error is None or isinstance(result.error, ConferenceClosedError)
 
 

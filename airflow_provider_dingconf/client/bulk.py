@@ -162,7 +162,7 @@ def _unsent(error: DingTalkError) -> DingTalkError:
 
 
 async def shielded(work: Awaitable[T]) -> T:
-    """Await something that must come to its end, however often the task that awaits is cancelled.
+    """Await work that must finish, even if the task that awaits it is cancelled, also several times.
 
     :raises asyncio.CancelledError: the task was cancelled, whatever the result of the work is.
     """

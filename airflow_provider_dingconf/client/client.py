@@ -87,7 +87,7 @@ class Attempts:
     :param made: how many there were.
     :param refused: the token that DingTalk refused: a fresh one is fetched once.
     :param uncertain: whether the call may have taken effect although there was no response.
-    :param limiter: for one of many calls, which has waited for its turn already.
+    :param limiter: of a bulk call: the rate limiter that its first attempt has waited for.
     :param quiet: whether only attempts that fail are logged.
     """
 
@@ -190,7 +190,7 @@ class DingTalkClient:
         return self._retried(call, attempts, partial(self._exchange, call, attempts))
 
     async def _retried(self, call: Call, attempts: Attempts, work: Callable[[float], Awaitable[T]]) -> T:
-        """Do some work again and again, as a call's errors ask; it is given the time by which it must end."""
+        """Do some work and retry it as a call's errors allow; it receives the time by which it must end."""
         until = time.monotonic() + self.max_seconds
         attempt = partial(self._attempt, call, attempts, partial(work, until))
         async with self:
@@ -232,7 +232,7 @@ class DingTalkClient:
             self._log.log(level, "%s: %s [attempt %d, %.0f ms]", call.name, outcome, attempts.made, took)
 
     async def _exchange(self, call: Call, attempts: Attempts, until: float) -> CallResult:
-        """Get a token, send the call and read the response; after a refused token, once more."""
+        """Get a token, send the call and read the response; if the token is refused, repeat it once."""
         secrets = self.settings.secrets
         if call.endpoint.with_credentials:
             return await self._send(call, None, until, secrets)
@@ -274,7 +274,7 @@ class DingTalkClient:
     # Access tokens
 
     async def test(self) -> Token | None:
-        """Fetch a token, or prove a static one with the cheapest reading call.
+        """Fetch a token, or try a static one with the cheapest call that reads.
 
         :returns: the token; None for a static one.
         :raises DingTalkError: there was no token, or DingTalk refuses the static one.
@@ -284,9 +284,9 @@ class DingTalkClient:
             return None
         client = copy.copy(self)
         client.max_attempts = 1
-        return await client._ready(fresh=True)
+        return await client._obtain_token(fresh=True)
 
-    async def _ready(self, *, fresh: bool = False) -> Token:
+    async def _obtain_token(self, *, fresh: bool = False) -> Token:
         """Return an access token, with the retries of a call.
 
         :param fresh: whether to fetch one even if there is a shared one.
@@ -351,7 +351,7 @@ class DingTalkClient:
 
         async with self:
             if self.settings.app is not None:
-                await self._ready()  # once, before many calls find out that there is none
+                await self._obtain_token()  # once, before many calls find out that there is none
             return await each_meeting(
                 meetings, action, one, concurrency=concurrency, ends_all=ends_all, on_result=on_result
             )
@@ -369,12 +369,12 @@ class DingTalkClient:
             return []
         meetings = check_conference_ids(conference_ids)
         client = copy.copy(self)
-        # Whatever the task allows its calls: the roll-back is to succeed.
+        # The limits of the task's own calls may be low: the roll-back must succeed.
         client.max_attempts, client.max_seconds = MAX_ATTEMPTS, MAX_SECONDS
         if quickly:
             client.max_attempts, client.max_seconds = 2, CLEAN_UP_SECONDS
         results: list[ConferenceResult] = []
-        # Not the shared limiter: cancelled locks, never sent, have used up its next second.
+        # The shared limiter has counted locks that were cancelled before they were sent.
         limiter = RateLimiter(self.settings.calls_per_second)
         work = client.lock_all("unlock", meetings, limiter=limiter, on_result=results.append)
         cause: DingTalkError = CallTimeoutError("no time was left to unlock the meeting", code="timeout")

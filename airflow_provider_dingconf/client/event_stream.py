@@ -81,7 +81,7 @@ class Delivery:
     event_id: str
     events: list[ConferenceEvent]
     waiting: set[Watch]
-    receipts: list[tuple[ClientWebSocketResponse, Frame]]  # the messages it came in, and where to answer them
+    receipts: list[tuple[ClientWebSocketResponse, Frame]]  # the messages it came in, and where to reply
     sweep_of: dict[Hashable, float] = field(default_factory=dict)
     fired: set[Hashable] = field(default_factory=set)  # which triggers have fired for it
     refused: bool = False
@@ -89,7 +89,7 @@ class Delivery:
     def is_swept_by(self, trigger: Hashable, began: float) -> bool:
         """Return whether a trigger is to fire for a sweep.
 
-        A trigger that began after one had fired may have taken its place.
+        A trigger that began after another one fired may be its successor.
         """
         return trigger in self.sweep_of or any(at < began for at in self.sweep_of.values())
 
@@ -142,7 +142,7 @@ class EventStream:
                 self._task.cancel()
 
     def finish(self, delivery: Delivery, watch: Watch, *, refused: bool = False) -> None:
-        """Note that a watcher is done with a delivery; after the last one, DingTalk is answered."""
+        """Note that a watcher is done with a delivery; after the last watcher, reply to DingTalk."""
         if watch not in delivery.waiting:
             return
         delivery.waiting.remove(watch)
@@ -162,7 +162,7 @@ class EventStream:
             self._finished.put_nowait(delivery)
 
     def _lost_watcher(self) -> bool:
-        """Return whether a watcher was just lost: it misses events, and those who are left may want none."""
+        """Return whether a watcher was just lost: it may return, and may be the only one to want an event."""
         return time.monotonic() - self._lost_at < self._options.restart
 
     def _forget(self) -> None:
@@ -171,7 +171,7 @@ class EventStream:
 
     async def _run(self) -> None:
         """Hold the stream until it is cancelled, or an Airflow connection that leads to it is changed."""
-        coroutines = self._stay_connected(), self._answer_finished(), self._keep_sweeping()
+        coroutines = self._stay_connected(), self._reply_to_finished(), self._keep_sweeping()
         parts = [*map(asyncio.create_task, coroutines)]
         end: Exception | None = None
         try:
@@ -316,8 +316,8 @@ class EventStream:
             if _SWEEP not in self._open and (due := self._sweeps.pop_due(time.monotonic())):
                 self._deliver(Delivery(_SWEEP, [], set(self._watches), [], due))
 
-    async def _answer_finished(self) -> None:
-        """Save the ids of events that started something, then answer DingTalk."""
+    async def _reply_to_finished(self) -> None:
+        """Save the ids of events that started something, then reply to DingTalk."""
         while True:
             done = [await self._finished.get()]
             while not self._finished.empty():
@@ -341,7 +341,7 @@ _streams: dict[object, EventStream] = {}
 
 
 def note_join() -> None:
-    """Note that somebody new watches, for whom new connections wait."""
+    """Note that a watcher joined: a new connection waits until no more do."""
     EventStream.joined_at = time.monotonic()
 
 

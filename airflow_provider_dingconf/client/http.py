@@ -1,4 +1,4 @@
-"""How a request goes out and a response comes in: over the HTTP provider's ``AsyncHttpSession``.
+"""Requests and responses over the HTTP provider's ``AsyncHttpSession``, and the WebSocket of events.
 
 What the HTTP provider would add is switched off: the connection's login as an ``Authorization`` header,
 unknown extras as headers, plain http by default, exceptions without the response's body, retries. No redirect

@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_turn = attrgetter("queried", "misses")
-"""Of a meeting: the longer it was not queried, the less."""
+_longest_ago = attrgetter("queried", "misses")
+"""Sorts meetings: first the one whose last query is longest ago."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ class Poll:
                 self._rounds = None
 
     def _ended(self, rounds: asyncio.Task[None]) -> None:
-        """Let nobody wait for rounds that were cancelled from outside."""
+        """Cancel all waits if the rounds were cancelled from outside."""
         if rounds is self._rounds:
             self._rounds = None
             for meeting in self._meetings.values():
@@ -216,16 +216,16 @@ class _Meeting:
         self._was_queried()
         if conference is None:
             return
-        # Nothing new is to be expected of one that has ended and is waited for nevertheless.
+        # A meeting that has ended stays so, even if somebody still waits for it to start.
         self.may_run = conference.status is ConferenceStatus.STARTED
         for waiter in list(self.waiters):
-            # It may have started, as was waited for, and have ended since.
+            # It may have ended since the batch query said that it has started, which is waited for.
             waiter.see(
                 listed if listed and waiter.wanted is listed.status is not conference.status else conference
             )
 
     def see_as_listed(self) -> None:
-        if self.listed:  # the other facts were not to be had
+        if self.listed:  # the single query, which has all facts, failed
             self.see(self.listed)
 
     def refuse(self, error: Exception) -> None:
@@ -258,7 +258,7 @@ class _Round:
         """Make the calls, and return the seconds that DingTalk asks to wait."""
         at_once = 1  # the first call finds out whether DingTalk takes any
         while self._calls and not self._over:
-            self._calls.sort(key=lambda call: _turn(call[1][0]))
+            self._calls.sort(key=lambda call: _longest_ago(call[1][0]))
             now, self._calls = self._calls[:at_once], self._calls[at_once:]
             at_once = CONCURRENCY
             await asyncio.gather(*(self._call(*each) for each in now))
@@ -268,7 +268,7 @@ class _Round:
 
     def _plan(self, meetings: Sequence[_Meeting]) -> None:
         batched: dict[int, list[_Meeting]] = {}
-        for one in sorted(meetings, key=_turn):
+        for one in sorted(meetings, key=_longest_ago):
             if one.reference.name != "conference_id" or one.due or one.alone_until >= self._number:
                 self._calls.append((self._query_alone, [one]))
             else:

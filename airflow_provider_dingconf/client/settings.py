@@ -143,7 +143,7 @@ def _cert(value: Any) -> str | tuple[str, str]:
 
 
 def _check_files(expected: str, files: Sequence[Any], load: Callable[[ssl.SSLContext], None]) -> None:
-    """Try files of certificates: a wrong one is the connection's error, and not a lost call."""
+    """Load certificate files: a wrong one is an error of the connection, not a call that fails."""
     try:
         for file in files:
             Path(file).stat()
@@ -192,7 +192,7 @@ class Settings(BaseModel):
 
     @model_validator(mode="after")
     def _check_plain_proxies(self) -> Settings:
-        """Refuse a proxy that would be shown what plain http is for this machine alone to see."""
+        """Refuse a proxy on another machine for plain http: it would see the credentials."""
         for key, url in self.proxies.items() if self.base_url.startswith("http:") else ():
             if not key.startswith("https") and not is_loopback(urlsplit(read_proxy(url).url).hostname):
                 _fail(_of_extra("proxies"), "plain http would show the credentials to the proxy; use https")

@@ -46,7 +46,7 @@ class _Background:
         self.loop = asyncio.new_event_loop()
         self.loop.set_default_executor(ThreadPoolExecutor(max_workers=1, thread_name_prefix="dingtalk"))
         self.tasks: dict[object, asyncio.Task[Any]] = {}
-        """What runs, by job."""
+        """The asyncio tasks that run, by job."""
         thread = threading.Thread(target=self._run, name="dingtalk", daemon=True)
         thread.start()
         self.thread_id = thread.ident
@@ -195,7 +195,7 @@ def run(work: Work[T], undo: Callable[[T], Awaitable[object]] | None = None) -> 
 
 @contextmanager
 def interruptions_held() -> Iterator[None]:
-    """Hold back what interrupts the main thread; what came meanwhile is handled when the block ends."""
+    """Hold back the signals that interrupt the main thread; handle them when the block ends."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

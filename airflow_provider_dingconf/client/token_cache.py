@@ -250,7 +250,7 @@ class SeenEvents:
     def add(self, event_ids: Iterable[str], *, swept: bool = False) -> None:
         """Remember events that started something, in this process; :meth:`save` writes them to the file.
 
-        :param swept: whether no sweep is ahead, after any event so far.
+        :param swept: whether no sweep is due for these events and those before.
         """
         self._remember(map(_event_key, event_ids))
         if swept:
@@ -285,7 +285,7 @@ def _event_key(event_id: str) -> bytes:
 
 
 class AddressBan:
-    """What is known of an address ban by one host: in memory, for all connections, and on disk.
+    """The address ban of one host, if there is one: in memory, for all connections, and on disk.
 
     Deleting the file ends the ban for all processes that read or wrote it.
 
@@ -350,13 +350,13 @@ def token_cache_of(settings: Settings) -> TokenCache:
 
 
 def address_ban_of(settings: Settings) -> AddressBan:
-    """Return what is known of a ban by the connection's host."""
+    """Return the ban of the connection's host, if there is one."""
     name = f"{sha256(settings.base_url.encode()).hexdigest()}.ban"
     return _once(settings, name, lambda: AddressBan(settings.base_url, shared_file(settings, name)))
 
 
 def suite_ticket_of(settings: Settings) -> SuiteTicket:
-    """Return what is known of the suite ticket of the connection's app, whatever its organisation."""
+    """Return the suite ticket of the connection's app, whatever its organisation."""
     app, name = cast("App", settings.app), f"{_app_name(settings)}.ticket"
     return _once(settings, name, lambda: SuiteTicket(app.client_secret, shared_file(settings, name)))
 

@@ -69,7 +69,7 @@ class TokenSource:
             return await self._fetch(until)
 
     async def _fetch(self, until: float) -> Token:
-        """Fetch a token, and share it; the caller holds the right to."""
+        """Fetch a token, and share it; the caller is the one that may (``fetching``)."""
         app, token = self._app, None
         pushed = suite_ticket_of(self._settings).pushed if app.suite_ticket else None
         if pushed and pushed != app.suite_ticket:

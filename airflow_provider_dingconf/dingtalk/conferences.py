@@ -20,10 +20,10 @@ from airflow_provider_dingconf.dingtalk.inputs import SEGMENT_CHAR, check_text, 
 from airflow_provider_dingconf.dingtalk.records import (
     Record,
     id_of,
+    json_field,
     moment_of,
     number_of,
     read_page,
-    said,
     text_of,
 )
 
@@ -72,21 +72,21 @@ def _title_of(content: Mapping[str, Any], name: str) -> str:
 
 @dataclass(frozen=True)
 class Meeting(Record):
-    """What calls and events say of a meeting in the same way; see :class:`Conference`."""
+    """The facts of a meeting that calls and events give in the same form; see :class:`Conference`."""
 
     what: ClassVar[str] = "a meeting"
 
-    conference_id: str = said(id_of, "conferenceId", needed="conferenceId")
-    title: str | None = said(text_of, "title")
-    status: ConferenceStatus | None = said(_status_of, "status")
-    room_code: str | None = said(text_of, "roomCode")
-    start_time: datetime | None = said(moment_of, "startTime")
-    end_time: datetime | None = said(moment_of, "endTime")
-    creator_id: str | None = said(text_of, "creatorId")
-    creator_nick: str | None = said(text_of, "creatorNick")
-    join_url: str | None = said(text_of, "externalLinkUrl")
-    schedule_conference_id: str | None = said(text_of, "scheduleConferenceId")
-    biz_type: str | None = said(text_of, "bizType")
+    conference_id: str = json_field(id_of, "conferenceId", needed="conferenceId")
+    title: str | None = json_field(text_of, "title")
+    status: ConferenceStatus | None = json_field(_status_of, "status")
+    room_code: str | None = json_field(text_of, "roomCode")
+    start_time: datetime | None = json_field(moment_of, "startTime")
+    end_time: datetime | None = json_field(moment_of, "endTime")
+    creator_id: str | None = json_field(text_of, "creatorId")
+    creator_nick: str | None = json_field(text_of, "creatorNick")
+    join_url: str | None = json_field(text_of, "externalLinkUrl")
+    schedule_conference_id: str | None = json_field(text_of, "scheduleConferenceId")
+    biz_type: str | None = json_field(text_of, "bizType")
 
 
 @dataclass(frozen=True)
@@ -106,8 +106,8 @@ class Conference(Meeting):
     :param biz_type: ``0`` instant, ``3`` scheduled, ``audio_conf``.
     """
 
-    title: str = said(_title_of, "title")
-    status: ConferenceStatus = said(_status_of, "status", needed="a known status")
+    title: str = json_field(_title_of, "title")
+    status: ConferenceStatus = json_field(_status_of, "status", needed="a known status")
 
     def __str__(self) -> str:
         """Name the meeting in a message."""

@@ -23,11 +23,11 @@ from airflow_provider_dingconf.dingtalk.endpoints import EVENT_STREAM
 from airflow_provider_dingconf.dingtalk.errors import InvalidInputError, ResponseError
 from airflow_provider_dingconf.dingtalk.inputs import hint, shown
 from airflow_provider_dingconf.dingtalk.records import (
+    fields_in,
     flag_of,
+    json_field,
     moment_of,
     number_of,
-    said,
-    said_in,
     text_of,
 )
 
@@ -122,12 +122,12 @@ class Frame:
     kind: str | None
     data: Mapping[str, Any] = field(repr=False)
     raw_data: str = field(repr=False)
-    topic: str | None = said(text_of, "topic")
-    message_id: str | None = said(text_of, "messageId")
-    event_type: str | None = said(text_of, "eventType")
-    event_id: str | None = said(text_of, "eventId")
-    corp_id: str | None = said(text_of, "eventCorpId")
-    born_at: datetime | None = said(moment_of, "eventBornTime")
+    topic: str | None = json_field(text_of, "topic")
+    message_id: str | None = json_field(text_of, "messageId")
+    event_type: str | None = json_field(text_of, "eventType")
+    event_id: str | None = json_field(text_of, "eventId")
+    corp_id: str | None = json_field(text_of, "eventCorpId")
+    born_at: datetime | None = json_field(moment_of, "eventBornTime")
 
     @property
     def is_event(self) -> bool:
@@ -165,7 +165,7 @@ def read_frame(text: str) -> Frame:
         data = _object(raw)
     except FrameError:
         data = {}
-    return Frame(text_of(content, "type"), data, raw, **said_in(Frame, headers))
+    return Frame(text_of(content, "type"), data, raw, **fields_in(Frame, headers))
 
 
 def reply(frame: Frame, *, taken: bool = True) -> str:
@@ -235,7 +235,7 @@ def _event(frame: Frame, conference_id: str, models: list[dict[str, Any]]) -> Co
     about_members = frame.event_type == MEMBER_CHANGE
     meeting = {**({} if about_members else models[0]), "conferenceId": conference_id}
     return ConferenceEvent(
-        **said_in(ConferenceEvent, meeting),
+        **fields_in(ConferenceEvent, meeting),
         event_id=frame.event_id or "",
         event_type=frame.event_type or "",
         scene=text_of(frame.data, "changeScene") or "",

@@ -15,9 +15,9 @@ from airflow_provider_dingconf.dingtalk.records import (
     duration_of,
     flag_of,
     id_of,
+    json_field,
     moment_of,
     number_of,
-    said,
     text_of,
 )
 
@@ -40,10 +40,10 @@ class CreatedConference(Record):
 
     what: ClassVar[str] = "a new meeting"
 
-    conference_id: str = said(id_of, "conferenceId", needed="conferenceId")
-    room_code: str | None = said(text_of, "roomCode")
-    join_url: str | None = said(text_of, "externalLinkUrl")
-    password: str | None = said(text_of, "conferencePassword", repr=False)
+    conference_id: str = json_field(id_of, "conferenceId", needed="conferenceId")
+    room_code: str | None = json_field(text_of, "roomCode")
+    join_url: str | None = json_field(text_of, "externalLinkUrl")
+    password: str | None = json_field(text_of, "conferencePassword", repr=False)
 
 
 @dataclass(frozen=True)
@@ -66,18 +66,18 @@ class ConferenceMember(Record):
 
     what: ClassVar[str] = "a member"
 
-    union_id: str | None = said(text_of, "unionId")
-    user_nick: str | None = said(text_of, "userNick")
-    conference_id: str | None = said(text_of, "conferenceId")
-    attend_status: int | None = said(number_of, "attendStatus")
-    join_time: datetime | None = said(moment_of, "joinTime")
-    leave_time: datetime | None = said(moment_of, "leaveTime")
-    duration: timedelta | None = said(duration_of, "duration")
-    host: bool = said(flag_of, "host")
-    co_host: bool = said(flag_of, "coHost")
-    outer_org_member: bool = said(flag_of, "outerOrgMember")
-    pstn_join: bool = said(flag_of, "pstnJoin")
-    job_number: str | None = said(text_of, "jobNumber")
+    union_id: str | None = json_field(text_of, "unionId")
+    user_nick: str | None = json_field(text_of, "userNick")
+    conference_id: str | None = json_field(text_of, "conferenceId")
+    attend_status: int | None = json_field(number_of, "attendStatus")
+    join_time: datetime | None = json_field(moment_of, "joinTime")
+    leave_time: datetime | None = json_field(moment_of, "leaveTime")
+    duration: timedelta | None = json_field(duration_of, "duration")
+    host: bool = json_field(flag_of, "host")
+    co_host: bool = json_field(flag_of, "coHost")
+    outer_org_member: bool = json_field(flag_of, "outerOrgMember")
+    pstn_join: bool = json_field(flag_of, "pstnJoin")
+    job_number: str | None = json_field(text_of, "jobNumber")
 
 
 def create_call(

@@ -1,4 +1,4 @@
-"""What DingTalk's JSON says: fields by their kind, and records, whose fields know what DingTalk calls them.
+"""DingTalk's JSON as values: functions that read one field, and records, whose fields name DingTalk's.
 
 A field that DingTalk leaves out, or fills with something else, is None: one odd field costs no response.
 """
@@ -76,8 +76,10 @@ def id_of(content: Mapping[str, Any], name: str) -> str | None:
     return text_of(content, name) if isinstance(content.get(name), str) else None
 
 
-def said(kind: Callable[[Mapping[str, Any], str], Any], name: str, needed: str = "", **options: Any) -> Any:
-    """Return a dataclass field that DingTalk fills; its default is what DingTalk says by leaving it out.
+def json_field(
+    kind: Callable[[Mapping[str, Any], str], Any], name: str, needed: str = "", **options: Any
+) -> Any:
+    """Return a dataclass field that is read from JSON; its default stands for a field that DingTalk left out.
 
     :param kind: the function above that reads it.
     :param name: what DingTalk calls it.
@@ -87,15 +89,15 @@ def said(kind: Callable[[Mapping[str, Any], str], Any], name: str, needed: str =
     return field(default=kind({}, name), metadata={"read": kind, "name": name, "needed": needed}, **options)
 
 
-def said_in(record: type[Any], content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a JSON object says of the fields of a record, by their names here."""
-    said_fields = ((one.name, one.metadata) for one in fields(record) if one.metadata)
-    return {name: about["read"](content, about["name"]) for name, about in said_fields}
+def fields_in(record: type[Any], content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of a record's fields in a JSON object, by the record's names."""
+    read = ((one.name, one.metadata) for one in fields(record) if one.metadata)
+    return {name: about["read"](content, about["name"]) for name, about in read}
 
 
 @dataclass(frozen=True)
 class Record:
-    """What DingTalk says of one thing: the base of dataclasses with fields of :func:`said`."""
+    """What DingTalk says of one thing: the base of dataclasses with fields of :func:`json_field`."""
 
     what: ClassVar[str]
 
@@ -107,7 +109,7 @@ class Record:
         """
         if not isinstance(content, dict):
             raise unreadable(f"{cls.what} that is no object")
-        values = said_in(cls, content)
+        values = fields_in(cls, content)
         for one in fields(cls):
             if one.metadata.get("needed") and values[one.name] is None:
                 raise unreadable(f"{cls.what} without {one.metadata['needed']}")

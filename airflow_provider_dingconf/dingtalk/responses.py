@@ -91,10 +91,10 @@ def read_response(call: Call, response: Response, now: float, secrets: Iterable[
     errors, endpoint, status = _Errors(call, response, now, tuple(secrets)), call.endpoint, response.status
     if 300 <= status < 400:
         target = response.headers.get("location", "an unnamed place")
-        raise errors.made(f"the response redirects to {target}, which is not followed", "redirect")
+        raise errors.make(f"the response redirects to {target}, which is not followed", "redirect")
     text = _text_in(response)
     if text is None:
-        raise errors.made(f"the response is longer than {MAX_RESPONSE_BYTES} bytes", _UNREADABLE)
+        raise errors.make(f"the response is longer than {MAX_RESPONSE_BYTES} bytes", _UNREADABLE)
     try:
         content = json.loads(text.strip() or "null")
     except (ValueError, RecursionError):
@@ -102,22 +102,22 @@ def read_response(call: Call, response: Response, now: float, secrets: Iterable[
     if not isinstance(content, dict):
         if endpoint.any_body and status < 300 and content is not _NOT_JSON:
             return CallResult(content, errors.request_id())
-        raise errors.page(text) if _HTML.match(text) else errors.no_object(text)
+        raise errors.for_page(text) if _HTML.match(text) else errors.for_other_body(text)
     errors.content = content
     if "punish" in content or (content.get("status") == 1111 and "wait" in content):
-        raise errors.made("this public address is banned", "addressBanned", wait=_ban(content.get("wait")))
+        raise errors.make("this public address is banned", "addressBanned", wait=_ban(content.get("wait")))
     code = text_of(content, *_CODE)
     if code == "88":  # of the older form: what was refused is in the sub_code
         code = text_of(content, "sub_code") or code
     if status >= 300 or (code not in _FINE and ("errcode" in content or find_code(code))):
-        raise errors.refusal(text_of(content, *_MESSAGE), code)
+        raise errors.for_refusal(text_of(content, *_MESSAGE), code)
     success = content.get("success", "missing")
     if success is False or (endpoint.confirms and success is not True):
-        raise errors.unconfirmed(success, code)
+        raise errors.for_unconfirmed(success, code)
     try:
         return CallResult(call.read(content) if call.read else content, errors.request_id())
     except ResponseError as error:
-        raise errors.made(error.message, _UNREADABLE) from None
+        raise errors.make(error.message, _UNREADABLE) from None
 
 
 class _Errors:
@@ -130,37 +130,37 @@ class _Errors:
         self.secrets = secrets
         self.content: Mapping[str, Any] = {}  # until it is read
 
-    def unconfirmed(self, success: object, code: str | None) -> DingTalkError:
+    def for_unconfirmed(self, success: object, code: str | None) -> DingTalkError:
         shown = str(success).lower() if isinstance(success, (bool, str)) else type(success).__name__
         reasons = filter(None, (None if code in _FINE else code, text_of(self.content, *_MESSAGE)))
-        return self.made(": ".join((f"success is {shown} in the response", *reasons)), "notConfirmed")
+        return self.make(": ".join((f"success is {shown} in the response", *reasons)), "notConfirmed")
 
-    def page(self, text: str) -> DingTalkError:
+    def for_page(self, text: str) -> DingTalkError:
         """Return the error of an HTML page: it is the address ban's, or of some other server."""
         text = masked(text, self.secrets)
         title = _TITLE.search(text)
         shown = one_line(title[1] if title else _TAGS.sub(" ", text[:5_000])) or "without text"
         server = " ".join(self.response.headers.get(name, "") for name in ("server", "via"))
         if _BAN_MARKS.search(text) or (self.status == 403 and not _ANOTHER_SERVER.search(f"{server} {text}")):
-            return self.made(f"an HTML page came, as in an address ban: {shown}", "addressBanned")
+            return self.make(f"an HTML page came, as in an address ban: {shown}", "addressBanned")
         said = f"an HTML page came, not JSON: {shown}"
         if self.status >= 500 or self.status == 429:
-            return self.refusal(said, None)
+            return self.for_refusal(said, None)
         if self.status < 300:
-            error = self.made(said, _UNREADABLE)
+            error = self.make(said, _UNREADABLE)
             error.repeat = False  # the same page would come again
             return error
         asks_for_token = self.status == 401 and not self.endpoint.with_credentials
-        error = self.made(said, _UNREADABLE, kind=AccessTokenError if asks_for_token else RefusedError)
+        error = self.make(said, _UNREADABLE, kind=AccessTokenError if asks_for_token else RefusedError)
         error.scope = Scope.APP  # any other call would meet the same page
         return error
 
-    def no_object(self, text: str) -> DingTalkError:
+    def for_other_body(self, text: str) -> DingTalkError:
         # All of it: a cut could leave half a secret unmasked.
         said = f"the response is not a JSON object: {text}" if text.strip() else "the response is empty"
-        return self.made(said, _UNREADABLE) if self.status < 300 else self.refusal(said, None)
+        return self.make(said, _UNREADABLE) if self.status < 300 else self.for_refusal(said, None)
 
-    def refusal(self, said: str | None, code: str | None) -> DingTalkError:
+    def for_refusal(self, said: str | None, code: str | None) -> DingTalkError:
         """Return the error that DingTalk's code or the HTTP status stands for."""
         kind = error_class(code, self.status)
         refused = kind is AccessTokenError or (kind is RefusedError and not find_code(code))
@@ -173,9 +173,9 @@ class _Errors:
         wait = parse_retry_after(self.response.headers.get("retry-after"), self.now)
         if wait is None and issubclass(kind, ThrottledError):
             wait = _until_limit_ends(said, self.now)
-        return self.made(said, code, kind=kind, wait=wait)
+        return self.make(said, code, kind=kind, wait=wait)
 
-    def made(
+    def make(
         self,
         said: str,
         code: str | None,
