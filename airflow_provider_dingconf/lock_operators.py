@@ -140,7 +140,6 @@ class ConferenceOperator(CallingTask):
             new = [
                 ConferenceResult(one, self.action, attempts, request_id, error) for one in dict.fromkeys(ids)
             ]
-            self._results = [*before, *new]
         finally:
             self._completed.save()
         self._results = [*before, *new]
