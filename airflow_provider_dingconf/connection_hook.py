@@ -6,6 +6,7 @@ It reads the connection, masks the secrets, holds the client that makes the call
 from __future__ import annotations
 
 import asyncio
+import atexit
 import weakref
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, cast
@@ -14,7 +15,7 @@ from airflow.providers.common.compat.sdk import BaseHook
 
 from airflow_provider_dingconf.client.client import DingTalkClient
 from airflow_provider_dingconf.client.settings import read_connection
-from airflow_provider_dingconf.client.sync import run, run_later
+from airflow_provider_dingconf.client.sync import is_started, run, run_later
 from airflow_provider_dingconf.compat import get_async_connection, mask_secret
 from airflow_provider_dingconf.dingtalk.errors import DingTalkError, PermissionDeniedError
 from airflow_provider_dingconf.dingtalk.limits import MAX_ATTEMPTS, MAX_SECONDS, check_limits
@@ -85,6 +86,7 @@ class ConnectionHook(BaseHook):
             log=cast("logging.Logger", self.log),
         )
         weakref.finalize(self, run_later, client.close).atexit = False
+        _clients.add(client)
         return client
 
     def close(self) -> None:
@@ -133,6 +135,16 @@ class ConnectionHook(BaseHook):
         except DingTalkError as error:
             return False, str(error)
         return run(self.atest_connection)
+
+
+_clients: weakref.WeakSet[DingTalkClient] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """Close the connections of hooks that live until the process ends: aiohttp would log them as errors."""
+    for client in list(_clients) if is_started() else ():
+        run(client.close)
 
 
 def _mask(secrets: Iterable[str]) -> None:

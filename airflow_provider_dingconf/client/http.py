@@ -71,11 +71,8 @@ class HttpSession:
             SessionConfig(base_url=settings.base_url),
             method="POST",
         )
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(ssl=_tls(settings, settings.base_url), limit=0),
-            cookie_jar=aiohttp.DummyCookieJar(),
-            auto_decompress=False,
-        )
+        connector = aiohttp.TCPConnector(ssl=_tls(settings, settings.base_url), limit=0)
+        self._session = _session(connector=connector, auto_decompress=False)
         _open_sessions.add(self)
 
     def send(self, request: Request, seconds: float) -> Awaitable[Response]:
@@ -127,6 +124,13 @@ class HttpSession:
         await self._session.close()
 
 
+def _session(**options: Any) -> aiohttp.ClientSession:
+    session = aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar(), **options)
+    # aiohttp would repeat a GET, PUT or DELETE whose connection broke, and has no public switch for that.
+    session._retry_connection = False
+    return session
+
+
 _open_sessions: WeakSet[HttpSession] = WeakSet()
 keep_after_fork(lambda: list(_open_sessions))
 
@@ -162,9 +166,8 @@ async def websocket(
     secrets = (*address.secrets, *(proxy.secrets if proxy else ()))
     trace = aiohttp.TraceConfig()
     trace.on_request_redirect.append(_refuse_redirect)
-    session = aiohttp.ClientSession(
+    session = _session(
         connector=aiohttp.TCPConnector(ssl=_tls(settings, address.url)),
-        cookie_jar=aiohttp.DummyCookieJar(),
         timeout=aiohttp.ClientTimeout(total=None, sock_connect=settings.timeout.connect),
         trace_configs=[trace],
     )

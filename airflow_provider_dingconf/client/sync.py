@@ -96,6 +96,11 @@ def is_background(loop: asyncio.AbstractEventLoop) -> bool:
     return _background is not None and _background.loop is loop
 
 
+def is_started() -> bool:
+    """Return whether this process has its background event loop."""
+    return _background is not None
+
+
 def run_later(work: Work[object]) -> None:
     """Run a coroutine in the background event loop, if there is one, without waiting for it."""
     background = _background
@@ -187,10 +192,11 @@ def run(work: Work[T], undo: Callable[[T], Awaitable[object]] | None = None) -> 
             background.loop.call_soon_threadsafe(job.interrupt)
             job.cleaned_up.acquire(timeout=CLEAN_UP_SECONDS + 0.5)
         raise
+    error, job.error = job.error, None
     try:
-        raise job.error
+        raise error
     finally:
-        del job  # the error's traceback references this frame
+        del error  # its traceback references this frame, and that of the job
 
 
 @contextmanager
