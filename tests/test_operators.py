@@ -257,7 +257,7 @@ def logged(capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) 
 
 
 def execute(*conference_id: Any, operator: type = LockConferenceOperator, **arguments: Any) -> Any:
-    named = {"conference_id": each for each in conference_id}
+    named = {"conference_id": conference_id[0]} if conference_id else {}
     context = {"ti": arguments.pop("ti", Instance())}
     return operator(task_id="task", **named, **arguments).execute(context)
 
