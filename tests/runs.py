@@ -92,14 +92,16 @@ class Ran:
     instances: dict[tuple[str, int], Any]
     xcoms: dict[tuple[str, int, str], Any]
     rendered: dict[str, Any]
+    sandbox: Sandbox
     calls: list[Any]
     log: str
 
     @classmethod
-    def of(cls, run: Any, calls: list[Any], log: str = "") -> Ran:
-        """Return what Airflow made of a run."""
+    def of(cls, run: Any, sandbox: Sandbox, *others: Sandbox, log: str = "") -> Ran:
+        """Return what Airflow made of a run that called these sandboxes."""
         instances = {(ti.task_id, ti.map_index): ti for ti in run.get_task_instances()}
-        return cls(run.dag, str(run.state), instances, xcoms_of(run), rendered_of(run), calls, log)
+        calls = [call for each in (sandbox, *others) for call in each.calls]
+        return cls(run.dag, str(run.state), instances, _xcoms(run), _rendered(run), sandbox, calls, log)
 
     def state(self, task: str) -> str:
         return str(self.instances[task, -1].state)
@@ -142,7 +144,7 @@ class Ran:
         return sorted({token for call in self.calls if (token := call.header("x-acs-dingtalk-access-token"))})
 
 
-def xcoms_of(run: Any) -> dict[tuple[str, int, str], Any]:
+def _xcoms(run: Any) -> dict[tuple[str, int, str], Any]:
     from airflow.models import xcom
     from airflow.utils.session import create_session
 
@@ -155,7 +157,7 @@ def xcoms_of(run: Any) -> dict[tuple[str, int, str], Any]:
         }
 
 
-def rendered_of(run: Any) -> dict[str, Any]:
+def _rendered(run: Any) -> dict[str, Any]:
     from airflow.models.renderedtifields import RenderedTaskInstanceFields as Fields
     from airflow.utils.session import create_session
 

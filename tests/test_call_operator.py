@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import signal
 import socket
-import threading
-import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from airflow.exceptions import AirflowFailException, AirflowSkipException
+from airflow.exceptions import AirflowFailException
 from airflow.providers.common.compat.sdk import DAG, BaseOperator
-from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_0_PLUS
 from runs import Instance, Ran, all_output, connected_sandbox, run_dag
 
 from airflow_provider_dingconf.dingtalk.errors import (
     ConnectionLostError,
-    DingTalkError,
     InvalidInputError,
-    ServerError,
     ThrottledError,
 )
 from airflow_provider_dingconf.hooks import DingTalkConferenceHook
@@ -81,7 +75,7 @@ def ran(airflow_db: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         sandbox.fail(Fault(path="/refused", code="noPermission"))
         with all_output(tmp_path_factory.mktemp("log") / "output") as output:
             run = run_dag("any_call", DAG_FILE)
-        yield Ran.of(run, sandbox.calls, output.read_text(errors="replace"))
+        yield Ran.of(run, sandbox, log=output.read_text(errors="replace"))
 
 
 def sent(ran: Ran, ending: str) -> list[Any]:
@@ -134,13 +128,8 @@ def test_no_secret_is_in_the_rendered_fields_the_xcoms_or_the_log(ran: Ran) -> N
 
 def mute(**arguments: Any) -> DingTalkOperator:
     """Return a task that mutes everyone."""
-    given = {
-        "method": "POST",
-        "path": MUTE,
-        "path_params": {"conference_id": "m"},
-        "json": {"action": "mute"},
-    }
-    return DingTalkOperator(task_id="mute", **{**given, **arguments})
+    given = {"task_id": "mute", "method": "POST", "path": MUTE, "path_params": {"conference_id": "m"}}
+    return DingTalkOperator(**{**given, "json": {"action": "mute"}, **arguments})  # type: ignore[arg-type]
 
 
 def execute(**arguments: Any) -> Any:
@@ -167,42 +156,9 @@ def test_the_xcom_is_whatever_json_a_good_response_holds(
     assert (type(found), found) == (type(xcom), xcom)
 
 
-@pytest.mark.parametrize(
-    ("code", "error"),
-    [
-        ("noPermission", AirflowFailException),
-        ("confClosed", AirflowSkipException),
-        ("systemError", ServerError),
-    ],
-)
-def test_each_outcome_is_its_exception(sandbox: Sandbox, code: str, error: type) -> None:
-    sandbox.fail(Fault(call="other", code=code))
-    with pytest.raises(error) as caught:
-        execute(max_attempts=1)
-    failed = caught.value if isinstance(caught.value, DingTalkError) else caught.value.__cause__
-    assert isinstance(failed, DingTalkError)
-    assert failed.code == code
-
-
-@pytest.mark.parametrize("name", ["noPermission", "PermissionDeniedError", "RefusedError"])
-@pytest.mark.parametrize(
-    ("outcome", "error"),
-    [
-        ("fail", AirflowFailException),
-        ("skip", AirflowSkipException),
-        ("retry", DingTalkError),
-        ("succeed", None),
-    ],
-)
-def test_on_error_decides_by_code_and_by_class(
-    sandbox: Sandbox, name: str, outcome: str, error: type | None
-) -> None:
+def test_on_error_makes_a_refusal_a_success_without_an_xcom(sandbox: Sandbox) -> None:
     sandbox.fail(Fault(call="other", code="noPermission"))
-    if error is None:
-        assert execute(on_error={name: outcome}) is None
-    else:
-        with pytest.raises(error):
-            execute(on_error={name: outcome})
+    assert execute(on_error={"noPermission": "succeed"}) is None
 
 
 def test_a_call_is_retried_when_its_response_was_lost(sandbox: Sandbox) -> None:
@@ -243,38 +199,6 @@ def test_an_invalid_connection_fails_the_task(conn: Callable[..., None], sandbox
     assert sandbox.calls == []
 
 
-def test_a_killed_task_ends_its_call(sandbox: Sandbox) -> None:
-    sandbox.fail(Fault(call="other", delay=9.0))
-    task, main = mute(), threading.main_thread().ident
-    said: list[str] = []
-
-    def handler(*_: Any) -> None:  # as Airflow does
-        try:
-            task.on_kill()
-        except SystemExit as error:
-            said.append(str(error))
-        raise SystemExit(143)
-
-    def kill() -> None:
-        while not sandbox.calls_of("other"):
-            time.sleep(0.01)
-        signal.pthread_kill(main, signal.SIGTERM)
-
-    before = signal.signal(signal.SIGTERM, handler)
-    killer = threading.Thread(target=kill, daemon=True)
-    killer.start()
-    began = time.monotonic()
-    try:
-        with pytest.raises(SystemExit):
-            task.execute({"ti": Instance()})
-    finally:
-        killer.join(60)
-        signal.signal(signal.SIGTERM, before)
-    assert time.monotonic() - began < 8, "the call was not ended"
-    assert said == (["the call was interrupted"] if AIRFLOW_V_3_0_PLUS else [])
-    assert len(sandbox.calls_of("other")) == 1
-
-
 def test_a_task_that_is_killed_before_its_call_makes_none(
     sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -296,27 +220,21 @@ def test_a_task_that_is_killed_before_its_call_makes_none(
 
 MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"method": "FETCH"}, "method: 'FETCH' is not one of DELETE, GET, PATCH, POST, PUT"),
-    ({"json": 17}, "json: a body of type int cannot be sent; give a dict or a list"),
     ({"json": "{}"}, "json: a body of type str cannot be sent; give a dict or a list"),
     ({"params": {"a": 1}, "query_params": {"a": 1}}, "they are two names of one parameter"),
     ({"params": {"ids": ["a"]}}, "'ids' is a list, not a text, a number or a boolean"),
     ({"query_params": ["a"]}, "query parameters or body: they cannot be sent"),
     ({"on_error": {"confClose": "fail"}}, "did you mean 'confClosed'?"),
     ({"max_attempts": 0}, "max_attempts: 0 is not a whole number of at least 1"),
-    ({"max_seconds": "9"}, "max_seconds: '9' is not a number of seconds"),
     ({"repeatable": "no"}, "repeatable: 'no' is not True or False; it is not a template"),
-]
-IN_THE_PATH: list[tuple[dict[str, Any], str]] = [
     ({"path": "conference/x", "path_params": None}, "path: 'conference/x' is not a plain absolute path"),
-    ({"path": None, "path_params": None}, "path: None is not a plain absolute path"),
     ({"path_params": ["m"]}, "path_params: expected a dict of values by name, got ['m']"),
     ({"path_params": {}}, "path_params: 'conference_id' is missing, for which the path has a placeholder"),
-    ({"path_params": {"conference_id": "m", "x": "y"}}, "path_params: the path has no placeholder for 'x'"),
     ({"path_params": {"conference_id": None}}, "path_params: 'conference_id': expected a string, got None"),
 ]
 
 
-@pytest.mark.parametrize(("wrong", "said"), [*MISTAKES, *IN_THE_PATH])
+@pytest.mark.parametrize(("wrong", "said"), MISTAKES)
 @pytest.mark.parametrize("mapped", [False, True])
 def test_a_mistake_is_an_error_of_the_dag_file(wrong: dict[str, Any], said: str, mapped: bool) -> None:
     make = partial(DingTalkOperator.partial, task_id="mute", method="POST", path=MUTE) if mapped else mute
@@ -338,5 +256,4 @@ def test_what_a_template_or_another_task_fills_in_is_not_checked_when_the_dag_is
                 {"json": found, "query_params": {"a": found}},
             ]
         ):
-            task = {"task_id": f"task{number}", "method": "POST", "path": MUTE}
-            DingTalkOperator(**{**task, "path_params": {"conference_id": "m"}, **given})
+            mute(task_id=f"task{number}", **given)

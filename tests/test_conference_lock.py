@@ -255,7 +255,7 @@ def ran(dags: dict[str, Any]) -> Iterator[Ran]:
         for meeting in MEETINGS:
             sandbox.create_conference(conference_id=meeting)
         sandbox.fail(Fault(call="lock", path="/refused/", code="noPermission"))
-        yield Ran.of(dags["sections"].test(), sandbox.calls)
+        yield Ran.of(dags["sections"].test(), sandbox)
 
 
 def test_a_section_locks_works_and_unlocks_a_meeting_that_a_task_before_found(ran: Ran) -> None:
@@ -305,7 +305,7 @@ def run(dags: dict[str, Any], sandbox: Sandbox, conn: Any) -> Callable[..., Ran]
         sandbox.create_conference(conference_id="release")
         if not unlocks:
             sandbox.fail(Fault(call="unlock", code="noPermission"))
-        return Ran.of(dags[name].test(), sandbox.calls)
+        return Ran.of(dags[name].test(), sandbox)
 
     return run
 

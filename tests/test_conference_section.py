@@ -151,7 +151,7 @@ def test_tasks_inside_a_section_know_the_meeting_and_no_password_shows(
 ) -> None:
     run = dags["open_one"].test()
     assert set(states(run).values()) == {"success"}
-    ran = Ran.of(run, sandbox.calls)
+    ran = Ran.of(run, sandbox)
     (meeting,) = sandbox.conferences.values()
     assert (meeting.title, meeting.creator_id, meeting.status) == ("Exam of open", "chris", "ended")
     lines = "".join(capfd.readouterr()).splitlines(keepends=True)

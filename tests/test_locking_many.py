@@ -90,7 +90,7 @@ MEETINGS = [
 
 
 @pytest.fixture(scope="module")
-def world(airflow_db: None) -> Iterator[tuple[Ran, Sandbox]]:
+def ran(airflow_db: None) -> Iterator[Ran]:
     with connected_sandbox() as sandbox:
         for meeting in MEETINGS:
             sandbox.create_conference(conference_id=meeting)
@@ -99,17 +99,7 @@ def world(airflow_db: None) -> Iterator[tuple[Ran, Sandbox]]:
         for number, status in enumerate(("ended", "started", "started")):
             sandbox.create_conference(f"Exam {number}", conference_id=f"exam-{number}", status=status)
         sandbox.fail(Fault(call="lock", path="/flaky-2/", code="systemError", times=1))
-        yield Ran.of(run_dag("many", DAG_FILE), sandbox.calls), sandbox
-
-
-@pytest.fixture(scope="module")
-def ran(world: tuple[Ran, Sandbox]) -> Ran:
-    return world[0]
-
-
-@pytest.fixture(scope="module")
-def dingtalk(world: tuple[Ran, Sandbox]) -> Sandbox:
-    return world[1]
+        yield Ran.of(run_dag("many", DAG_FILE), sandbox)
 
 
 def ids_of(results: Any) -> list[str]:
@@ -123,23 +113,21 @@ def test_a_room_code_is_a_template_and_its_running_meeting_is_locked(ran: Ran) -
     assert ran.link("by_room_code", JoinConferenceLink()).endswith("/1234567890")
 
 
-def test_mapped_tasks_are_named_by_their_room_code_or_by_the_length_of_their_list(
-    ran: Ran, dingtalk: Sandbox
-) -> None:
+def test_mapped_tasks_are_named_by_their_room_code_or_by_the_length_of_their_list(ran: Ran) -> None:
     names = {key: ran.instances[key].rendered_map_index for key in ran.instances}
     assert [names["rooms", index] for index in range(2)] == ["2222222222", "333 333-3333"]
     assert names["rooms", 2] == "9" * 250  # SQLite takes any length; PostgreSQL takes 250
     assert [names["lists", index] for index in range(2)] == ["20 meetings", "1 meetings"]
-    assert dingtalk.conference("room-3").locked
+    assert ran.sandbox.conference("room-3").locked
     assert [str(ran.instances["lists", index].state) for index in range(2)] == ["success"] * 2
 
 
-def test_the_list_can_be_the_xcom_of_a_task(ran: Ran, dingtalk: Sandbox) -> None:
+def test_the_list_can_be_the_xcom_of_a_task(ran: Ran) -> None:
     assert ran.state("found") == "success"
-    assert dingtalk.conference("found-2").locked
+    assert ran.sandbox.conference("found-2").locked
 
 
-def test_every_running_meeting_of_a_title_is_locked_and_unlocked(ran: Ran, dingtalk: Sandbox) -> None:
+def test_every_running_meeting_of_a_title_is_locked_and_unlocked(ran: Ran) -> None:
     assert ids_of(ran.result("running")) == ids_of(ran.result("unlock_running")) == ["exam-1", "exam-2"]
     assert [ran.actions(f"exam-{number}") for number in range(3)] == [[], *[["lock", "unlock"]] * 2]
 
@@ -148,10 +136,10 @@ def test_a_filter_that_a_template_renders_to_none_fails_the_task(ran: Ran) -> No
     assert (ran.state("filter_of_none"), ran.tries("filter_of_none")) == ("failed", 1)
 
 
-def test_the_xcom_of_a_lock_that_failed_names_the_meetings_to_unlock(ran: Ran, dingtalk: Sandbox) -> None:
+def test_the_xcom_of_a_lock_that_failed_names_the_meetings_to_unlock(ran: Ran) -> None:
     assert (ran.state("part"), ran.tries("part"), ran.state("unlock_part")) == ("failed", 1, "success")
     assert ids_of(ran.result("unlock_part")) == ["part-1"]
-    assert not dingtalk.conference("part-1").locked
+    assert not ran.sandbox.conference("part-1").locked
 
 
 def test_a_retry_locks_only_the_remaining_meetings_if_airflow_has_a_store(ran: Ran) -> None:
@@ -169,7 +157,7 @@ def test_a_retry_locks_only_the_remaining_meetings_if_airflow_has_a_store(ran: R
     assert {*ids_of(ran.result("retried_well"))} == {"again-1", "flaky-2", "again-2"}
 
 
-def test_a_section_unlocks_what_it_has_locked_also_if_its_lock_fails(ran: Ran, dingtalk: Sandbox) -> None:
+def test_a_section_unlocks_what_it_has_locked_also_if_its_lock_fails(ran: Ran) -> None:
     assert ran.states("lock_section", "work", "unlock_section") == ["success"] * 3
     assert ran.result("unlock_section")["conference_id"] == "room-now"
     assert ran.state("lock_failed") == "failed"
@@ -672,18 +660,6 @@ def test_while_dingtalk_asks_to_wait_no_other_meeting_is_locked(sandbox: Sandbox
     assert max(gaps) > 0.8
     # The first is refused; two more may be under way.
     assert gaps.index(max(gaps)) <= 2
-
-
-@pytest.mark.parametrize("max_attempts", [1, 5])
-def test_a_wait_that_is_too_long_fails_the_remaining_meetings_untried(
-    sandbox: Sandbox, max_attempts: int
-) -> None:
-    sandbox.fail(Fault(call="lock", code="systemBusy", headers={"Retry-After": "300"}, times=1))
-    hook = DingTalkConferenceHook(max_attempts=max_attempts)
-    results = hook.lock_conferences(create(sandbox, 30), concurrency=1)
-    assert [(one.attempts, one.success) for one in results] == [(1, False), *[(0, False)] * 29]
-    assert {one.error and one.error.retry_after for one in results} == {300.0}
-    assert len(sandbox.calls_of("lock")) == 1
 
 
 # When the DAG is parsed

@@ -18,7 +18,6 @@ from airflow_provider_dingconf.dingtalk.errors import (
     ConferenceClosedError,
     ConferenceNotFoundError,
     ConferenceNotRunningError,
-    CredentialsError,
     InvalidConferenceIdError,
     InvalidInputError,
     ParameterError,
@@ -43,20 +42,15 @@ def create(sandbox: Sandbox, number: int) -> list[str]:
 
 
 @pytest.mark.parametrize("code", [ROOM, "123 456 7890", " 123-4567\u2013890\u00a0", int(ROOM)])
-def test_a_meeting_is_locked_by_its_room_code_as_dingtalk_shows_it(
+def test_a_meeting_is_locked_by_its_room_code_as_dingtalk_shows_it_and_unlocked_by_its_schedule(
     face: Any, sandbox: Sandbox, code: Any
 ) -> None:
     sandbox.create_conference("before", room_code=ROOM, status="ended")
-    meeting = sandbox.create_conference("now", room_code=ROOM)
+    meeting = sandbox.create_conference("now", room_code=ROOM, schedule_conference_id="schedule-1")
     sandbox.create_conference("next", room_code=ROOM, status="not_started")
     assert face.do("lock_conference", room_code=code)["conference_id"] == meeting
     assert sandbox.conference(meeting).locked
     assert [call.name for call in sandbox.calls] == ["token", "roomCode", "lock"]
-
-
-def test_a_meeting_is_unlocked_by_its_schedule(face: Any, sandbox: Sandbox) -> None:
-    meeting = sandbox.create_conference(schedule_conference_id="schedule-1")
-    sandbox.conference(meeting).locked = True
     assert face.do("unlock_conference", schedule_conference_id="schedule-1")["conference_id"] == meeting
     assert not sandbox.conference(meeting).locked
 
@@ -80,24 +74,20 @@ def test_the_meeting_that_a_block_has_locked_is_unlocked_whatever_its_room_code_
 def test_a_room_code_without_a_running_meeting_is_an_error_that_lists_its_meetings(
     face: Any, sandbox: Sandbox, statuses: list[Any]
 ) -> None:
-    listed = {
-        sandbox.create_conference(f"The {status}", room_code=ROOM, status=status): status
-        for status in statuses
-    }
+    made = [sandbox.create_conference(f"The {one}", room_code=ROOM, status=one) for one in statuses]
     with pytest.raises(ConferenceNotRunningError, match="no meeting is running") as raised:
         face.do("lock_conference", room_code=ROOM)
     assert raised.value.code == "confNotRunning"
-    for meeting, status in listed.items():
+    for meeting, status in zip(made, statuses, strict=True):
         assert f"{meeting} ('The {status}', {status})" in str(raised.value)
     assert sandbox.calls_of("lock") == []
 
 
 def test_more_than_one_running_meeting_is_an_error_that_lists_them(face: Any, sandbox: Sandbox) -> None:
     made = [sandbox.create_conference(room_code=ROOM) for _ in range(25)]
-    with pytest.raises(ConferenceNotRunningError, match="25 meetings are running") as raised:
+    with pytest.raises(ConferenceNotRunningError, match=r"25 meetings are running.* and 20 more") as raised:
         face.do("get_conference", room_code=ROOM)
     assert made[0] in str(raised.value)
-    assert "and 20 more" in str(raised.value)
     assert len(sandbox.calls_of("roomCode")) == 2  # both pages were read
 
 
@@ -105,9 +95,7 @@ def test_more_than_one_running_meeting_is_an_error_that_lists_them(face: Any, sa
     ("named", "said"),
     [
         ({}, "conference_id: it is missing, or a template or XCom rendered to None"),
-        ({"room_code": ""}, "room_code: it is empty"),
         ({"room_code": " - "}, "room_code: it is empty"),
-        ({"room_code": 1234567890.0}, "room_code: expected a string, got 1234567890.0 of type float"),
         ({"room_code": "12/34"}, "cannot stand in a room code"),
         ({"schedule_conference_id": "a?b"}, "cannot stand in a schedule conference id"),
         ({"conference_id": "a", "room_code": "1"}, "conference_id and room_code are given; give one of"),
@@ -164,47 +152,39 @@ def test_an_unknown_meeting_is_a_not_found_error(face: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "body",
-    [
-        {},
-        {"confInfo": []},
-        {"confInfo": {"conferenceId": 7, "status": 2}},
-        {"confInfo": {"conferenceId": "a", "status": 9}},
-        {"confInfo": {"conferenceId": "a", "status": [2]}},
-    ],
-    ids=str,
-)
-def test_a_response_of_another_shape_is_an_error(face: Any, sandbox: Sandbox, body: Any) -> None:
-    sandbox.fail(Fault(call="info", body=body))
-    with pytest.raises(ResponseError):
-        face.do("get_conference", "a", hook=face.hook(max_attempts=1))
-
-
-@pytest.mark.parametrize("invalid", [None, 0, -1, "soon", True, 1e30])
-def test_an_invalid_time_is_none(face: Any, sandbox: Sandbox, invalid: Any) -> None:
-    info = {"conferenceId": "a", "status": 2, "startTime": invalid}
-    sandbox.fail(Fault(body={"confInfo": info}, call="info"))
-    assert face.do("get_conference", "a") == Conference("a", "", ConferenceStatus.STARTED)
-
-
-@pytest.mark.parametrize(
     ("method", "call", "body"),
     [
-        ("get_conference", "info", {"confInfo": {"title": "no id"}}),
+        ("get_conference", "info", {}),
+        ("get_conference", "info", {"confInfo": []}),
+        ("get_conference", "info", {"confInfo": {"title": "no id", "status": 2}}),
+        ("get_conference", "info", {"confInfo": {"conferenceId": 7, "status": 2}}),
+        ("get_conference", "info", {"confInfo": {"conferenceId": "a", "status": 9}}),
+        ("get_conference", "info", {"confInfo": {"conferenceId": "a", "status": [2]}}),
         ("find_conferences", "roomCode", {"conferenceList": "none"}),
         ("lock_conference", "token", {"expireIn": 7200}),
     ],
 )
-def test_an_undocumented_response_keeps_its_request_id_and_is_retried(
+def test_a_response_of_another_shape_is_an_error_with_its_request_id(
     face: Any, sandbox: Sandbox, method: str, call: str, body: dict[str, Any]
 ) -> None:
-    sandbox.create_conference(conference_id="m", room_code=ROOM)
     arguments = {"room_code": ROOM} if call == "roomCode" else {"conference_id": "m"}
-    sandbox.fail(Fault(call=call, body={**body, "requestid": "R-1"}, times=2))
+    sandbox.fail(Fault(call=call, body={**body, "requestid": "R-1"}))
     with pytest.raises(ResponseError) as caught:
         face.do(method, hook=face.hook(max_attempts=1), **arguments)
     assert (caught.value.request_id, caught.value.http_status) == ("R-1", 200)
-    assert face.do(method, **arguments)
+
+
+def test_a_call_is_retried_after_a_response_of_another_shape(face: Any, sandbox: Sandbox) -> None:
+    sandbox.fail(Fault(call="info", body={}, times=1))
+    assert face.do("get_conference", "sandbox-open")
+    assert len(sandbox.calls_of("info")) == 2
+
+
+@pytest.mark.parametrize("invalid", [None, "soon"])
+def test_an_invalid_time_is_none(face: Any, sandbox: Sandbox, invalid: Any) -> None:
+    info = {"conferenceId": "a", "status": 2, "startTime": invalid}
+    sandbox.fail(Fault(body={"confInfo": info}, call="info"))
+    assert face.do("get_conference", "a") == Conference("a", "", ConferenceStatus.STARTED)
 
 
 def running(face: Any, hook: Any, **options: Any) -> list[Conference]:
@@ -212,13 +192,6 @@ def running(face: Any, hook: Any, **options: Any) -> list[Conference]:
         return [one async for one in hook.arunning_conferences(**options)]
 
     return asyncio.run(awaited()) if face.awaited else list(hook.running_conferences(**options))
-
-
-def test_the_running_meetings_are_those_of_all_pages(face: Any, sandbox: Sandbox) -> None:
-    made = create(sandbox, 45)
-    sandbox.create_conference("over", status="ended")
-    assert [one.conference_id for one in running(face, face.hook())] == made
-    assert len(sandbox.calls_of("list")) == 3
 
 
 @SYNC_TOO
@@ -233,15 +206,18 @@ def test_the_running_meetings_can_be_chosen_by_title_and_creator(face: Any, sand
             running(face, face.hook(), title_pattern=wrong)
 
 
-def test_each_page_of_running_meetings_is_requested_when_it_is_needed(sandbox: Sandbox) -> None:
-    create(sandbox, 21)
+def test_the_running_meetings_are_those_of_all_pages_and_each_page_is_requested_when_it_is_needed(
+    sandbox: Sandbox,
+) -> None:
+    made = create(sandbox, 45)
+    sandbox.create_conference("over", status="ended")
     with closing(DingTalkConferenceHook()) as hook:
         found = hook.running_conferences()
         assert sandbox.calls == []
-        next(found)
+        assert next(found).conference_id == made[0]
         assert len(sandbox.calls_of("list")) == 1
-        assert len(list(found)) == 20
-        assert len(sandbox.calls_of("list")) == 2
+        assert [one.conference_id for one in found] == made[1:]
+        assert len(sandbox.calls_of("list")) == 3
 
 
 def test_a_list_that_goes_round_in_a_circle_is_an_error(face: Any, sandbox: Sandbox) -> None:
@@ -319,13 +295,6 @@ def test_calls_are_spread_out(face: Any, sandbox: Sandbox) -> None:
     assert median(later - earlier for earlier, later in pairwise(times)) > 0.02
 
 
-def test_without_a_token_no_meeting_is_locked(face: Any, sandbox: Sandbox, conn: Any) -> None:
-    conn(password="wrong")
-    with pytest.raises(CredentialsError):
-        face.do("lock_conferences", [f"m-{number}" for number in range(50)])
-    assert [call.name for call in sandbox.calls] == ["token"]
-
-
 @pytest.mark.parametrize(
     ("code", "kind"),
     [
@@ -342,13 +311,14 @@ def test_an_error_that_concerns_all_meetings_costs_no_call_for_each(
     assert len(sandbox.calls_of("lock")) <= 5
 
 
+@pytest.mark.parametrize("max_attempts", [1, 5])
 def test_a_wait_that_does_not_fit_into_the_hooks_time_is_not_begun_for_any(
-    face: Any, sandbox: Sandbox
+    face: Any, sandbox: Sandbox, max_attempts: int
 ) -> None:
-    sandbox.fail(Fault(call="lock", code="systemBusy", headers={"Retry-After": "30"}))
-    hook = face.hook(max_seconds=30)
+    sandbox.fail(Fault(call="lock", code="systemBusy", headers={"Retry-After": "300"}, times=1))
+    hook = face.hook(max_attempts=max_attempts)
     results = face.do("lock_conferences", create(sandbox, 5), hook=hook, concurrency=1)
-    assert [one.attempts for one in results] == [1, 0, 0, 0, 0]
+    assert [(one.attempts, one.error.retry_after) for one in results] == [(1, 300.0), *[(0, 300.0)] * 4]
 
 
 @pytest.mark.parametrize(

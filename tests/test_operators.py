@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import signal
 import threading
 import time
 from datetime import timedelta
@@ -16,6 +17,7 @@ import pytest
 from airflow.exceptions import AirflowFailException, AirflowSkipException
 from airflow.providers.common.compat.sdk import DAG, BaseOperator, TaskGroup
 from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_0_PLUS
+from faults.scenarios import killer_of
 from runs import Instance, Ran, all_output, connected_sandbox, run_dag
 
 from airflow_provider_dingconf.dingtalk.error_codes import ERRORS
@@ -29,7 +31,13 @@ from airflow_provider_dingconf.dingtalk.errors import (
     ServerError,
     ThrottledError,
 )
-from airflow_provider_dingconf.operators import LockConferenceOperator, UnlockConferenceOperator
+from airflow_provider_dingconf.operators import (
+    CloseConferenceOperator,
+    ConferenceMembersOperator,
+    DingTalkOperator,
+    LockConferenceOperator,
+    UnlockConferenceOperator,
+)
 from airflow_provider_dingconf.sandbox import Fault, Sandbox
 from airflow_provider_dingconf.sensors import ConferenceSensor
 
@@ -126,8 +134,8 @@ def ran(airflow_db: None, tls_context: Any, tmp_path_factory: pytest.TempPathFac
         patch.setenv("TASK_ARGUMENTS", json.dumps(NO_POLICY))
         with all_output(tmp_path_factory.mktemp("log") / "output") as output:
             run = run_dag("every_error", DAG_FILE)
-        calls = [call for sandbox in (usual, banning, slow, untrusted) for call in sandbox.calls]
-        yield Ran.of(run, calls, output.read_text(errors="replace"))
+        log = output.read_text(errors="replace")
+        yield Ran.of(run, usual, banning, slow, untrusted, log=log)
 
 
 STATES = {Outcome.SKIP: ("skipped", 1), Outcome.FAIL: ("failed", 1), Outcome.RETRY: ("failed", 2)}
@@ -306,28 +314,43 @@ def test_the_limits_of_a_call_are_not_airflows_retries(sandbox: Sandbox) -> None
     assert len(sandbox.calls_of("lock")) == 2
 
 
-def test_a_killed_task_ends_its_call_and_one_that_makes_none_goes_on(sandbox: Sandbox) -> None:
-    sandbox.fail(Fault(call="lock", delay=0.5))
-    task = LockConferenceOperator(task_id="lock", conference_id="sandbox-open")
+@pytest.mark.parametrize(
+    ("operator", "call", "arguments"),
+    [
+        (LockConferenceOperator, "lock", {"conference_id": "sandbox-open"}),
+        (
+            DingTalkOperator,
+            "other",
+            {"method": "POST", "path": "/v1.0/conference/videoConferences/m/members/kick"},
+        ),
+        (CloseConferenceOperator, "close", {"conference_id": "sandbox-open", "creator_id": "chris"}),
+        (ConferenceMembersOperator, "members", {"conference_id": "sandbox-open"}),
+    ],
+)
+def test_a_killed_task_ends_its_call_and_one_that_makes_none_goes_on(
+    sandbox: Sandbox, operator: Any, call: str, arguments: dict[str, Any]
+) -> None:
+    sandbox.fail(Fault(call=call, delay=9.0))
+    task = operator(task_id="task", **arguments)
     task.on_kill()
-    said: list[str] = []
 
     def kill() -> None:
-        while not sandbox.calls_of("lock"):
+        while not sandbox.calls_of(call):
             time.sleep(0.01)
-        try:
-            task.on_kill()
-            said.append("Airflow 2 raises an exception of its own")
-        except SystemExit as error:
-            said.append(str(error))
+        os.kill(os.getpid(), signal.SIGTERM)
 
-    killer = threading.Thread(target=kill, daemon=True)
-    killer.start()
-    with pytest.raises(SystemExit):
-        task.execute({"ti": Instance()})
-    killer.join(60)
-    expected = "lock was interrupted" if AIRFLOW_V_3_0_PLUS else "Airflow 2 raises an exception of its own"
-    assert said == [expected]
+    before = signal.signal(signal.SIGTERM, killer_of(task))
+    threading.Thread(target=kill, daemon=True).start()
+    began = time.monotonic()
+    try:
+        with pytest.raises(BaseException) as raised:  # noqa: PT011
+            task.execute({"ti": Instance()})
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert time.monotonic() - began < 8, "the call was not ended"
+    said = f"{operator.action} was interrupted" if AIRFLOW_V_3_0_PLUS else "Task received SIGTERM signal"
+    assert str(raised.value) == said
+    assert len(sandbox.calls_of(call)) == 1
     assert not sandbox.conference("sandbox-open").locked
 
 

@@ -96,7 +96,7 @@ def ran(airflow_db: None) -> Iterator[Ran]:
                 not_yet = {"confInfo": {"conferenceId": meeting, "status": 0}}
                 sandbox.fail(Fault(call="info", path=f"/{meeting}$", body=not_yet, times=1))
             sandbox.fail(Fault(call="info", path=f"/busy-{mode}$", code="systemBusy", times=1))
-        yield Ran.of(run_dag("waiting", DAG_FILE), sandbox.calls)
+        yield Ran.of(run_dag("waiting", DAG_FILE), sandbox)
 
 
 def rescheduled(ran: Ran, task: str) -> int:
