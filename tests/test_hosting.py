@@ -330,7 +330,7 @@ def test_a_list_of_another_shape_is_an_error(face: Any, sandbox: Sandbox, body: 
         listed(face, "a", max_attempts=1)
 
 
-@pytest.mark.parametrize("value", [None, -1, True, "soon", 10**30])
+@pytest.mark.parametrize("value", [None, "soon"])
 def test_a_value_that_is_missing_or_invalid_is_none(face: Any, sandbox: Sandbox, value: Any) -> None:
     model = {"duration": value, "joinTime": value, "host": value if value is None else 1}
     sandbox.fail(Fault(call="members", body={"memberModels": [model]}))
