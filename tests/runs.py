@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from airflow.providers.common.compat.sdk import AIRFLOW_V_3_0_PLUS
+from airflow.providers.common.compat.sdk import AIRFLOW_V_3_0_PLUS, DAG, TaskGroup
 
 from airflow_provider_dingconf.client import token_cache
 from airflow_provider_dingconf.operators import LockConferenceOperator
@@ -164,6 +164,19 @@ def _rendered(run: Any) -> dict[str, Any]:
     with create_session() as session:
         found = session.query(Fields.task_id, Fields.rendered_fields)
         return dict(found.filter(Fields.run_id == run.run_id).all())
+
+
+# Tasks that are only made
+
+LEVELS = ("dag", "group", "task")
+
+
+@contextlib.contextmanager
+def default_args_of(level: str, given: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Give these ``default_args`` to the DAG, the group or the task of a block, and yield those of the task."""
+    args = {each: given if each == level else {} for each in LEVELS}
+    with DAG("made", schedule=None, default_args=args["dag"]), TaskGroup("g", default_args=args["group"]):
+        yield args["task"]
 
 
 # A task whose ``execute`` is called directly

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from airflow.exceptions import AirflowFailException, AirflowSkipException
-from airflow.providers.common.compat.sdk import DAG, BaseOperator, TaskGroup
+from airflow.providers.common.compat.sdk import BaseOperator
 from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_0_PLUS
 from faults.scenarios import killer_of
-from runs import Instance, Ran, all_output, connected_sandbox, run_dag
+from runs import LEVELS, Instance, Ran, all_output, connected_sandbox, default_args_of, run_dag
 
 from airflow_provider_dingconf.dingtalk.error_codes import ERRORS
 from airflow_provider_dingconf.dingtalk.errors import (
@@ -461,27 +461,19 @@ def test_an_invalid_parameter_is_an_error_of_the_dag_file(wrong: dict[str, Any])
             make(task_id="lock", **wrong)
 
 
-LEVELS = ("dag", "group", "task")
-
-
-@pytest.mark.parametrize("whose", LEVELS)
+@pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("mapped", [False, True])
 @pytest.mark.parametrize("wrong", [{"on_error": {"confClose": "fail"}}, {"max_attempts": 0}], ids=str)
 def test_a_mistake_in_default_args_is_an_error_of_the_dag_file(
-    wrong: dict[str, Any], mapped: bool, whose: str
+    wrong: dict[str, Any], mapped: bool, level: str
 ) -> None:
     make = LockConferenceOperator.partial if mapped else partial(LockConferenceOperator, conference_id="1")
-    defaults = {level: wrong if level == whose else {} for level in LEVELS}
-    with (
-        pytest.raises(InvalidInputError),
-        DAG("mistaken", schedule=None, default_args=defaults["dag"]),
-        TaskGroup("group", default_args=defaults["group"]),
-    ):
-        make(task_id="lock", default_args=defaults["task"])
+    with pytest.raises(InvalidInputError), default_args_of(level, wrong) as default_args:
+        make(task_id="lock", default_args=default_args)
 
 
-@pytest.mark.parametrize("whose", LEVELS)
-def test_a_mapped_task_takes_its_parameters_from_default_args(whose: str) -> None:
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_mapped_task_takes_its_parameters_from_default_args(level: str) -> None:
     given = {
         "dingtalk_conn_id": "theirs",
         "max_attempts": 2,
@@ -489,13 +481,9 @@ def test_a_mapped_task_takes_its_parameters_from_default_args(whose: str) -> Non
         "on_error": {"confClosed": "fail"},
         "max_meetings": 7,
     }
-    defaults = {level: given if level == whose else {} for level in LEVELS}
-    with (
-        DAG("mapped", schedule=None, default_args=defaults["dag"]),
-        TaskGroup("group", default_args=defaults["group"]),
-    ):
+    with default_args_of(level, given) as default_args:
         mapped = LockConferenceOperator.partial(
-            task_id="lock", default_args=defaults["task"], max_attempts=3, map_index_template="{{ 1 }}"
+            task_id="lock", default_args=default_args, max_attempts=3, map_index_template="{{ 1 }}"
         ).expand(conference_id=["1"])
     assert mapped.partial_kwargs["map_index_template"] == "{{ 1 }}"
     task = mapped.unmap({"conference_id": "1"})

@@ -13,14 +13,12 @@ from typing import Any
 import pytest
 from airflow.providers.common.compat.sdk import (
     AIRFLOW_V_3_0_PLUS,
-    DAG,
     AirflowException,
     AirflowFailException,
     AirflowSkipException,
     TaskDeferred,
-    TaskGroup,
 )
-from runs import Instance, Ran, connected_sandbox, run_dag
+from runs import LEVELS, Instance, Ran, connected_sandbox, default_args_of, run_dag
 from waiting import event_of
 
 from airflow_provider_dingconf.dingtalk.errors import ConferenceClosedError, InvalidInputError
@@ -291,34 +289,24 @@ def test_an_invalid_sensor_is_an_error_of_the_dag_file(arguments: dict[str, Any]
     assert said in str(raised.value)
 
 
-WHERE = ["its", "the DAG's", "the group's"]
-
-
-def mapped(where: str, given: dict[str, Any]) -> Any:
-    """Return a mapped sensor whose parameters stand in ``partial`` or in one of three ``default_args``."""
-    arguments = {"its": {"default_args": given}, "partial": given}.get(where, {})
-    with (
-        DAG("x", schedule=None, default_args=given if where == "the DAG's" else {}),
-        TaskGroup("g", default_args=given if where == "the group's" else {}),
-    ):
-        return ConferenceSensor.partial(task_id="x", **arguments).expand(conference_id=["a"])
-
-
 @pytest.mark.parametrize(("wrong", "said"), [*MISTAKES, *NAMES])
-@pytest.mark.parametrize("where", ["partial", *WHERE])
+@pytest.mark.parametrize("level", [None, *LEVELS])
 def test_a_mapped_sensor_is_checked_when_the_dag_is_parsed(
-    wrong: dict[str, Any], said: str, where: str
+    wrong: dict[str, Any], said: str, level: str | None
 ) -> None:
-    with pytest.raises(InvalidInputError) as raised:
-        mapped(where, wrong)
+    given = {} if level else wrong
+    with pytest.raises(InvalidInputError) as raised, default_args_of(level or "", wrong) as default_args:
+        ConferenceSensor.partial(task_id="x", default_args=default_args, **given)
     assert said in str(raised.value)
 
 
-@pytest.mark.parametrize("where", WHERE)
-def test_a_mapped_sensor_takes_all_its_parameters_from_default_args(where: str) -> None:
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_mapped_sensor_takes_all_its_parameters_from_default_args(level: str) -> None:
     given = {"status": "ended", "poke_interval": 5.0, "on_error": {"confClosed": "fail"}, "deferrable": True}
     given |= {"timeout": 7.0, "mode": "reschedule"}
-    made = mapped(where, given).unmap({"conference_id": "a"})
+    with default_args_of(level, given) as default_args:
+        mapped = ConferenceSensor.partial(task_id="x", default_args=default_args).expand(conference_id=["a"])
+    made = mapped.unmap({"conference_id": "a"})
     assert {name: getattr(made, name) for name in given} == given
 
 
