@@ -512,7 +512,7 @@ async def test_a_trigger_that_is_cancelled_while_it_fires_leaves_the_stream(sand
     following: Any = asyncio.ensure_future(trigger.run().__anext__())
     await until(lambda: sandbox.streams)
     sandbox.create_conference()
-    await following  # and is now where the runner would be, with the event in its hands
+    await following  # the generator is suspended at its yield, as while the runner queues the event
     await trigger.cleanup()
     await until(lambda: not sandbox.streams)
 

@@ -263,7 +263,7 @@ def test_many_meetings_are_locked_for_one_call_each_and_one_for_the_token(
     assert not any(sandbox.conference(meeting).locked for meeting in made)
 
 
-def test_every_meeting_is_locked_or_has_an_error_of_its_own_and_on_result_gets_each(
+def test_every_meeting_is_locked_or_has_its_error_and_on_result_gets_each(
     face: Any, sandbox: Sandbox
 ) -> None:
     made = create(sandbox, 4)

@@ -100,7 +100,7 @@ MISTAKES = {
 
 @pytest.fixture(scope="module")
 def ran(airflow_db: None, tls_context: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ran]:
-    """Run the DAG once. An error that would concern the other tasks, too, has a connection of its own."""
+    """Run the DAG once. An error that would reach the other tasks, too, has its own connection."""
     with (
         pytest.MonkeyPatch.context() as patch,
         connected_sandbox() as usual,
@@ -238,7 +238,7 @@ def test_no_secret_is_in_the_database_or_the_log(ran: Ran) -> None:
     assert b"sandbox-confClosed" in database
     assert "lock sandbox-open: done" in ran.log
     assert ran.tokens
-    # Where Airflow 3.0 logs at DEBUG, it shows what its own supervisor is told to mask.
+    # At DEBUG, Airflow 3.0 logs the secrets that it sends to its supervisor to be masked.
     log = "\n".join(line for line in ran.log.splitlines() if "MaskSecret(" not in line)
     for secret in (Sandbox.client_secret, *ran.tokens):
         assert secret not in log

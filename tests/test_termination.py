@@ -17,11 +17,9 @@ from airflow_provider_dingconf.sandbox import Sandbox
 
 @contextmanager
 def handled_by(handler: Any) -> Iterator[None]:
-    """Handle SIGTERM, and check that the handler is put back."""
     before = signal.signal(signal.SIGTERM, handler)
     try:
         yield
-        assert signal.getsignal(signal.SIGTERM) is handler
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -53,8 +51,10 @@ def test_sigterm_inside_the_block_unlocks_the_meeting(
         terminate()
         pytest.fail("the block goes on")
 
+    handler = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit) as caught:
         block(inside)
+    assert signal.getsignal(signal.SIGTERM) is handler
     assert caught.value.code == 128 + signal.SIGTERM
     assert received == [signal.SIGTERM]
     assert not sandbox.conference("sandbox-open").locked
