@@ -1,4 +1,4 @@
-"""Tasks as Airflow runs them: the DAG files of tests, and what becomes of a run."""
+"""Tasks as Airflow runs them: the DAG files of tests, and the results of a run."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ import json
 import os
 import runpy
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from airflow.providers.common.compat.sdk import AIRFLOW_V_3_0_PLUS
+from airflow.providers.common.compat.sdk import AIRFLOW_V_3_0_PLUS, DAG, TaskGroup
 
 from airflow_provider_dingconf.client import token_cache
-from airflow_provider_dingconf.links import LINKS_KEY
 from airflow_provider_dingconf.operators import LockConferenceOperator
 from airflow_provider_dingconf.sandbox import Sandbox
 
@@ -60,13 +59,14 @@ def connected_sandbox() -> Iterator[Sandbox]:
     """Run a sandbox that the default connection leads to: for a run that many tests look at."""
     token_cache.forget()
     with pytest.MonkeyPatch.context() as patch, Sandbox() as sandbox:
-        patch.setenv("AIRFLOW_CONN_DINGTALK_DEFAULT", sandbox.connection_json())
+        unlimited = sandbox.connection_json(extra={"calls_per_second": 1000})
+        patch.setenv("AIRFLOW_CONN_DINGTALK_DEFAULT", unlimited)
         yield sandbox
 
 
 @contextlib.contextmanager
 def all_output(file: Path) -> Iterator[Path]:
-    """Write what is said on standard output and error, and in logs, into a file."""
+    """Write standard output, standard error and all logs into a file."""
     with file.open("w") as out, contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
         kept = [os.dup(1), os.dup(2)]
         os.dup2(out.fileno(), 1)
@@ -80,25 +80,28 @@ def all_output(file: Path) -> Iterator[Path]:
                 os.close(descriptor)
 
 
-# What becomes of a run
+# The results of a run
 
 
 @dataclass
 class Ran:
     """What Airflow made of a DAG, and the calls that DingTalk saw."""
 
-    run_state: str = ""
-    instances: dict[tuple[str, int], Any] = field(default_factory=dict)
-    xcoms: dict[tuple[str, int, str], Any] = field(default_factory=dict)
-    rendered: dict[str, Any] = field(default_factory=dict)
-    calls: list[Any] = field(default_factory=list)
-    log: str = ""
+    dag: Any
+    run_state: str
+    instances: dict[tuple[str, int], Any]
+    xcoms: dict[tuple[str, int, str], Any]
+    rendered: dict[str, Any]
+    sandbox: Sandbox
+    calls: list[Any]
+    log: str
 
     @classmethod
-    def of(cls, run: Any, calls: list[Any], log: str = "") -> Ran:
-        """Return what Airflow made of a run."""
+    def of(cls, run: Any, sandbox: Sandbox, *others: Sandbox, log: str = "") -> Ran:
+        """Return what Airflow made of a run that called these sandboxes."""
         instances = {(ti.task_id, ti.map_index): ti for ti in run.get_task_instances()}
-        return cls(str(run.state), instances, xcoms_of(run), rendered_of(run), calls, log)
+        calls = [call for each in (sandbox, *others) for call in each.calls]
+        return cls(run.dag, str(run.state), instances, _xcoms(run), _rendered(run), sandbox, calls, log)
 
     def state(self, task: str) -> str:
         return str(self.instances[task, -1].state)
@@ -113,15 +116,19 @@ class Ran:
         """Return what a task returned."""
         return self.xcoms.get((task, -1, "return_value"))
 
-    def link(self, task: str, link: Any) -> str:
-        """Return the address of a task's link; empty where there is none."""
-        if AIRFLOW_V_3_0_PLUS:
-            return str(self.xcoms[task, -1, link.xcom_key]).strip('"')
-        return self.xcoms[task, -1, LINKS_KEY].get(link.kept_as) or ""
+    def link(self, task: str, link: Any, map_index: int = -1) -> str:
+        """Return the address that Airflow shows as a task's link; empty if there is none."""
+        if AIRFLOW_V_3_0_PLUS:  # the worker has pushed it
+            return str(self.xcoms.get((task, map_index, link.xcom_key)) or "").strip('"')
+        from airflow.serialization.serialized_objects import SerializedDAG
 
-    def links(self, task: str) -> list[str]:
+        # The web server asks the operator of the serialized DAG.
+        shown: Any = SerializedDAG.from_dict(SerializedDAG.to_dict(self.dag)).get_task(task)
+        return shown.get_extra_links(self.instances[task, map_index], link.name) or ""
+
+    def links(self, task: str, map_index: int = -1) -> list[str]:
         """Return the addresses of a task's links: to the call, the error codes, and the meeting."""
-        return [self.link(task, link) for link in LockConferenceOperator.operator_extra_links]
+        return [self.link(task, link, map_index) for link in LockConferenceOperator.operator_extra_links]
 
     def calls_of(self, meeting: str, *names: str) -> list[Any]:
         """Return the calls of these names about a meeting."""
@@ -137,7 +144,7 @@ class Ran:
         return sorted({token for call in self.calls if (token := call.header("x-acs-dingtalk-access-token"))})
 
 
-def xcoms_of(run: Any) -> dict[tuple[str, int, str], Any]:
+def _xcoms(run: Any) -> dict[tuple[str, int, str], Any]:
     from airflow.models import xcom
     from airflow.utils.session import create_session
 
@@ -150,7 +157,7 @@ def xcoms_of(run: Any) -> dict[tuple[str, int, str], Any]:
         }
 
 
-def rendered_of(run: Any) -> dict[str, Any]:
+def _rendered(run: Any) -> dict[str, Any]:
     from airflow.models.renderedtifields import RenderedTaskInstanceFields as Fields
     from airflow.utils.session import create_session
 
@@ -159,17 +166,36 @@ def rendered_of(run: Any) -> dict[str, Any]:
         return dict(found.filter(Fields.run_id == run.run_id).all())
 
 
+# Tasks that are only made
+
+LEVELS = ("dag", "group", "task")
+
+
+@contextlib.contextmanager
+def default_args_of(level: str, given: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Give these ``default_args`` to the DAG, the group or the task of a block, and yield those of the task."""
+    args = {each: given if each == level else {} for each in LEVELS}
+    with DAG("made", schedule=None, default_args=args["dag"]), TaskGroup("g", default_args=args["group"]):
+        yield args["task"]
+
+
 # A task whose ``execute`` is called directly
 
 
 class Instance:
-    """A task instance, of which the operator knows how to push an XCom, and that this is its only try."""
+    """A task instance of one try, by default the only one, which keeps the XComs that are pushed."""
 
-    try_number = 1
-    max_tries = 0
+    dag_id, run_id, task_id, map_index = "dag", "run", "task", -1
 
-    def __init__(self) -> None:
+    def __init__(self, try_number: int = 1, tries: int = 1) -> None:
+        self.try_number, self.max_tries = try_number, tries - 1
         self.xcoms: dict[str, Any] = {}
 
     def xcom_push(self, key: str, value: Any) -> None:
         self.xcoms[key] = value
+
+    def xcom_pull(self, task_ids: str, key: str, map_indexes: int) -> Any:
+        assert (task_ids, map_indexes) == (self.task_id, self.map_index)
+        return self.xcoms.get(key)
+
+    def get_first_reschedule_date(self, _context: Any) -> None: ...

@@ -1,17 +1,17 @@
-"""A section with its own meeting: it is created before the work, and closed whatever happens."""
+"""A section with its own meeting: it is created before the work, and closed however the work ends."""
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from datetime import timedelta
 from typing import Any
 
 import pytest
 from airflow.providers.common.compat.sdk import DAG, task
-from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_0_PLUS
-from runs import names_of, rendered_of, xcoms_of
+from runs import Ran, names_of
 
-from airflow_provider_dingconf.dingtalk.errors import InvalidInputError, Outcome
-from airflow_provider_dingconf.links import LINKS_KEY, JoinConferenceLink
+from airflow_provider_dingconf.dingtalk.errors import Outcome
+from airflow_provider_dingconf.links import JoinConferenceLink
 from airflow_provider_dingconf.operators import (
     CloseConferenceOperator,
     CreateConferenceOperator,
@@ -28,23 +28,20 @@ from airflow_provider_dingconf.sandbox import Fault, Sandbox
 @pytest.mark.parametrize("group", [None, "section"])
 def test_the_work_runs_while_the_meeting_is_open(group: str | None) -> None:
     prefix = f"{group}." if group else ""
-    with DAG("sections", schedule=None) as dag:
-
-        @task
-        def work(conference_id: str) -> None: ...
-
-        with conference("Exam", "chris", group_id=group, dingtalk_conn_id="other") as section:
-            work(section.conference_id)
-            task(task_id="more_work")(lambda: None)()
+    with (
+        DAG("sections", schedule=None) as dag,
+        conference("Exam", "chris", group_id=group, dingtalk_conn_id="other") as section,
+    ):
+        task(task_id="work")(lambda conference_id: None)(section.conference_id)
+        task(task_id="more_work")(lambda: None)()
     assert isinstance(section.create, CreateConferenceOperator)
     assert isinstance(section.close, CloseConferenceOperator)
     assert (section.lock, section.unlock) == (None, None)
     assert section.create.is_setup
     assert section.close.is_teardown
     inside = {f"{prefix}work", f"{prefix}more_work"}
-    assert set(dag.task_ids) == {
-        *inside, f"{prefix}create_conference", f"{prefix}close_conference", f"{prefix}conference_done"
-    }  # fmt: skip
+    around = {f"{prefix}{name}" for name in ("create_conference", "close_conference", "conference_done")}
+    assert set(dag.task_ids) == inside | around
     for each in inside:
         assert dag.get_task(each).upstream_task_ids == {section.create.task_id}
         assert dag.get_task(each).downstream_task_ids == {f"{prefix}conference_done"}
@@ -52,30 +49,21 @@ def test_the_work_runs_while_the_meeting_is_open(group: str | None) -> None:
         assert (each.creator_id, each.dingtalk_conn_id) == ("chris", "other")
 
 
-def test_a_locked_section_locks_after_the_create_and_unlocks_before_the_close() -> None:
+@pytest.mark.parametrize("lock", [True, False], ids=["lock=True", "conference_lock"])
+def test_a_locked_section_locks_after_the_create_and_unlocks_before_the_close(lock: bool) -> None:
     with (
         DAG("sections", schedule=None) as dag,
-        conference("Exam", "chris", lock=True, name="exam") as section,
+        conference("Exam", "chris", lock=lock, name="exam") as own,
+        nullcontext(own) if lock else conference_lock(own.conference_id, name="exam") as locked,
     ):
         task(task_id="work")(lambda: None)()
-    assert isinstance(section.lock, LockConferenceOperator)
-    assert isinstance(section.unlock, UnlockConferenceOperator)
-    assert section.lock.upstream_task_ids == {"create_exam"}
+    assert isinstance(locked.lock, LockConferenceOperator)
+    assert isinstance(locked.unlock, UnlockConferenceOperator)
+    assert locked.lock.upstream_task_ids == {"create_exam"}
     assert dag.get_task("work").upstream_task_ids == {"lock_exam"}
-    assert section.unlock.downstream_task_ids == {"exam_done"}
-    assert {"exam_done", "create_exam"} <= section.close.upstream_task_ids
-
-
-def test_a_lock_inside_a_section_takes_its_meeting_and_its_unlock_depends_on_it_alone() -> None:
-    with (
-        DAG("sections", schedule=None),
-        conference("Exam", "chris") as own,
-        conference_lock(own.conference_id, name="exam") as locked,
-    ):
-        task(task_id="work")(lambda: None)()
-    assert locked.lock.upstream_task_ids == {"create_conference"}
-    assert locked.unlock.upstream_task_ids == {"lock_exam", "exam_work_done"}
-    assert locked.unlock.downstream_task_ids == {"conference_done"}
+    assert locked.unlock.upstream_task_ids == {"lock_exam", "exam_work_done"}, "it depends on its lock alone"
+    assert locked.unlock.downstream_task_ids == {"exam_done"}
+    assert {"exam_done", "create_exam"} <= own.close.upstream_task_ids
 
 
 def test_a_create_is_not_retried_and_the_rest_is_whatever_the_dag_says_of_retries() -> None:
@@ -106,16 +94,7 @@ def test_parameters_reach_all_tasks_of_a_section_and_the_xcom_they_need_is_pushe
         assert (each.on_error, each.max_seconds) == ({"noPermission": Outcome.SKIP}, 7)
 
 
-def test_a_mistake_is_an_error_when_the_dag_is_parsed() -> None:
-    with (
-        DAG("sections", schedule=None),
-        pytest.raises(InvalidInputError, match="did you mean 'noPermission'"),
-        conference("Exam", "chris", on_error={"noPermision": "skip"}),
-    ):
-        pass
-
-
-# What becomes of it
+# Sections that Airflow runs
 
 DAG_FILE = """
 from datetime import timedelta
@@ -172,6 +151,7 @@ def test_tasks_inside_a_section_know_the_meeting_and_no_password_shows(
 ) -> None:
     run = dags["open_one"].test()
     assert set(states(run).values()) == {"success"}
+    ran = Ran.of(run, sandbox)
     (meeting,) = sandbox.conferences.values()
     assert (meeting.title, meeting.creator_id, meeting.status) == ("Exam of open", "chris", "ended")
     lines = "".join(capfd.readouterr()).splitlines(keepends=True)
@@ -179,14 +159,11 @@ def test_tasks_inside_a_section_know_the_meeting_and_no_password_shows(
     sent = ("MaskSecret", "SetRenderedFields", "XCom", "xcom")
     said = "".join(line for line in lines if not any(kind in line for kind in sent))
     assert f"Come to https://meeting.dingtalk.invalid/j/{meeting.room_code} {meeting.room_code}" in said
-    xcoms = xcoms_of(run)
-    assert xcoms["create_conference", -1, "password"] == meeting.password
-    assert xcoms["create_conference", -1, "return_value"]["password"] == meeting.password
-    assert meeting.host_password not in f"{said} {xcoms} {rendered_of(run)}"
-    assert meeting.password not in f"{said} {rendered_of(run)}"
-    link, pushed = JoinConferenceLink(), xcoms.get(("create_conference", -1, LINKS_KEY), {})
-    address = xcoms["create_conference", -1, link.xcom_key] if AIRFLOW_V_3_0_PLUS else pushed[link.kept_as]
-    assert str(address).strip('"').endswith(f"/j/{meeting.room_code}")
+    assert ran.xcoms["create_conference", -1, "password"] == meeting.password
+    assert ran.result("create_conference")["password"] == meeting.password
+    assert meeting.host_password not in f"{said} {ran.xcoms} {ran.rendered}"
+    assert meeting.password not in f"{said} {ran.rendered}"
+    assert ran.link("create_conference", JoinConferenceLink()).endswith(f"/j/{meeting.room_code}")
 
 
 def test_a_locked_section_costs_four_calls(dags: dict[str, Any], sandbox: Sandbox, conn: Any) -> None:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import inspect
 import json
-import re
 import runpy
 import time
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
-from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -30,58 +27,28 @@ from airflow_provider_dingconf.client.sweeps import Sweeps
 from airflow_provider_dingconf.dingtalk.errors import InvalidInputError
 from airflow_provider_dingconf.sandbox import Sandbox
 
-AIRFLOW = tuple(map(int, airflow_version.split(".")[:2]))
-MODULE = "airflow_provider_dingconf.event_triggers"
+CONFIRMS = tuple(map(int, airflow_version.split(".")[:2])) >= (3, 3)
+"""Whether Airflow confirms which events it has stored."""
+
+PATH = "airflow_provider_dingconf.event_triggers.ConferenceEventTrigger"
+NEVER = float("-inf")
 
 
-def test_the_triggerer_makes_the_same_trigger_again() -> None:
-    made = triggers.ConferenceEventTrigger(
-        dingtalk_conn_id="other", scenes=("conference_created", "conference_closed"), creator_id="u1"
-    )
-    path, kwargs = made.serialize()
-    assert json.loads(json.dumps(kwargs)) == kwargs
-    module, _, name = path.rpartition(".")
-    again = getattr(import_module(module), name)(**kwargs)
-    assert again.serialize() == made.serialize()
-    assert again.filter == made.filter
-    assert triggers.ConferenceEventTrigger(scenes="user_join").serialize()[1]["scenes"] == ["user_join"]
+def test_a_trigger_survives_its_way_through_the_database_and_equal_filters_are_one_trigger() -> None:
+    scenes = ["conference_closed", "conference_created"]
+    rest = {"dingtalk_conn_id": "other", "title_pattern": "^R", "creator_id": "u1"}
+    for given in (scenes, tuple(reversed(scenes)), {*scenes}):
+        made = triggers.ConferenceEventTrigger(scenes=given, **rest)  # type: ignore[arg-type]
+        path, kwargs = made.serialize()
+        assert (path, kwargs) == (PATH, {"scenes": scenes, **rest})
+        again = triggers.ConferenceEventTrigger(**json.loads(json.dumps(kwargs)))
+        assert (again.serialize(), again.filter) == (made.serialize(), made.filter)
 
 
-def test_equal_filters_are_one_trigger_in_whichever_order_they_are_written() -> None:
-    written = [
-        ["conference_created", "conference_closed"],
-        ("conference_closed", "conference_created"),
-        {"conference_closed", "conference_created"},
-    ]
-    made = {json.dumps(triggers.ConferenceEventTrigger(scenes=scenes).serialize()) for scenes in written}
-    assert len(made) == 1
-
-
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        {"scenes": ["conference_create"]},
-        {"scenes": []},
-        {"scenes": 1},
-        {"title_pattern": "("},
-        {"title_pattern": re.compile("^Release")},
-        {"title_pattern": ""},
-        {"creator_id": 123},
-        {"creator_id": ""},
-    ],
-    ids=str,
-)
-def test_a_filter_that_cannot_be_meant_is_found_when_the_dag_is_parsed(wrong: Any) -> None:
+@pytest.mark.parametrize("wrong", [{"scenes": ["conference_create"]}, {"creator_id": ""}], ids=str)
+def test_an_invalid_filter_is_an_error_of_the_dag_file(wrong: Any) -> None:
     with pytest.raises(InvalidInputError):
         triggers.ConferenceEventTrigger(**wrong)
-
-
-def test_an_asset_watches_with_it() -> None:
-    from airflow.sdk import Asset, AssetWatcher
-
-    trigger = triggers.ConferenceEventTrigger()
-    asset = Asset("meetings", watchers=[AssetWatcher(name="started", trigger=trigger)])
-    assert asset.watchers[0].trigger is trigger
 
 
 # In the triggerer's runner
@@ -95,8 +62,8 @@ def sandbox(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sandbox]:
         yield running
 
 
-def make(sweep_after: Sequence[float] = (2.0, 4.0), **filters: Any) -> Any:
-    """Return a trigger whose waits are shorter, in the same proportions."""
+def make(sweep_after: Sequence[float] = (1.0, 2.0), **filters: Any) -> Any:
+    """Return a trigger with shorter waits."""
 
     class Quick(triggers.ConferenceEventTrigger):
         stream_options = StreamOptions(
@@ -104,7 +71,7 @@ def make(sweep_after: Sequence[float] = (2.0, 4.0), **filters: Any) -> Any:
             wait=(0.02, 0.1),
             restart=2.0,
             sweeps=tuple(sweep_after),
-            tick=0.2,
+            tick=0.1,
             stored=0.5,
             unconfirmed=0.02,
         )
@@ -114,15 +81,15 @@ def make(sweep_after: Sequence[float] = (2.0, 4.0), **filters: Any) -> Any:
 
 @pytest.fixture(autouse=True)
 def triggerer_has_started(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a process of a triggerer be a long time old."""
-    monkeypatch.setattr(Sweeps, "fired_at", float("-inf"))
+    """Let the triggerer's process have started long ago."""
+    monkeypatch.setattr(Sweeps, "fired_at", NEVER)
 
 
 class Triggerer:
-    """The runner of Airflow's triggerer, and in the supervisor's place this.
+    """The runner of Airflow's triggerer, with this in place of its supervisor.
 
-    :param takes: whether it takes what the runner has for the supervisor.
-    :param stores: whether it stores that, and confirms what Airflow 3.3 asks to be confirmed.
+    :param takes: whether it takes events from the runner.
+    :param stores: whether it stores them, and confirms that to Airflow 3.3.
     """
 
     def __init__(self, *, takes: bool = True, stores: bool = True) -> None:
@@ -135,10 +102,10 @@ class Triggerer:
         self.stores = stores
 
     def send(self, _message: object) -> None:
-        """Answer a message of the masker's, which comes before there is any event."""
+        """Ignore the masker's messages, which come before any event."""
 
     async def asend(self, _message: object) -> None:
-        """Answer a message of the masker's."""
+        """Ignore the masker's messages."""
 
     def start(self, trigger: Any) -> int:
         """Begin to run a trigger, and return its id."""
@@ -158,7 +125,7 @@ class Triggerer:
         return self.runner.triggers[trigger_id]["task"]  # type: ignore[return-value]
 
     def of(self, trigger_id: int) -> list[dict[str, Any]]:
-        """Return the payloads of meetings' events that a trigger has fired."""
+        """Return the payloads of the meetings' events that a trigger has fired."""
         return [
             payload for by, payload in self.fired if by == trigger_id and payload["event_type"] != "sweep"
         ]
@@ -171,7 +138,7 @@ class Triggerer:
         taken: list[int] = []
         while True:
             await asyncio.sleep(0.05)
-            if taken and self.stores:  # it confirms in one round what it took in the one before
+            if taken and self.stores:  # what it took in one round is confirmed in the next
                 self.runner._shared_streams.confirm_persisted(taken)
             taken = []
             while self.takes and self.runner.events:
@@ -221,51 +188,48 @@ async def test_a_meeting_that_starts_becomes_an_event_that_says_which(sandbox: S
         assert (payload["conference_id"], payload["title"]) == (meeting, "Release 1.0")
         assert (payload["scene"], payload["status"]) == ("conference_created", "started")
         assert payload["start_time"].endswith("+00:00")
-        await until(lambda: acknowledged(sandbox))
 
 
-async def test_each_watcher_gets_what_it_asked_for_over_one_connection(sandbox: Sandbox) -> None:
-    wanted = [
-        make(title_pattern="^Release"),
-        make(scenes=["conference_created", "conference_closed"]),
-        make(scenes=["user_join"]),
-        make(creator_id="nobody"),
+async def test_each_watcher_gets_the_events_it_wants_over_one_connection(sandbox: Sandbox) -> None:
+    filters: list[dict[str, Any]] = [
+        {"title_pattern": "^Release"},
+        {"scenes": ["conference_created", "conference_closed"]},
+        {"scenes": ["user_join"]},
+        {"creator_id": "nobody"},
     ]
-    async with triggering(sandbox, *wanted) as (triggerer, ids):
+    async with triggering(sandbox, *(make(**wanted) for wanted in filters)) as (triggerer, ids):
         release, other = sandbox.create_conference("Release"), sandbox.create_conference("other")
         sandbox.join(release, "somebody")
         sandbox.end(other)
         await until(lambda: acknowledged(sandbox))
-
-        def heard(number: int) -> list[Any]:
-            return [(one["scene"], one["conference_id"]) for one in triggerer.of(ids[number])]
-
-        assert heard(0) == [("conference_created", release)]
-        assert sorted(heard(1)) == sorted(
-            [("conference_created", release), ("conference_created", other), ("conference_closed", other)]
-        )
-        assert heard(2) == [("user_join", release)]
-        assert heard(3) == []
-        assert len(sandbox.calls_of("connect")) == 1
+        fired = [sorted((one["scene"], one["conference_id"]) for one in triggerer.of(each)) for each in ids]
+    created = [("conference_created", release), ("conference_created", other)]
+    assert fired == [
+        created[:1],
+        sorted([*created, ("conference_closed", other)]),
+        [("user_join", release)],
+        [],
+    ]
+    assert len(sandbox.calls_of("connect")) == 1
 
 
-@pytest.mark.skipif(AIRFLOW < (3, 3), reason="Airflow does not say what it has stored")
-@pytest.mark.parametrize("not_yet", [{"takes": False}, {"stores": False}])
+@pytest.mark.skipif(not CONFIRMS, reason="Airflow does not say what it has stored")
+@pytest.mark.parametrize("not_yet", [{"takes": False}, {"stores": False}], ids=str)
 async def test_an_event_is_acknowledged_once_airflow_has_it(
     sandbox: Sandbox, not_yet: dict[str, bool]
 ) -> None:
     async with triggering(sandbox, make(), **not_yet) as (triggerer, (only,)):
         sandbox.create_conference()
         await until(lambda: triggerer.runner.events or triggerer.of(only))
-        await asyncio.sleep(0.5)
+        await asyncio.sleep(0.3)
         assert not acknowledged(sandbox)
-        if not triggerer.takes:  # what it was not told to be stored is not told again
+        if not triggerer.takes:  # Airflow confirms no event that it took and did not store
             triggerer.takes = True
             await until(lambda: acknowledged(sandbox))
 
 
-@pytest.mark.skipif(AIRFLOW >= (3, 3), reason="Airflow says what it has stored")
-async def test_where_airflow_does_not_say_what_it_stores_it_has_a_fixed_time_for_it(sandbox: Sandbox) -> None:
+@pytest.mark.skipif(CONFIRMS, reason="Airflow says what it has stored")
+async def test_an_older_airflow_has_a_fixed_time_to_store_an_event(sandbox: Sandbox) -> None:
     async with triggering(sandbox, make()) as (triggerer, (only,)):
         began = time.monotonic()
         for _ in range(5):
@@ -276,19 +240,25 @@ async def test_where_airflow_does_not_say_what_it_stores_it_has_a_fixed_time_for
         assert time.monotonic() - began >= 0.5
 
 
+def run_again_until_stored(sandbox: Sandbox) -> None:
+    """Run a trigger in another triggerer, until it has fired every event and Airflow has them."""
+
+    async def again() -> None:
+        async with triggering(sandbox, make()) as (triggerer, (only,)):
+            await until(lambda: len(triggerer.of(only)) == len(sandbox.events) and acknowledged(sandbox))
+
+    drive(again)
+
+
 def test_what_airflow_did_not_store_starts_its_run_after_a_restart(sandbox: Sandbox) -> None:
     async def first() -> None:
         async with triggering(sandbox, make(), stores=False) as (triggerer, (only,)):
             sandbox.create_conference()
             await until(lambda: triggerer.of(only))
 
-    async def second() -> None:
-        async with triggering(sandbox, make()) as (triggerer, (only,)):
-            await until(lambda: triggerer.of(only) and acknowledged(sandbox))
-
     drive(first)
     assert not acknowledged(sandbox)
-    drive(second)
+    run_again_until_stored(sandbox)
 
 
 class EndingLog:
@@ -308,7 +278,7 @@ class EndingLog:
         return lambda *_args, **_details: None
 
 
-@pytest.mark.skipif(AIRFLOW < (3, 3), reason="Airflow does not say what it has stored")
+@pytest.mark.skipif(not CONFIRMS, reason="Airflow does not say what it has stored")
 @pytest.mark.parametrize("ends", ["killed", "cancelled", "stopping"])
 def test_an_event_on_its_way_into_the_queue_of_a_triggerer_that_ends_comes_again(
     sandbox: Sandbox, ends: str
@@ -319,7 +289,7 @@ def test_an_event_on_its_way_into_the_queue_of_a_triggerer_that_ends_comes_again
 
             async def end() -> None:
                 logged.set()
-                if ends == "killed":  # the main process: what reads the log is gone
+                if ends == "killed":  # the main process, which reads the log, is gone
                     raise BrokenPipeError
                 if ends == "cancelled":
                     triggerer.task(only).cancel()
@@ -331,54 +301,44 @@ def test_an_event_on_its_way_into_the_queue_of_a_triggerer_that_ends_comes_again
             await logged.wait()
             await asyncio.sleep(0.1)
             if ends != "stopping":
-                sandbox.create_conference("that only the other trigger is still there for")
+                sandbox.create_conference("that only the other trigger can fire for")
             await asyncio.sleep(0.2)
-            assert not any(event.acknowledged for event in sandbox.events)
-
-    async def second() -> None:
-        async with triggering(sandbox, make()) as (triggerer, (only,)):
-            await until(lambda: len(triggerer.of(only)) == len(sandbox.events) and acknowledged(sandbox))
 
     drive(first)
     assert not any(event.acknowledged for event in sandbox.events)
-    drive(second)
+    run_again_until_stored(sandbox)
 
 
 def test_an_event_that_comes_again_fires_nothing_even_after_a_restart(sandbox: Sandbox) -> None:
     data = {"openConfModel": {"conferenceId": "c1"}, "changeScene": "conference_created"}
 
-    def push(event_id: str) -> None:
-        sandbox.push_event("meeting_status_change", data, event_id=event_id)
+    def run(*pushes: list[str]) -> list[str]:
+        fired: list[str] = []
 
-    async def first() -> None:
-        async with triggering(sandbox, make()) as (triggerer, (only,)):
-            push("e1")
-            push("e1")
-            await until(lambda: triggerer.of(only) and acknowledged(sandbox))
-            push("e1")
-            await until(lambda: acknowledged(sandbox))
-            assert len(triggerer.of(only)) == 1
+        async def once() -> None:
+            async with triggering(sandbox, make()) as (triggerer, (only,)):
+                for pushed in pushes:
+                    for event_id in pushed:
+                        sandbox.push_event("meeting_status_change", data, event_id=event_id)
+                    await until(lambda: triggerer.of(only) and acknowledged(sandbox))
+                fired.extend(one["event_id"] for one in triggerer.of(only))
 
-    async def second() -> None:
-        async with triggering(sandbox, make()) as (triggerer, (only,)):
-            push("e1")
-            push("e2")
-            await until(lambda: triggerer.of(only) and acknowledged(sandbox))
-            assert [one["event_id"] for one in triggerer.of(only)] == ["e2"]
+        drive(once)
+        return fired
 
-    drive(first)
-    drive(second)
+    assert run(["e1", "e1"], ["e1"]) == ["e1"]
+    assert run(["e1", "e2"]) == ["e2"]
 
 
 # Sweeps
 
 
-def sweeps_after(*events: float, began: float = float("-inf")) -> list[float]:
+def sweeps_after(*events: float, began: float = NEVER) -> list[float]:
     """Return when a trigger sweeps that fires at these times, if nothing else does; in seconds."""
     Sweeps.fired_at = began
     sweeps = Sweeps(StreamOptions().sweeps)
     found, coming = [], list(events)
-    for now in range(int(max(events, default=0.0)) + 3600):
+    for now in range(int(max(events)) + 3600):
         while coming and coming[0] <= now:
             sweeps.fired(str(len(coming)), {"trigger"}, coming.pop(0))
         if sweeps.pop_due(float(now)):
@@ -386,21 +346,22 @@ def sweeps_after(*events: float, began: float = float("-inf")) -> list[float]:
     return found
 
 
-def test_sweeps_repeat_with_growing_distance_after_a_burst_and_end() -> None:
-    assert sweeps_after(1000.0, 1002.0) == [1012.0, 1042.0, 1162.0, 1642.0]
-
-
-def test_a_meeting_that_starts_by_itself_brings_no_sweep() -> None:
-    assert sweeps_after(1000.0) == []
-    assert sweeps_after(1000.0, 2000.0, 3000.0) == []
-
-
-def test_meetings_that_start_every_few_minutes_bring_few_sweeps() -> None:
-    assert sweeps_after(*(1000.0 + 120.0 * number for number in range(30))) == [4640.0, 5120.0]
-
-
-def test_the_first_event_after_the_triggerer_has_started_is_swept_for() -> None:
-    assert sweeps_after(1060.0, began=1000.0) == [1220.0, 1700.0]
+@pytest.mark.parametrize(
+    ("events", "began", "sweeps"),
+    [
+        pytest.param([1000.0], NEVER, [], id="one event has none"),
+        pytest.param([1000.0, 2000.0, 3000.0], NEVER, [], id="events far from each other have none"),
+        pytest.param([1000.0, 1002.0], NEVER, [1012.0, 1042.0, 1162.0, 1642.0], id="a burst has several"),
+        pytest.param(
+            [1000.0 + 120.0 * number for number in range(30)], NEVER, [4640.0, 5120.0], id="a series has few"
+        ),
+        pytest.param([1060.0], 1000.0, [1220.0, 1700.0], id="the first event of a triggerer has two"),
+    ],
+)
+def test_sweeps_follow_events_that_come_close_together_at_growing_distances(
+    events: list[float], began: float, sweeps: list[float]
+) -> None:
+    assert sweeps_after(*events, began=began) == sweeps
 
 
 @pytest.mark.parametrize("gap", [0.1, 1.0, 2.0, 9.0, 20.0, 39.0, 61.0, 150.0, 299.0])
@@ -450,21 +411,21 @@ async def test_a_sweep_comes_in_time_on_a_stream_that_is_never_quiet(sandbox: Sa
 async def test_events_of_two_triggers_that_came_close_together_are_followed_by_a_sweep(
     sandbox: Sandbox,
 ) -> None:
-    wanted = [make(title_pattern="^Release"), make(title_pattern="^L"), make(title_pattern="^Launch")]
-    async with triggering(sandbox, *wanted) as (triggerer, (release, one, other)):
+    wanted = [make(title_pattern=pattern) for pattern in ("^Release", "^L", "^Launch")]
+    async with triggering(sandbox, *wanted) as (triggerer, (release, *both)):
         sandbox.create_conference("Release")
         await until(lambda: triggerer.of(release))
         sandbox.create_conference("Launch")
-        await until(lambda: triggerer.sweeps(one) and triggerer.sweeps(other))
+        await until(lambda: all(map(triggerer.sweeps, both)))
         assert not triggerer.sweeps(release)
 
 
 async def test_one_event_that_two_triggers_want_is_followed_by_no_sweep(sandbox: Sandbox) -> None:
-    async with triggering(sandbox, make(), make(title_pattern="^R")) as (triggerer, (one, other)):
+    async with triggering(sandbox, make(), make(title_pattern="^R")) as (triggerer, both):
         sandbox.create_conference("Release")
-        await until(lambda: triggerer.of(one) and triggerer.of(other) and acknowledged(sandbox))
+        await until(lambda: all(map(triggerer.of, both)) and acknowledged(sandbox))
         await until(lambda: not sweep_due())
-        assert triggerer.sweeps(one) == triggerer.sweeps(other) == 0
+        assert not any(map(triggerer.sweeps, both))
 
 
 @pytest.mark.parametrize("process", ["the same", "another"])
@@ -484,7 +445,7 @@ def test_a_trigger_sweeps_after_one_that_ended_before_it_could(sandbox: Sandbox,
     drive(first)
     if process == "another":
         token_cache.forget()
-        Sweeps.fired_at = float("-inf")
+        Sweeps.fired_at = NEVER
     drive(second)
 
 
@@ -512,16 +473,14 @@ def test_a_filter_that_an_older_version_took_fails_its_trigger_alone() -> None:
     from airflow.models.trigger import Trigger
 
     runner = TriggerRunner()
-    kwargs = Trigger.encrypt_kwargs({"scenes": ["conference_of_old"]})
-    runner.to_create.append(
-        SimpleNamespace(  # type: ignore[arg-type]
-            id=1,
-            classpath=f"{MODULE}.ConferenceEventTrigger",
-            encrypted_kwargs=kwargs,
-            ti=None,
-            dag_data=None,
-        )
+    old: Any = SimpleNamespace(
+        id=1,
+        classpath=PATH,
+        encrypted_kwargs=Trigger.encrypt_kwargs({"scenes": ["conference_of_old"]}),
+        ti=None,
+        dag_data=None,
     )
+    runner.to_create.append(old)
     asyncio.run(runner.create_triggers())
     ((trigger_id, error),) = runner.failed_triggers
     assert trigger_id == 1
@@ -540,30 +499,22 @@ async def test_many_events_at_once_over_connections_that_break_each_fire_once(sa
         assert sorted(titles, key=int) == [*map(str, range(events))]
 
 
-async def test_a_trigger_ends_at_once_when_it_is_cancelled(sandbox: Sandbox) -> None:
+async def test_a_cancelled_trigger_leaves_the_stream(sandbox: Sandbox) -> None:
     async with triggering(sandbox, make()) as (triggerer, (only,)):
-        began = time.monotonic()
         triggerer.task(only).cancel()
         with suppress(asyncio.CancelledError):
             await triggerer.task(only)
-        assert time.monotonic() - began < 15.0
         await until(lambda: not sandbox.streams)
 
 
 async def test_a_trigger_that_is_cancelled_while_it_fires_leaves_the_stream(sandbox: Sandbox) -> None:
     trigger = make()
-    events = trigger.run()
-    following: Any = asyncio.ensure_future(events.__anext__())
+    following: Any = asyncio.ensure_future(trigger.run().__anext__())
     await until(lambda: sandbox.streams)
     sandbox.create_conference()
-    await following  # and is now where the runner would be, with the event in its hands
+    await following  # the generator is suspended at its yield, as while the runner queues the event
     await trigger.cleanup()
     await until(lambda: not sandbox.streams)
-
-
-def test_no_secret_is_among_the_arguments_of_a_trigger(sandbox: Sandbox) -> None:
-    assert sandbox.client_secret not in repr(make())
-    assert "secret" not in " ".join(inspect.signature(make).parameters)
 
 
 # What a task makes of it
@@ -573,24 +524,19 @@ def asset_event(payload: Any) -> Any:
     return SimpleNamespace(extra={"from_trigger": True, "payload": payload})
 
 
+SWEEP = asset_event({"event_type": "sweep", "conference_id": None})
+
+
 def test_a_task_gets_the_payloads_of_all_meetings_once_and_no_sweep() -> None:
     one = {"event_id": "e1", "conference_id": "c1"}
     other = {"event_id": "e2", "conference_id": "c1"}
-    events = {
-        "asset": [asset_event(one), asset_event({"event_type": "sweep", "conference_id": None})],
-        "another": [
-            asset_event(other),
-            asset_event(one),
-            SimpleNamespace(extra={}),
-            SimpleNamespace(extra=None),
-        ],
-    }
+    not_ours = [SimpleNamespace(extra={}), SimpleNamespace(extra=None)]
+    events = {"asset": [asset_event(one), SWEEP], "another": [*map(asset_event, (other, one)), *not_ours]}
     assert triggers.triggering_conferences(events) == [one, other]
     assert triggers.triggering_conferences({}) == triggers.triggering_conferences(None) == []
 
 
 def test_the_example_locks_the_meetings_that_have_started() -> None:
     example = Path(__file__).parent.parent / "example_dags" / "example_lock_when_started.py"
-    tasks = runpy.run_path(str(example))
-    events = [asset_event({"event_id": "e", "conference_id": "c"}), asset_event({"conference_id": None})]
-    assert tasks["started"].function({"asset": events}) == ["c"]
+    started: Callable[..., Any] = runpy.run_path(str(example))["started"].function
+    assert started({"asset": [asset_event({"event_id": "e", "conference_id": "c"}), SWEEP]}) == ["c"]

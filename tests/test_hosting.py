@@ -7,7 +7,9 @@ import json
 import logging
 import os
 import signal
+from contextlib import closing
 from datetime import datetime, timedelta, timezone
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,7 +17,6 @@ from airflow.exceptions import AirflowFailException, AirflowSkipException
 
 from airflow_provider_dingconf.dingtalk.errors import (
     ConferenceNotFoundError,
-    InvalidConferenceIdError,
     InvalidInputError,
     ResponseError,
     ServerError,
@@ -41,8 +42,8 @@ QPS = "Forbidden.AccessDenied.QpsLimitForApi"
 
 
 @pytest.fixture
-def said(capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> Callable[[], str]:
-    """Return what is logged, wherever the version of Airflow sends it."""
+def logged(capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> Callable[[], str]:
+    """Return what returns the log, wherever the version of Airflow writes it."""
     caplog.set_level(logging.DEBUG)
     return lambda: caplog.text + "".join(capfd.readouterr())
 
@@ -53,10 +54,8 @@ def create(**parameters: Any) -> Any:
 
 
 def close(conference_id: Any, creator_id: str = "chris", **parameters: Any) -> Any:
-    task = CloseConferenceOperator(
-        task_id="close", conference_id=conference_id, creator_id=creator_id, **parameters
-    )
-    return task.execute({})
+    given = {"conference_id": conference_id, "creator_id": creator_id, **parameters}
+    return CloseConferenceOperator(task_id="close", **given).execute({})
 
 
 def members(conference_id: Any, **parameters: Any) -> Any:
@@ -78,32 +77,32 @@ def test_a_meeting_is_created_for_one_call_and_its_xcom_names_it(sandbox: Sandbo
     assert (meeting.title, meeting.creator_id, meeting.status) == ("Exam", "chris", "started")
     assert meeting.invited == ["ann", "bo"]
     assert [call.name for call in sandbox.calls] == ["token", "create"]
-
-
-def test_nobody_is_called_who_is_not_to_be(sandbox: Sandbox) -> None:
     create(invite_creator=False)
     assert sandbox.calls[-1].json() == {"confTitle": "Exam", "inviteCaller": False, "userId": "chris"}
 
 
 def test_the_password_is_handed_on_only_on_request_and_the_hosts_never(
-    sandbox: Sandbox, said: Callable[[], str]
+    sandbox: Sandbox, logged: Callable[[], str]
 ) -> None:
     xcom = create(with_password=True)
     meeting = sandbox.conference(xcom["conference_id"])
     assert xcom["password"] == meeting.password
-    logged = said()
-    assert meeting.room_code in logged
-    shown = f"{json.dumps(create())} {logged}"
+    log = logged()
+    assert meeting.room_code in log
+    shown = f"{json.dumps(create())} {log}"
     for made in sandbox.conferences.values():
         assert made.password not in shown
         assert made.host_password not in f"{shown} {xcom}"
+
+
+LOST: dict[str, Any] = {"drop": True, "after": True}
 
 
 @pytest.mark.parametrize("on_error", [None, {"systemError": "fail"}])
 def test_a_create_whose_response_was_lost_is_not_repeated_and_says_what_may_exist(
     sandbox: Sandbox, on_error: Any
 ) -> None:
-    sandbox.fail(Fault(call="create", drop=True, after=True))
+    sandbox.fail(Fault(call="create", **LOST))
     with pytest.raises(AirflowFailException, match="A meeting 'Exam' of chris may exist") as raised:
         create(on_error=on_error)
     assert "running_conferences()" in str(raised.value)
@@ -115,26 +114,19 @@ def test_a_server_error_may_have_created_a_meeting_too(sandbox: Sandbox) -> None
     with pytest.raises(AirflowFailException, match="may exist"):
         create()
     assert len(sandbox.calls_of("create")) == 1
-
-
-def test_a_user_who_accepts_a_second_meeting_says_so(sandbox: Sandbox) -> None:
-    sandbox.fail(Fault(call="create", code="systemError"))
-    with pytest.raises(ServerError):
+    with pytest.raises(ServerError):  # if the user accepts a second meeting
         create(on_error={"systemError": "retry"})
 
 
-def test_a_throttled_create_is_repeated_since_it_took_no_effect(sandbox: Sandbox) -> None:
-    sandbox.fail(Fault(call="create", code=QPS, times=1))
-    create()
-    assert len(sandbox.calls_of("create")) == 2
-    assert len(sandbox.conferences) == 1
-
-
-def test_airflow_may_retry_a_create_that_surely_took_no_effect(sandbox: Sandbox) -> None:
-    sandbox.fail(Fault(call="create", code=QPS))
+def test_a_throttled_create_is_repeated_and_left_to_airflows_retries_since_it_took_no_effect(
+    sandbox: Sandbox,
+) -> None:
+    sandbox.fail(Fault(call="create", code=QPS, times=2))
     with pytest.raises(ThrottledError) as raised:
         create(max_attempts=1)
     assert "may exist" not in str(raised.value)
+    create()
+    assert (len(sandbox.calls_of("create")), len(sandbox.conferences)) == (3, 1)
 
 
 def test_a_refusal_becomes_the_state_that_on_error_says(sandbox: Sandbox) -> None:
@@ -170,12 +162,12 @@ def test_a_parameter_that_a_template_renders_wrongly_is_an_error_before_any_call
 @pytest.mark.parametrize(
     "mistake",
     [{"with_password": "yes"}, {"invite_creator": 1}, {"on_error": {"x": "fail"}}, {"max_attempts": 0}],
+    ids=str,
 )
 def test_a_mistake_is_an_error_when_the_dag_is_parsed(mistake: dict[str, Any]) -> None:
-    with pytest.raises(InvalidInputError, match=next(iter(mistake))):
-        create(**mistake)
-    with pytest.raises(InvalidInputError, match=next(iter(mistake))):
-        CreateConferenceOperator.partial(task_id="create", **mistake)
+    for make in (create, partial(CreateConferenceOperator.partial, task_id="create")):
+        with pytest.raises(InvalidInputError, match=next(iter(mistake))):
+            make(**mistake)
 
 
 def test_a_response_without_a_meeting_is_an_error_that_says_what_may_exist(sandbox: Sandbox) -> None:
@@ -216,14 +208,16 @@ def test_a_create_that_is_terminated_closes_its_meeting(conn: Callable[..., None
 def test_a_meeting_is_closed_by_the_xcom_of_its_create_or_lock_and_its_id(sandbox: Sandbox) -> None:
     for made in (create(), {**create(), "action": "lock", "success": True}, create()["conference_id"]):
         meeting = made if isinstance(made, str) else made["conference_id"]
-        assert close(made) == {
-            "conference_id": meeting,
-            "action": "close",
-            "success": True,
-            "attempts": 1,
-            "request_id": None,
-        }
+        result = {"action": "close", "success": True, "attempts": 1, "request_id": None}
+        assert close(made) == {"conference_id": meeting, **result}
         assert sandbox.conference(meeting).status == "ended"
+
+
+def test_a_close_whose_response_was_lost_is_repeated(sandbox: Sandbox) -> None:
+    meeting = sandbox.create_conference(creator_id="chris")
+    sandbox.fail(Fault(call="close", times=1, **LOST))
+    assert close(meeting)["success"]
+    assert sandbox.conference(meeting).status == "ended"
 
 
 def test_an_ended_meeting_counts_as_closed(sandbox: Sandbox) -> None:
@@ -235,46 +229,45 @@ def test_an_ended_meeting_counts_as_closed(sandbox: Sandbox) -> None:
         close(meeting, on_error={"resourceClose": "fail"})
 
 
-def test_a_close_whose_response_was_lost_is_repeated(sandbox: Sandbox) -> None:
-    meeting = sandbox.create_conference(creator_id="chris")
-    sandbox.fail(Fault(call="close", drop=True, after=True, times=1))
-    assert close(meeting)["success"]
-    assert sandbox.conference(meeting).status == "ended"
-
-
 @pytest.mark.parametrize("xcom", [None, {"conference_id": None}])
 def test_there_is_nothing_to_close_after_a_create_that_failed(
-    sandbox: Sandbox, xcom: Any, said: Callable[[], str]
+    sandbox: Sandbox, xcom: Any, logged: Callable[[], str]
 ) -> None:
     result = close(xcom)
     assert (result["conference_id"], result["success"]) == (None, True)
-    assert "Nothing to close" in said()
-    assert sandbox.calls == []
-
-
-@pytest.mark.parametrize("operation", [close, members])
-def test_an_xcom_without_a_conference_id_is_refused_with_its_keys(sandbox: Sandbox, operation: Any) -> None:
-    with pytest.raises(AirflowFailException, match="its keys: 'id', 'title'"):
-        operation({"id": "c", "title": "t"})
+    assert "Nothing to close" in logged()
     assert sandbox.calls == []
 
 
 def test_a_refused_close_fails_and_says_that_the_meeting_may_be_open(
-    sandbox: Sandbox, said: Callable[[], str]
+    sandbox: Sandbox, logged: Callable[[], str]
 ) -> None:
     meeting = sandbox.create_conference(creator_id="chris")
     with pytest.raises(AirflowFailException, match="noPermission"):
         close(meeting, "ann")
-    assert f"{meeting} may still be open" in said()
+    assert f"{meeting} may still be open" in logged()
     assert sandbox.conference(meeting).status == "started"
     result = close(meeting, "ann", on_error={"noPermission": "succeed"})
     assert (result["success"], result["error"]["code"]) == (False, "noPermission")
 
 
-@pytest.mark.parametrize("given", [("", "chris"), ("a/b", "chris"), ("a", ""), ("None", "chris")])
-def test_a_close_of_no_meeting_is_an_error_before_any_call(sandbox: Sandbox, given: tuple[str, str]) -> None:
-    with pytest.raises(AirflowFailException, match=r"(conference|creator)_id: "):
-        close(*given)
+@pytest.mark.parametrize(
+    ("operation", "given", "said"),
+    [
+        (close, ("", "chris"), "conference_id: "),
+        (close, ("a/b", "chris"), "conference_id: "),
+        (close, ("None", "chris"), "conference_id: "),
+        (close, ("a", ""), "creator_id: "),
+        (close, ({"id": "c", "title": "t"},), "its keys: 'id', 'title'"),
+        (members, ({"id": "c", "title": "t"},), "its keys: 'id', 'title'"),
+        (members, (None,), "conference_id: it is missing"),
+    ],
+)
+def test_a_close_or_a_list_of_members_of_no_meeting_is_an_error_before_any_call(
+    sandbox: Sandbox, operation: Any, given: tuple[Any, ...], said: str
+) -> None:
+    with pytest.raises(AirflowFailException, match=said):
+        operation(*given)
     assert sandbox.calls == []
 
 
@@ -314,41 +307,34 @@ def test_a_member_is_a_typed_value_with_aware_times(face: Any, sandbox: Sandbox)
     assert timedelta(0) <= datetime.now(timezone.utc) - guest.leave_time < timedelta(hours=1)
 
 
-def test_the_members_are_those_of_all_pages_and_a_page_is_asked_for_when_it_is_wanted(
+def test_the_members_are_those_of_all_pages_and_each_page_is_requested_when_it_is_needed(
     sandbox: Sandbox,
 ) -> None:
     meeting = sandbox.create_conference()
     users = [f"user-{number}" for number in range(MEMBERS + 1)]
     for user in users:
         sandbox.join(meeting, user)
-    found = DingTalkConferenceHook().conference_members({"conference_id": meeting})
-    assert sandbox.calls == []
-    assert next(found).union_id == users[0]
-    assert len(sandbox.calls_of("members")) == 1
-    assert [each.union_id for each in found] == users[1:]
-    assert len(sandbox.calls_of("members")) == 2
+    with closing(DingTalkConferenceHook()) as hook:
+        found = hook.conference_members({"conference_id": meeting})
+        assert sandbox.calls == []
+        assert next(found).union_id == users[0]
+        assert len(sandbox.calls_of("members")) == 1
+        assert [each.union_id for each in found] == users[1:]
+        assert len(sandbox.calls_of("members")) == 2
 
 
-@pytest.mark.parametrize("body", [{"memberModels": {}}, {"memberModels": ["ann"]}])
+@pytest.mark.parametrize("body", [{"memberModels": {}}, {"memberModels": ["ann"]}], ids=str)
 def test_a_list_of_another_shape_is_an_error(face: Any, sandbox: Sandbox, body: Any) -> None:
     sandbox.fail(Fault(call="members", body=body))
     with pytest.raises(ResponseError):
         listed(face, "a", max_attempts=1)
 
 
-@pytest.mark.parametrize("value", [None, -1, True, "soon", 10**30])
-def test_what_dingtalk_omits_is_none(face: Any, sandbox: Sandbox, value: Any) -> None:
-    said = {"memberModels": [{"duration": value, "joinTime": value, "host": value if value is None else 1}]}
-    sandbox.fail(Fault(call="members", body=said))
+@pytest.mark.parametrize("value", [None, "soon"])
+def test_a_value_that_is_missing_or_invalid_is_none(face: Any, sandbox: Sandbox, value: Any) -> None:
+    model = {"duration": value, "joinTime": value, "host": value if value is None else 1}
+    sandbox.fail(Fault(call="members", body={"memberModels": [model]}))
     assert listed(face, "a") == [ConferenceMember(None, None)]
-
-
-def test_the_members_of_no_meeting_are_an_error(face: Any, sandbox: Sandbox) -> None:
-    with pytest.raises(InvalidConferenceIdError, match="it is missing"):
-        listed(face, None)
-    assert sandbox.calls == []
-    with pytest.raises(ConferenceNotFoundError):
-        listed(face, "nobody")
 
 
 def test_the_attendance_list_is_an_xcom_of_plain_values(sandbox: Sandbox) -> None:
@@ -364,9 +350,9 @@ def test_the_attendance_list_is_an_xcom_of_plain_values(sandbox: Sandbox) -> Non
     assert [each["union_id"] for each in members(meeting)] == ["chris", "ann"]
 
 
-def test_an_attendance_list_that_is_refused_ends_as_on_error_says(sandbox: Sandbox) -> None:
+def test_an_attendance_list_that_is_refused_ends_as_on_error_says(face: Any) -> None:
+    with pytest.raises(ConferenceNotFoundError):
+        listed(face, "nobody")
     with pytest.raises(AirflowFailException, match="roomNotFound"):
         members("nobody")
     assert members("nobody", on_error={"roomNotFound": "succeed"}) == []
-    with pytest.raises(AirflowFailException, match="conference_id: it is missing"):
-        members(None)

@@ -1,4 +1,4 @@
-"""Tasks that lock many meetings, or a section, and do not get through: what is left behind, kept and said."""
+"""Tasks that lock many meetings, and sections: how they end, and what is then still locked."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from airflow.providers.common.compat.sdk import AirflowFailException
+from airflow import __version__ as airflow_version
+from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException
 from faults.scenarios import killer_of
-from runs import Ran, connected_sandbox, run_dag
+from packaging.version import Version
+from runs import Instance, Ran, connected_sandbox, run_dag
 
 from airflow_provider_dingconf import roll_back
 from airflow_provider_dingconf.client import token_cache
@@ -26,7 +28,15 @@ from airflow_provider_dingconf.links import JoinConferenceLink
 from airflow_provider_dingconf.operators import LockConferenceOperator, UnlockConferenceOperator
 from airflow_provider_dingconf.sandbox import Fault, Sandbox
 
+pytestmark = pytest.mark.usefixtures("conn")
+HAS_STORE = Version(airflow_version) >= Version("3.3")
+"""Whether Airflow keeps the state of a task between its tries."""
+
+# Tasks that Airflow runs
+
 DAG_FILE = """
+from datetime import timedelta
+
 from airflow.providers.common.compat.sdk import DAG, task
 
 from airflow_provider_dingconf.operators import (
@@ -35,153 +45,127 @@ from airflow_provider_dingconf.operators import (
     conference_lock,
 )
 
-with DAG("ending_badly", schedule=None, default_args={"retries": 0, "max_attempts": 1}) as dag:
+with DAG(
+    "many",
+    schedule=None,
+    default_args={"retries": 3, "retry_delay": timedelta(0), "retry_exponential_backoff": False, "max_attempts": 1},
+    params={"room": "123 456-7890"},
+) as dag:
+
+    @task
+    def find() -> list[str]:
+        return ["found-1", "found-2"]
 
     @task
     def work() -> None: ...
 
-    @task
-    def nothing() -> None: ...
-
-    with conference_lock(
-        ["skipped-1", "sandbox-ended", "skipped-2"], name="skipped", on_error={"confClosed": "skip"}
-    ):
-        work()
-    with conference_lock(["failed-1", "sandbox-noPermission", "lost-1"], name="failed", retries=0):
-        work()
-    with conference_lock("lost-2", name="lost", retries=0):
-        work()
-
-    uncertain = LockConferenceOperator(
-        task_id="uncertain",
-        conference_id=["sure", "lost-3", "sandbox-systemError"],
-        on_error={"connectionLost": "succeed", "systemError": "succeed"},
-    )
-    UnlockConferenceOperator(
-        task_id="unlock_uncertain", conference_id=uncertain.output, on_error={"systemError": "succeed"}
-    )
-
-    LockConferenceOperator(task_id="of_nobody", running=True, creator_id=nothing())
-    LockConferenceOperator(task_id="of_no_title", running=True, title_pattern="{{ params.get('title') or '' }}")
-
-    none = LockConferenceOperator(
-        task_id="no_meeting", room_code="999", on_error={"confNotRunning": "succeed"}
-    )
-    UnlockConferenceOperator(task_id="unlock_no_meeting", conference_id=none.output)
-    LockConferenceOperator(task_id="found", room_code="1234567890", on_error={"noPermission": "succeed"})
-
+    LockConferenceOperator(task_id="by_room_code", room_code="{{ params.room }}")
+    LockConferenceOperator.partial(task_id="rooms").expand(room_code=["2222222222", "333 333-3333", "9" * 300])
     LockConferenceOperator.partial(task_id="lists").expand(
-        conference_id=[[f"a-meeting-with-a-long-id-{number}" for number in range(20)], ["sure"]]
+        conference_id=[[f"a-meeting-with-a-long-id-{number}" for number in range(20)], ["found-1"]]
     )
-    LockConferenceOperator.partial(task_id="long").expand(room_code=["9" * 300])
+
+    LockConferenceOperator(task_id="found", conference_id=find())
+    running = LockConferenceOperator(task_id="running", running=True, title_pattern="^Exam ")
+    UnlockConferenceOperator(task_id="unlock_running", conference_id=running.output)
+    LockConferenceOperator(task_id="filter_of_none", running=True, title_pattern="{{ params.get('title') }}")
+    part = LockConferenceOperator(task_id="part", conference_id=["part-1", "sandbox-noPermission"])
+    UnlockConferenceOperator(task_id="unlock_part", conference_id=part.output, trigger_rule="all_done")
+
     LockConferenceOperator(
-        task_id="unseen", conference_id=["sure", "sandbox-noPermission"], do_xcom_push=False
+        task_id="retried", conference_id=["retried-1", "sandbox-flaky", "sandbox-commandError", "retried-2"]
     )
+
+    with conference_lock(room_code="1234567890", name="section"):
+        work()
+    with conference_lock(["failed-1", "sandbox-noPermission"], name="failed"):
+        work()
 """
 
-MEETINGS = ["skipped-1", "skipped-2", "failed-1", "lost-1", "lost-2", "lost-3", "sure"]
+MEETINGS = [
+    "found-1", "found-2", "part-1", "retried-1", "retried-2", "failed-1",
+    *(f"a-meeting-with-a-long-id-{number}" for number in range(20)),
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
-def world(airflow_db: None) -> Iterator[tuple[Ran, Sandbox]]:
+def ran(airflow_db: None) -> Iterator[Ran]:
     with connected_sandbox() as sandbox:
-        for meeting in [*MEETINGS, *(f"a-meeting-with-a-long-id-{number}" for number in range(20))]:
-            sandbox.create_conference(meeting, conference_id=meeting)
-        sandbox.create_conference(conference_id="sandbox-room", room_code="1234567890")
-        sandbox.fail(Fault(call="lock", path="/sandbox-room/", code="noPermission"))
-        sandbox.fail(Fault(call="lock", path="/lost-", drop=True, after=True))
-        yield Ran.of(run_dag("ending_badly", DAG_FILE), sandbox.calls), sandbox
+        for meeting in MEETINGS:
+            sandbox.create_conference(conference_id=meeting)
+        for room, code in {"room-now": "1234567890", "room-2": "2222222222", "room-3": "3333333333"}.items():
+            sandbox.create_conference(conference_id=room, room_code=code)
+        for number, status in enumerate(("ended", "started", "started")):
+            sandbox.create_conference(f"Exam {number}", conference_id=f"exam-{number}", status=status)
+        yield Ran.of(run_dag("many", DAG_FILE), sandbox)
 
 
-@pytest.fixture(scope="module")
-def ran(world: tuple[Ran, Sandbox]) -> Ran:
-    return world[0]
+def ids_of(results: Any) -> list[str]:
+    return [one["conference_id"] for one in results]
 
 
-@pytest.fixture(scope="module")
-def dingtalk(world: tuple[Ran, Sandbox]) -> Sandbox:
-    return world[1]
+def test_a_room_code_is_a_template_and_its_running_meeting_is_locked(ran: Ran) -> None:
+    assert ran.state("by_room_code") == "success"
+    assert ran.rendered["by_room_code"]["room_code"] == "123 456-7890"
+    assert ran.result("by_room_code")["conference_id"] == "room-now"
+    assert ran.link("by_room_code", JoinConferenceLink()).endswith("/1234567890")
 
 
-@pytest.mark.parametrize(
-    ("section", "state", "meetings"),
-    [
-        ("skipped", "skipped", ["skipped-1", "skipped-2"]),
-        ("failed", "failed", ["failed-1", "lost-1"]),
-        ("lost", "failed", ["lost-2"]),
-    ],
-)
-def test_a_section_whose_lock_does_not_succeed_leaves_no_meeting_locked(
-    ran: Ran, dingtalk: Sandbox, section: str, state: str, meetings: list[str]
-) -> None:
-    assert ran.state(f"lock_{section}") == state
-    for meeting in meetings:
-        assert ran.actions(meeting) == ["lock", "unlock"]
-        assert not dingtalk.conference(meeting).locked
+def test_mapped_tasks_are_named_by_their_room_code_or_by_the_length_of_their_list(ran: Ran) -> None:
+    names = {key: ran.instances[key].rendered_map_index for key in ran.instances}
+    assert [names["rooms", index] for index in range(2)] == ["2222222222", "333 333-3333"]
+    assert names["rooms", 2] == "9" * 250  # SQLite takes any length; PostgreSQL takes 250
+    assert [names["lists", index] for index in range(2)] == ["20 meetings", "1 meetings"]
+    assert ran.sandbox.conference("room-3").locked
+    assert [str(ran.instances["lists", index].state) for index in range(2)] == ["success"] * 2
 
 
-def test_the_xcom_of_a_lock_says_what_may_be_locked_too(ran: Ran, dingtalk: Sandbox) -> None:
-    assert ran.state("unlock_uncertain") == "success"
-    assert ran.actions("lost-3") == ["lock", "unlock"]
-    assert not dingtalk.conference("lost-3").locked
+def test_the_list_can_be_the_xcom_of_a_task(ran: Ran) -> None:
+    assert ran.state("found") == "success"
+    assert ran.sandbox.conference("found-2").locked
 
 
-@pytest.mark.parametrize("task", ["of_nobody", "of_no_title"])
-def test_a_filter_that_comes_to_be_nothing_locks_nothing(ran: Ran, task: str) -> None:
-    assert ran.state(task) == "failed"
-    assert [call for call in ran.calls if call.name == "list"] == []
+def test_every_running_meeting_of_a_title_is_locked_and_unlocked(ran: Ran) -> None:
+    assert ids_of(ran.result("running")) == ids_of(ran.result("unlock_running")) == ["exam-1", "exam-2"]
+    assert [ran.actions(f"exam-{number}") for number in range(3)] == [[], *[["lock", "unlock"]] * 2]
 
 
-def test_if_no_meeting_was_found_there_is_nothing_to_unlock(ran: Ran) -> None:
-    assert (ran.state("no_meeting"), ran.state("unlock_no_meeting")) == ("success", "success")
-    assert ran.result("no_meeting")["conference_id"] is None
-    unlocked = ran.result("unlock_no_meeting")
-    assert unlocked == {
-        "conference_id": None,
-        "action": "unlock",
-        "success": True,
-        "attempts": 0,
-        "request_id": None,
+def test_a_filter_that_a_template_renders_to_none_fails_the_task(ran: Ran) -> None:
+    assert (ran.state("filter_of_none"), ran.tries("filter_of_none")) == ("failed", 1)
+
+
+def test_the_xcom_of_a_lock_that_failed_names_the_meetings_to_unlock(ran: Ran) -> None:
+    assert (ran.state("part"), ran.tries("part"), ran.state("unlock_part")) == ("failed", 1, "success")
+    assert ids_of(ran.result("unlock_part")) == ["part-1"]
+    assert not ran.sandbox.conference("part-1").locked
+
+
+def test_a_retry_locks_only_the_remaining_meetings_if_airflow_has_a_store(ran: Ran) -> None:
+    # The flaky meeting fails twice and is locked. Then the meeting that is refused fails the task.
+    assert (ran.state("retried"), ran.tries("retried")) == ("failed", 3)
+    locks = [len(ran.calls_of(meeting, "lock")) for meeting in ("retried-1", "sandbox-flaky", "retried-2")]
+    again = 1 if HAS_STORE else 3
+    assert locks == [again, 3, again]
+    assert {*ids_of(ran.result("retried"))} == {
+        "retried-1",
+        "retried-2",
+        "sandbox-flaky",
+        "sandbox-commandError",
     }
 
 
-def test_a_meeting_that_was_found_and_refused_is_named(ran: Ran) -> None:
-    result = ran.result("found")
-    assert (result["conference_id"], result["success"]) == ("sandbox-room", False)
-    assert ran.link("found", JoinConferenceLink()).endswith("/1234567890")
+def test_a_section_unlocks_what_it_has_locked_also_if_its_lock_fails(ran: Ran) -> None:
+    assert ran.states("lock_section", "work", "unlock_section") == ["success"] * 3
+    assert ran.result("unlock_section")["conference_id"] == "room-now"
+    assert ran.state("lock_failed") == "failed"
+    assert ran.actions("failed-1") == ["lock", "unlock"]
 
 
-def test_a_mapped_task_of_a_list_is_named_by_its_length(ran: Ran) -> None:
-    assert [str(ran.instances["lists", index].state) for index in range(2)] == ["success"] * 2
-    names = [ran.instances["lists", index].rendered_map_index for index in range(2)]
-    assert names == ["20 meetings", "1 meetings"]
-    # SQLite takes any length; PostgreSQL takes 250.
-    assert ran.instances["long", 0].rendered_map_index == "9" * 250
-
-
-def test_a_task_that_pushes_no_xcom_pushes_none_when_it_fails(ran: Ran) -> None:
-    assert ran.state("unseen") == "failed"
-    assert ("unseen", -1, "return_value") not in ran.xcoms
-
-
-# Tasks whose ``execute`` is called directly, as one try of several.
-
-
-class Instance(SimpleNamespace):
-    """A task instance of one try, which keeps what is pushed."""
-
-    dag_id, run_id, task_id, map_index = "dag", "run", "task", -1
-
-    def xcom_push(self, key: str, value: Any) -> None:
-        self.__dict__.setdefault("xcoms", {})[key] = value
-
-    def xcom_pull(self, task_ids: str, key: str, map_indexes: int) -> Any:
-        assert (task_ids, map_indexes) == (self.task_id, self.map_index)
-        return self.xcoms.get(key)
+# Tasks whose ``execute`` is called directly
 
 
 class Store(dict[str, Any]):
-    """A store for the state of a task, as Airflow 3.3 has one."""
+    """A store for the state of a task, as Airflow 3.3 has one, which the tries of a task share."""
 
     def set(self, key: str, value: Any) -> None:
         self[key] = value
@@ -192,17 +176,31 @@ class Store(dict[str, Any]):
 
 @pytest.fixture
 def store() -> Store:
-    """Return a store that the tries of a task share."""
     return Store()
 
 
+@pytest.fixture
+def logged(capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> Callable[[], str]:
+    """Return what returns the log, wherever the version of Airflow writes it."""
+    return lambda: "".join(capfd.readouterr()) + caplog.text
+
+
 def a_try(number: int = 1, of: int = 3, store: Any = None) -> Any:
-    context: Any = {"ti": Instance(try_number=number, max_tries=of - 1, xcoms={})}
+    context: Any = {"ti": Instance(number, of)}
     return context if store is None else {**context, "task_state_store": store}
 
 
-def lock(conference_id: Any, **arguments: Any) -> LockConferenceOperator:
-    return LockConferenceOperator(task_id="task", conference_id=conference_id, **arguments)
+def lock(conference_id: Any = None, **arguments: Any) -> LockConferenceOperator:
+    named = {} if conference_id is None else {"conference_id": conference_id}
+    return LockConferenceOperator(task_id="task", **named, **arguments)
+
+
+def unlock(conference_id: Any, **arguments: Any) -> Any:
+    return UnlockConferenceOperator(task_id="task", conference_id=conference_id, **arguments).execute(a_try())
+
+
+def create(sandbox: Sandbox, number: int) -> list[str]:
+    return [sandbox.create_conference() for _ in range(number)]
 
 
 def locks_of(sandbox: Sandbox, meeting: str) -> int:
@@ -213,69 +211,186 @@ def unlocked(sandbox: Sandbox) -> list[str]:
     return sorted(call.conference_id or "" for call in sandbox.calls_of("unlock"))
 
 
-def test_a_retry_continues_where_the_try_before_it_ended(sandbox: Sandbox, conn: Any, store: Store) -> None:
-    fine, flaky = sandbox.create_conference(), sandbox.create_conference()
+def locked(sandbox: Sandbox, meetings: list[str]) -> list[str]:
+    return [meeting for meeting in meetings if sandbox.conference(meeting).locked]
+
+
+EXAMS = {"running": True, "title_pattern": "^Exam "}
+
+
+@pytest.fixture
+def meetings(sandbox: Sandbox) -> Sandbox:
+    """Return a sandbox with meetings that run and meetings that have ended."""
+    sandbox.create_conference(conference_id="a")
+    sandbox.create_conference(conference_id="scheduled", schedule_conference_id="schedule")
+    for number in (1, 2):
+        sandbox.create_conference(f"Exam {number}", conference_id=f"exam-{number}")
+    for meeting in ("ended", "past"):
+        sandbox.create_conference(conference_id=meeting, status="ended")
+    return sandbox
+
+
+@pytest.mark.parametrize(
+    ("given", "results"),
+    [
+        pytest.param({"schedule_conference_id": "schedule"}, {"scheduled": True}, id="a schedule"),
+        pytest.param({"conference_id": ["a", "exam-1"]}, {"a": True, "exam-1": True}, id="a list"),
+        pytest.param({"conference_id": []}, {}, id="an empty list"),
+        pytest.param({**EXAMS, "title_pattern": "^No"}, {}, id="a title of no running meeting"),
+        pytest.param({"conference_id": ["ended", "a"]}, {"ended": False, "a": True}, id="one has ended"),
+        pytest.param({**EXAMS, "max_meetings": 2}, {"exam-1": True, "exam-2": True}, id="max_meetings"),
+        pytest.param({**EXAMS, "dry_run": True}, {"exam-1": False, "exam-2": False}, id="a dry run"),
+    ],
+)
+def test_a_task_succeeds_with_a_result_for_each_meeting(
+    meetings: Sandbox, given: dict[str, Any], results: dict[str, bool]
+) -> None:
+    xcom = LockConferenceOperator(task_id="task", **given).execute(a_try())
+    found = xcom if isinstance(xcom, list) else [xcom]
+    assert [(one["conference_id"], one["success"]) for one in found] == [*results.items()]
+    assert locked(meetings, [*meetings.conferences]) == [one for one, success in results.items() if success]
+
+
+def test_the_xcom_of_a_list_is_a_list_of_plain_values() -> None:
+    done, noted = lock(["sandbox-open", "sandbox-ended"]).execute(a_try())
+    error = noted["error"]
+    assert error["code"] == "confClosed"
+    one = {"action": "lock", "attempts": 1}
+    assert done == {
+        "conference_id": "sandbox-open", "success": True, "request_id": None, "error": None, **one
+    }  # fmt: skip
+    assert noted == {
+        "conference_id": "sandbox-ended", "success": False, "request_id": error["request_id"], "error": error, **one
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"room_code": "999"}, "no meeting is running"),
+        ({"conference_id": ["a", "a/b"]}, "'a/b' has '/'"),
+        ({**EXAMS, "max_meetings": 1}, "max_meetings: 2 meetings are found, and the task may lock 1"),
+        ({"running": True, "title_pattern": None}, "title_pattern: it was rendered as None"),
+        ({"running": True, "creator_id": None}, "creator_id: it was rendered as None"),
+        ({"running": True, "title_pattern": ""}, "title_pattern: it is empty"),
+        ({"running": True, "creator_id": ""}, "creator_id: it is empty"),
+    ],
+)
+def test_a_task_fails_before_it_locks_a_meeting(meetings: Sandbox, given: dict[str, Any], said: str) -> None:
+    with pytest.raises(AirflowFailException) as raised:
+        LockConferenceOperator(task_id="task", **given).execute({})
+    assert said in str(raised.value)
+    assert meetings.calls_of("lock") == []
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        pytest.param({"room_code": "999", "on_error": {"confNotRunning": "skip"}}, id="none is running"),
+        pytest.param(
+            {"conference_id": ["a", "ended"], "on_error": {"confClosed": "skip"}}, id="one has ended"
+        ),
+        pytest.param({"conference_id": ["ended", "past"]}, id="all have ended"),
+    ],
+)
+def test_a_task_is_skipped_if_all_have_ended_or_on_error_says_so(
+    meetings: Sandbox, given: dict[str, Any]
+) -> None:
+    with pytest.raises(AirflowSkipException):
+        LockConferenceOperator(task_id="task", **given).execute(a_try())
+
+
+@pytest.mark.parametrize("pushes", [True, False])
+def test_a_task_fails_when_one_meeting_does_and_the_others_are_locked(sandbox: Sandbox, pushes: bool) -> None:
+    fine = create(sandbox, 2)
+    context = a_try()
+    with pytest.raises(AirflowFailException):
+        lock([fine[0], "sandbox-noPermission", "sandbox-ended", fine[1]], do_xcom_push=pushes).execute(
+            context
+        )
+    assert locked(sandbox, fine) == fine, "outside a section they stay locked"
+    results = context["ti"].xcoms.get("return_value", [])
+    codes = [one["error"] and one["error"]["code"] for one in results]
+    assert codes == ([None, "noPermission", "confClosed", None] if pushes else [])
+
+
+def test_the_xcom_of_a_lock_names_the_meetings_that_may_be_locked(sandbox: Sandbox) -> None:
+    sure, lost = create(sandbox, 2)
+    sandbox.fail(Fault(call="lock", path=lost, drop=True, after=True))
+    on_error = {"connectionLost": "succeed", "noPermission": "succeed"}
+    task = lock([sure, lost, "sandbox-noPermission"], on_error=on_error, max_attempts=1)
+    assert ids_of(unlock(task.execute(a_try()))) == [sure, lost]
+    assert locked(sandbox, [sure, lost]) == []
+
+
+def test_if_no_meeting_was_found_there_is_nothing_to_unlock(sandbox: Sandbox) -> None:
+    xcom = lock(room_code="999", on_error={"confNotRunning": "succeed"}).execute(a_try())
+    assert xcom["conference_id"] is None
+    nothing = {"conference_id": None, "action": "unlock", "success": True, "attempts": 0, "request_id": None}
+    assert unlock(xcom) == nothing
+
+
+def test_a_meeting_that_was_found_by_its_room_code_and_refused_is_named(sandbox: Sandbox) -> None:
+    sandbox.create_conference(conference_id="sandbox-room", room_code="123")
+    sandbox.fail(Fault(call="lock", code="noPermission"))
+    result = lock(room_code="123", on_error={"noPermission": "succeed"}).execute(a_try())
+    assert (result["conference_id"], result["success"]) == ("sandbox-room", False)
+
+
+# Retries
+
+
+@pytest.mark.parametrize(
+    ("has_store", "tries", "locks"),
+    [
+        pytest.param(True, 3, 1, id="with a store, completed meetings are not locked again"),
+        pytest.param(False, 3, 2, id="without a store, all are locked again"),
+        pytest.param(True, 4, 2, id="after the task was cleared, all are locked again"),
+    ],
+)
+def test_a_retry_locks_the_remaining_meetings(
+    sandbox: Sandbox, store: Store, has_store: bool, tries: int, locks: int
+) -> None:
+    fine, flaky = create(sandbox, 2)
     sandbox.fail(Fault(call="lock", path=flaky, code="systemError", times=1))
+    saved = store if has_store else None
     with pytest.raises(DingTalkError):
-        lock([fine, flaky], max_attempts=1).execute(a_try(1, store=store))
-    assert [one["success"] for one in lock([fine, flaky]).execute(a_try(2, store=store))] == [True, True]
-    assert (locks_of(sandbox, fine), locks_of(sandbox, flaky)) == (1, 2)
+        lock([fine, flaky], max_attempts=1).execute(a_try(1, store=saved))
+    # A task that is cleared has as many tries left as it had at first.
+    results = lock([fine, flaky]).execute(a_try(2, of=tries, store=saved))
+    assert [one["success"] for one in results] == [True, True]
+    assert (locks_of(sandbox, fine), locks_of(sandbox, flaky)) == (locks, 2)
 
 
-def test_without_a_store_a_retry_asks_for_all_again(sandbox: Sandbox, conn: Any) -> None:
-    fine, flaky = sandbox.create_conference(), sandbox.create_conference()
-    sandbox.fail(Fault(call="lock", path=flaky, code="systemError", times=1))
-    with pytest.raises(DingTalkError):
-        lock([fine, flaky], max_attempts=1).execute(a_try(1))
-    assert [one["success"] for one in lock([fine, flaky]).execute(a_try(2))] == [True, True]
-    assert (locks_of(sandbox, fine), locks_of(sandbox, flaky)) == (2, 2)
-
-
-def test_a_task_that_is_cleared_asks_for_all_again(sandbox: Sandbox, conn: Any, store: Store) -> None:
-    fine, flaky = sandbox.create_conference(), sandbox.create_conference()
-    sandbox.fail(Fault(call="lock", path=flaky, code="systemError", times=1))
-    with pytest.raises(DingTalkError):
-        lock([fine, flaky], max_attempts=1).execute(a_try(1, of=3, store=store))
-    lock([fine, flaky]).execute(
-        a_try(2, of=4, store=store)
-    )  # Airflow leaves as many tries as there were at first
-    assert locks_of(sandbox, fine) == 2
-
-
-def test_what_is_completed_of_one_dingtalk_is_not_completed_of_another(
+def test_a_meeting_that_one_dingtalk_has_locked_is_not_completed_for_another(
     sandbox: Sandbox, conn: Callable[..., None], store: Store
 ) -> None:
     with Sandbox() as other:
         for each in (sandbox, other):
             each.create_conference(conference_id="same")
-        sandbox.fail(Fault(call="lock", path="nobody", code="systemError"))
         with pytest.raises(DingTalkError):
-            lock(["same", "nobody"], max_attempts=1, on_error={"roomNotFound": "retry"}).execute(
-                a_try(1, store=store)
-            )
+            lock(["same", "sandbox-systemError"], max_attempts=1).execute(a_try(1, store=store))
         conn(host=other.url)
         lock(["same"]).execute(a_try(2, store=store))
         assert locks_of(other, "same") == 1
 
 
-def test_what_is_completed_is_kept_however_much_it_is(sandbox: Sandbox, conn: Any, store: Store) -> None:
-    refused = "y" * 400
-    meetings = [sandbox.create_conference() for _ in range(150)]
-    flaky = sandbox.create_conference()
-    sandbox.fail(Fault(call="lock", path=flaky, code="systemError", times=1))
-    for meeting in meetings:
-        sandbox.fail(
-            Fault(call="lock", path=meeting, status=400, body={"code": "noPermission", "message": refused})
-        )
+def test_more_completed_meetings_than_fit_into_one_entry_of_the_store_are_kept(
+    sandbox: Sandbox, store: Store
+) -> None:
+    meetings = [sandbox.create_conference(conference_id=f"refused-{number}") for number in range(150)]
+    refusal = {"code": "noPermission", "message": "y" * 400}
+    sandbox.fail(Fault(call="lock", path="/refused-", status=400, body=refusal))
     with pytest.raises(DingTalkError):
-        lock([*meetings, flaky], max_attempts=1).execute(a_try(1, store=store))
+        lock([*meetings, "sandbox-systemError"], max_attempts=1).execute(a_try(1, store=store))
+    assert len(store) > 2
     with pytest.raises(AirflowFailException):
-        lock([*meetings, flaky]).execute(a_try(2, store=store))
+        lock([*meetings, "sandbox-open"]).execute(a_try(2, store=store))
     assert [locks_of(sandbox, meeting) for meeting in meetings] == [1] * 150
 
 
-class _OutOfOrder:
-    """A store for the state of a task, as Airflow 3.3 has one, whose server is down."""
+class _BrokenStore:
+    """A store for the state of a task whose server is down."""
 
     def get(self, key: str) -> Any:
         raise RuntimeError("503 from the API server")
@@ -283,22 +398,20 @@ class _OutOfOrder:
     set = delete = get
 
 
-def test_a_store_that_is_out_of_order_costs_one_warning_and_no_lock(
-    sandbox: Sandbox, conn: Any, caplog: pytest.LogCaptureFixture
+def test_a_broken_store_costs_one_warning_and_no_lock(
+    sandbox: Sandbox, caplog: pytest.LogCaptureFixture
 ) -> None:
-    meetings = [sandbox.create_conference() for _ in range(3)]
     with caplog.at_level(logging.WARNING):
-        results = lock(meetings).execute({**a_try(), "task_state_store": _OutOfOrder()})
+        results = lock(create(sandbox, 3)).execute(a_try(store=_BrokenStore()))
     assert all(one["success"] for one in results)
-    said = [line for line in caplog.messages if "503 from the API server" in line]
-    assert len(said) == 1
+    assert len([line for line in caplog.messages if "503 from the API server" in line]) == 1
 
 
 @pytest.mark.parametrize("outcome", ["fail", "succeed"])
 def test_a_retry_that_gets_no_token_keeps_the_completed_meetings(
-    sandbox: Sandbox, conn: Callable[..., None], outcome: str, store: Store
+    sandbox: Sandbox, outcome: str, store: Store
 ) -> None:
-    fine, flaky = sandbox.create_conference(), sandbox.create_conference()
+    fine, flaky = create(sandbox, 2)
     sandbox.fail(Fault(call="lock", path=flaky, code="systemError", times=1))
     with pytest.raises(DingTalkError):
         lock([fine, flaky], max_attempts=1).execute(a_try(1, store=store))
@@ -319,14 +432,36 @@ def test_a_retry_that_gets_no_token_keeps_the_completed_meetings(
     assert results[1]["error"]["code"] == "invalidClientIdOrSecret"
 
 
-# A section whose lock ends at some try
+# Sections
+
+
+@pytest.mark.parametrize("many", [True, False], ids=["one of many", "one"])
+@pytest.mark.parametrize(
+    ("fault", "on_error", "raises"),
+    [
+        pytest.param({"code": "confClosed"}, "skip", AirflowSkipException, id="has ended"),
+        pytest.param({"code": "noPermission"}, "fail", AirflowFailException, id="is refused"),
+        pytest.param({"drop": True, "after": True}, "retry", DingTalkError, id="lost its response"),
+    ],
+)
+def test_a_section_whose_lock_does_not_succeed_leaves_no_meeting_locked(
+    sandbox: Sandbox, many: bool, fault: dict[str, Any], on_error: str, raises: type
+) -> None:
+    meetings = create(sandbox, 3)
+    sandbox.fail(Fault(call="lock", path=meetings[1], **fault))
+    given = {"max_attempts": 1, "on_error": {"DingTalkError": on_error}, "unlock_on_failure": True}
+    with pytest.raises(raises):
+        lock(meetings if many else meetings[1], **given).execute(a_try())
+    assert locked(sandbox, meetings) == []
+    tried = meetings if many else meetings[1:2]
+    assert unlocked(sandbox) == sorted(one for one in tried if one != meetings[1] or "drop" in fault)
 
 
 @pytest.mark.parametrize("number", [1, 2])
 def test_a_section_keeps_nothing_between_tries_and_locks_all_again(
-    sandbox: Sandbox, conn: Any, store: Store, number: int
+    sandbox: Sandbox, store: Store, number: int
 ) -> None:
-    sure, lost = sandbox.create_conference(), sandbox.create_conference()
+    sure, lost = create(sandbox, 2)
     sandbox.fail(Fault(call="lock", path=lost, drop=True, after=True, times=1))
     arguments: Any = {"max_attempts": 1, "unlock_on_failure": True}
     with pytest.raises(DingTalkError):
@@ -338,252 +473,211 @@ def test_a_section_keeps_nothing_between_tries_and_locks_all_again(
     assert (locks_of(sandbox, sure), sandbox.conference(lost).locked) == (2, True)
 
 
-@pytest.mark.parametrize("meetings", [1, 3])
-@pytest.mark.parametrize("begun", ["another try", "a try that has not pushed yet", "an expired token"])
+class _ExpiredTokenError(Exception):
+    """What Airflow 3 raises for a response of its API server."""
+
+    error = SimpleNamespace(detail={"status_code": 403})
+
+
+@pytest.mark.parametrize("many", [True, False], ids=["many", "one"])
+@pytest.mark.parametrize(
+    ("pulled", "superseded"),
+    [
+        pytest.param("of another try", True, id="another try"),
+        pytest.param(None, True, id="a try that has not pushed yet"),
+        pytest.param(_ExpiredTokenError(), True, id="an expired token"),
+        pytest.param(RuntimeError("any other error"), False, id="no other try is known"),
+    ],
+)
 def test_a_superseded_try_of_a_section_does_not_unlock_what_its_successor_has_locked(
-    sandbox: Sandbox,
-    conn: Any,
-    meetings: int,
-    begun: str,
-    capfd: pytest.CaptureFixture[str],
-    caplog: pytest.LogCaptureFixture,
+    sandbox: Sandbox, many: bool, pulled: Any, superseded: bool, logged: Callable[[], str]
 ) -> None:
-    ids = [sandbox.create_conference() for _ in range(meetings)]
+    ids = create(sandbox, 3 if many else 1)
     sandbox.fail(Fault(call="lock", path=ids[-1], drop=True, after=True))
-    context = a_try(1)
-    instance = context["ti"]
-
-    class RefusedError(Exception):
-        """What Airflow 3 raises for a response of its API server."""
-
-        error = SimpleNamespace(detail={"status_code": 403})
+    context = a_try()
 
     def pull(**_: Any) -> Any:
-        if begun == "an expired token":
-            raise RefusedError
-        return "of another try" if begun == "another try" else None
+        if isinstance(pulled, Exception):
+            raise pulled
+        return pulled
 
-    instance.xcom_pull = pull
+    context["ti"].xcom_pull = pull
     with pytest.raises(DingTalkError):
-        lock(ids if meetings > 1 else ids[0], unlock_on_failure=True, max_attempts=1).execute(context)
-    assert unlocked(sandbox) == []
-    said = "".join(capfd.readouterr()) + caplog.text
-    assert "another try of this task: nothing is rolled back" in said
-    assert "Rolling back" not in said
+        lock(ids if many else ids[0], unlock_on_failure=True, max_attempts=1).execute(context)
+    assert unlocked(sandbox) == ([] if superseded else sorted(ids))
+    said = logged()
+    assert ("another try of this task: nothing is rolled back" in said) is superseded
+    assert (f"Rolling back: unlocking {len(ids)} meetings" in said) is not superseded
 
 
-def test_a_section_is_rolled_back_if_airflow_cannot_be_asked_for_another_try(
-    sandbox: Sandbox, conn: Any, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
-) -> None:
-    fine = sandbox.create_conference()
-    context = a_try(1)
-    context["ti"].xcom_pull = None  # whatever goes wrong
-    with pytest.raises(AirflowFailException):
-        lock([fine, "sandbox-noPermission"], unlock_on_failure=True).execute(context)
-    assert unlocked(sandbox) == [fine]
-    assert "Rolling back: unlocking 1 meetings" in "".join(capfd.readouterr()) + caplog.text
-
-
-@pytest.mark.parametrize("begun", [True, False])
+@pytest.mark.parametrize("superseded", [True, False])
 def test_a_block_that_raises_unlocks_unless_its_try_is_superseded(
-    sandbox: Sandbox, conn: Any, monkeypatch: pytest.MonkeyPatch, begun: bool
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, superseded: bool
 ) -> None:
     meeting, context = sandbox.create_conference(), a_try()
     monkeypatch.setattr(roll_back, "get_current_context", lambda: context)
 
     def work() -> None:
         with DingTalkConferenceHook().locked(meeting):
-            if begun:
+            if superseded:
                 context["ti"].xcoms = {}
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
         work()
-    assert sandbox.conference(meeting).locked == begun
+    assert sandbox.conference(meeting).locked == superseded
 
 
-def test_outside_a_section_a_failed_lock_keeps_the_meetings_it_locked(sandbox: Sandbox, conn: Any) -> None:
-    fine = sandbox.create_conference()
-    with pytest.raises(AirflowFailException):
-        lock([fine, "sandbox-noPermission"]).execute(a_try())
-    assert sandbox.conference(fine).locked
-
-
-def test_what_cannot_be_unlocked_again_is_named_in_the_log(
-    sandbox: Sandbox, conn: Any, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+def test_a_meeting_that_cannot_be_unlocked_again_is_named_in_the_log(
+    sandbox: Sandbox, logged: Callable[[], str]
 ) -> None:
     stuck = sandbox.create_conference()
     sandbox.fail(Fault(call="unlock", path=stuck, code="noPermission"))
     with pytest.raises(AirflowFailException):
         lock([stuck, "sandbox-noPermission"], unlock_on_failure=True).execute(a_try())
-    assert f"Still locked: {stuck}. To unlock by hand" in "".join(capfd.readouterr()) + caplog.text
+    assert f"Still locked: {stuck}. To unlock by hand" in logged()
+
+
+def test_a_roll_back_repeats_its_calls_whatever_max_attempts_of_the_task_says(sandbox: Sandbox) -> None:
+    fine = sandbox.create_conference()
+    sandbox.fail(Fault(call="unlock", code="systemError", times=1))
+    with pytest.raises(AirflowFailException):
+        lock([fine, "sandbox-noPermission"], unlock_on_failure=True, max_attempts=1).execute(a_try())
+    assert not sandbox.conference(fine).locked
+
+
+# Interruptions
 
 
 class Interrupted(BaseException):
     """What the handler of a signal raises: so does Airflow's execution timeout."""
 
 
-def _interrupt_when_locked(sandbox: Sandbox, meetings: list[str], signum: int) -> None:
-    """Send this process a signal once meetings are locked."""
-
-    def watch() -> None:
-        while not all(sandbox.conference(meeting).locked for meeting in meetings):
-            time.sleep(0.01)
-        os.kill(os.getpid(), signum)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-@pytest.fixture
-def interrupting() -> Iterator[None]:
-    """Raise an exception where SIGALRM comes, as Airflow's timeout does."""
-
-    def handle(number: int, frame: Any) -> None:
-        raise Interrupted
-
-    before = signal.signal(signal.SIGALRM, handle)
-    yield
-    signal.signal(signal.SIGALRM, before)
-
-
-@pytest.mark.parametrize(("section", "tries"), [(False, 2), (False, 1), (True, 2)])
-def test_an_interrupted_task_undoes_what_was_being_locked_and_all_that_no_try_will_take_up(
-    sandbox: Sandbox, conn: Any, interrupting: None, section: bool, tries: int
-) -> None:
-    meetings = [sandbox.create_conference() for _ in range(8)]
-    for slow in meetings[-4:]:  # locked, and the answer is long in coming
-        sandbox.fail(Fault(call="lock", path=slow, delay=60.0, after=True))
-    task = lock(meetings, concurrency=4, unlock_on_failure=section)
-    _interrupt_when_locked(sandbox, meetings, signal.SIGALRM)
-    began = time.monotonic()
-    with pytest.raises(Interrupted):
-        task.execute(a_try(of=tries))
-    assert time.monotonic() - began < 45
-    still = [meeting for meeting in meetings if sandbox.conference(meeting).locked]
-    assert still == ([] if section or tries == 1 else meetings[:4])
+def raise_interrupted(number: int, frame: Any) -> None:
+    raise Interrupted
 
 
 @contextmanager
-def ended_by_airflow(task: Any) -> Iterator[None]:
-    """Handle SIGTERM as Airflow does, and expect that the task is ended by it."""
-    before = signal.signal(signal.SIGTERM, killer_of(task))
+def interrupted(sandbox: Sandbox, meetings: list[str], handler: Any, more: int = 0) -> Iterator[None]:
+    """Send this process SIGTERM once meetings are locked, and once more after so many unlocks."""
+
+    def watch() -> None:
+        while locked(sandbox, meetings) != meetings:
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+        while more:
+            time.sleep(0.01)
+            if len(sandbox.calls_of("unlock")) >= more:
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+
+    before = signal.signal(signal.SIGTERM, handler)
+    threading.Thread(target=watch, daemon=True).start()
     try:
         with pytest.raises(BaseException) as raised:  # noqa: PT011
             yield
-        assert type(raised.value).__name__ in {"SystemExit", "AirflowTaskTerminated"}
+        assert type(raised.value).__name__ in {"Interrupted", "SystemExit", "AirflowTaskTerminated"}
     finally:
         signal.signal(signal.SIGTERM, before)
 
 
-def test_a_task_that_airflow_ends_in_a_section_unlocks_what_it_has_locked(
-    sandbox: Sandbox, conn: Any
+@pytest.mark.parametrize(("section", "tries"), [(False, 2), (False, 1), (True, 2)])
+def test_an_interrupted_task_undoes_what_was_being_locked_and_all_that_no_try_will_take_up(
+    sandbox: Sandbox, section: bool, tries: int
 ) -> None:
-    meetings = [sandbox.create_conference() for _ in range(8)]
+    meetings = create(sandbox, 8)
+    for slow in meetings[-4:]:  # DingTalk locks it, and responds late
+        sandbox.fail(Fault(call="lock", path=slow, delay=60.0, after=True))
+    task = lock(meetings, concurrency=4, unlock_on_failure=section)
+    began = time.monotonic()
+    with interrupted(sandbox, meetings, raise_interrupted):
+        task.execute(a_try(of=tries))
+    assert time.monotonic() - began < 45
+    assert locked(sandbox, meetings) == ([] if section or tries == 1 else meetings[:4])
+
+
+def test_a_task_that_airflow_ends_in_a_section_unlocks_what_it_has_locked(sandbox: Sandbox) -> None:
+    meetings = create(sandbox, 8)
     for slow in meetings[-4:]:
         sandbox.fail(Fault(call="lock", path=slow, delay=60.0, after=True))
     task = lock(meetings, concurrency=4, unlock_on_failure=True)
-    _interrupt_when_locked(sandbox, meetings, signal.SIGTERM)
-    with ended_by_airflow(task):
+    with interrupted(sandbox, meetings, killer_of(task)):
         task.execute(a_try())
-    assert [meeting for meeting in meetings if sandbox.conference(meeting).locked] == []
-    assert all(locks_of(sandbox, one) == 1 for one in meetings[:4])
+    assert locked(sandbox, meetings) == []
     lock(meetings[:4]).execute(a_try(2))
-    assert all(locks_of(sandbox, one) == 2 for one in meetings[:4]), "a retry locks them again"
+    assert [locks_of(sandbox, one) for one in meetings[:4]] == [2] * 4, "a retry locks them again"
 
 
-def test_a_second_signal_does_not_stop_the_unlocking_nor_what_the_retry_must_know(
-    sandbox: Sandbox, conn: Any
-) -> None:
-    meetings = [sandbox.create_conference() for _ in range(4)]
+def test_a_second_signal_does_not_stop_the_unlocking_nor_what_the_retry_must_know(sandbox: Sandbox) -> None:
+    meetings = create(sandbox, 4)
     sandbox.fail(Fault(call="lock", path=meetings[-1], delay=20.0, after=True))
     sandbox.fail(Fault(call="unlock", delay=0.5))
     task = lock(meetings, unlock_on_failure=True)
-    _interrupt_when_locked(sandbox, meetings, signal.SIGTERM)
-
-    def again() -> None:
-        while len(sandbox.calls_of("unlock")) < 2:  # the first undoes the lock in flight
-            time.sleep(0.01)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    threading.Thread(target=again, daemon=True).start()
-    with ended_by_airflow(task):
+    with interrupted(sandbox, meetings, killer_of(task), more=2):  # the first undoes the lock in flight
         task.execute(a_try())
-    assert [meeting for meeting in meetings if sandbox.conference(meeting).locked] == []
+    assert locked(sandbox, meetings) == []
     sandbox.heal()
     lock(meetings).execute(a_try(2))
-    assert all(sandbox.conference(meeting).locked for meeting in meetings)
+    assert locked(sandbox, meetings) == meetings
 
 
-def test_unlocking_again_is_tried_as_often_as_any_call_whatever_the_task_allows_its_own(
-    sandbox: Sandbox, conn: Any
-) -> None:
-    fine = sandbox.create_conference()
-    sandbox.fail(Fault(call="unlock", code="systemError", times=2))
-    with pytest.raises(AirflowFailException):
-        lock([fine, "sandbox-noPermission"], unlock_on_failure=True, max_attempts=1).execute(a_try())
-    assert not sandbox.conference(fine).locked
+# The XComs that an unlock takes
 
 
-# What is unlocked
-
-
-def unlock(conference_id: Any) -> Any:
-    return UnlockConferenceOperator(task_id="task", conference_id=conference_id)
-
-
-def test_the_xcom_of_an_unlock_names_those_that_it_did_not_unlock_too(sandbox: Sandbox, conn: Any) -> None:
-    meetings = [sandbox.create_conference() for _ in range(2)]
+def test_the_xcom_of_an_unlock_names_those_that_it_did_not_unlock_too(sandbox: Sandbox) -> None:
+    meetings = create(sandbox, 2)
     lock(meetings).execute(a_try())
     sandbox.fail(Fault(call="unlock", path=meetings[1], code="noPermission", times=1))
     context = a_try()
     with pytest.raises(AirflowFailException):
-        unlock(meetings).execute(context)
-    unlock(context["ti"].xcoms["return_value"]).execute(a_try())
-    assert not any(sandbox.conference(meeting).locked for meeting in meetings)
+        UnlockConferenceOperator(task_id="task", conference_id=meetings).execute(context)
+    unlock(context["ti"].xcoms["return_value"])
+    assert locked(sandbox, meetings) == []
 
 
-def test_the_xcoms_of_mapped_locks_of_lists_say_what_to_unlock(sandbox: Sandbox, conn: Any) -> None:
-    first, second, third = (sandbox.create_conference() for _ in range(3))
+def test_an_unlock_takes_the_xcoms_of_mapped_locks_of_lists(sandbox: Sandbox) -> None:
+    first, second, third = create(sandbox, 3)
     xcoms = [lock([first, second]).execute(a_try()), lock([third]).execute(a_try())]
-    results = unlock(xcoms).execute(a_try())
-    assert [one["conference_id"] for one in results] == [first, second, third]
+    assert ids_of(unlock(xcoms)) == [first, second, third]
 
 
 # Throttling
 
 
-def test_while_dingtalk_asks_to_wait_no_other_meeting_is_tried(sandbox: Sandbox, conn: Any) -> None:
-    meetings = [sandbox.create_conference() for _ in range(30)]
-    sandbox.fail(Fault(call="lock", code="systemBusy", headers={"Retry-After": "2"}, times=1))
-    results = DingTalkConferenceHook().lock_conferences(meetings, concurrency=3)
+def test_while_dingtalk_asks_to_wait_no_other_meeting_is_locked(sandbox: Sandbox) -> None:
+    sandbox.fail(Fault(call="lock", code="systemBusy", headers={"Retry-After": "1"}, times=1))
+    results = DingTalkConferenceHook().lock_conferences(create(sandbox, 30), concurrency=3)
     assert all(one.success for one in results)
     times = sorted(call.time for call in sandbox.calls_of("lock"))
     gaps = [later - earlier for earlier, later in pairwise(times)]
-    assert max(gaps) > 1.5
+    assert max(gaps) > 0.8
     # The first is refused; two more may be under way.
     assert gaps.index(max(gaps)) <= 2
 
 
-@pytest.mark.parametrize("max_attempts", [1, 5])
-def test_a_wait_that_is_too_long_ends_it_for_all_that_are_left(
-    sandbox: Sandbox, conn: Any, max_attempts: int
+# When the DAG is parsed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({}, "conference_id: it is missing; give it or room_code, schedule_conference_id, running"),
+        ({"conference_id": "a", "room_code": "1"}, "conference_id and room_code are given"),
+        ({"room_code": "1", "running": True}, "room_code and running are given"),
+        ({"conference_id": "a", "title_pattern": "x"}, "title_pattern: for running meetings only"),
+        (
+            {"conference_id": "a", "creator_id": "x"},
+            "creator_id: for running meetings only; set running=True",
+        ),
+        ({"title_pattern": "x"}, "title_pattern: for running meetings only; set running=True"),
+        ({"running": True, "concurrency": 0}, "concurrency: 0"),
+        ({"running": True, "calls_per_second": -1}, "calls_per_second: -1"),
+    ],
+)
+@pytest.mark.parametrize("operator", [LockConferenceOperator, UnlockConferenceOperator])
+def test_parameters_that_contradict_each_other_are_an_error_of_the_dag_file(
+    operator: Any, arguments: dict[str, Any], said: str
 ) -> None:
-    meetings = [sandbox.create_conference() for _ in range(30)]
-    sandbox.fail(Fault(call="lock", code="systemBusy", headers={"Retry-After": "300"}, times=1))
-    hook = DingTalkConferenceHook(max_attempts=max_attempts)
-    results = hook.lock_conferences(meetings, concurrency=1)
-    assert [one.success for one in results] == [False] * 30
-    assert {one.error and one.error.retry_after for one in results} == {300.0}
-    assert len(sandbox.calls_of("lock")) == 1
-
-
-# Parameters
-
-
-@pytest.mark.parametrize("name", ["title_pattern", "creator_id"])
-def test_a_filter_that_is_none_is_invalid(conn: Any, sandbox: Sandbox, name: str) -> None:
-    task = LockConferenceOperator(task_id="x", running=True, **{name: None})  # type: ignore[arg-type]
-    with pytest.raises(AirflowFailException, match=f"{name}: it was rendered as None"):
-        task.execute({})
-    with pytest.raises(InvalidInputError, match=f"{name}: for running meetings only"):
-        UnlockConferenceOperator(task_id="x", conference_id="1", **{name: "x"})  # type: ignore[arg-type]
+    with pytest.raises(InvalidInputError) as raised:
+        operator(task_id="x", **arguments)
+    assert said in str(raised.value)

@@ -13,7 +13,7 @@ from runs import connected_sandbox, run_dag
 
 from airflow_provider_dingconf.dingtalk.errors import ConferencesError, InvalidInputError
 from airflow_provider_dingconf.notifications import UnlockConferenceNotifier
-from airflow_provider_dingconf.sandbox import Fault, Sandbox
+from airflow_provider_dingconf.sandbox import Sandbox
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,7 +63,7 @@ def notify(request: pytest.FixtureRequest) -> Callable[..., None]:
     def call(**arguments: Any) -> None:
         context: Any = {
             "dag": DAG("notifies", schedule=None),
-            "params": {"meeting": "m"},
+            "params": {"refusal": "noPermission"},
             "xcom": arguments.pop("xcom", None),
         }
         if not request.param:
@@ -92,17 +92,16 @@ LOST = {**LOCK, "success": False, "error": {"uncertain": True}}
     [("m", 1), (LOCK, 1), ([LOCK, REFUSED], 1), (LOST, 1), (REFUSED, 0), (None, 0), ([], 0), ("None", 0)],
     ids=["id", "lock", "list", "lost", "refused", "none", "no meeting", "text of none"],
 )
-@pytest.mark.parametrize("native", [False, True])
 def test_the_xcom_of_a_lock_is_taken_as_text_and_as_it_is(
-    notify: Any, sandbox: Sandbox, conn: Any, xcom: Any, unlocks: int, native: bool
+    notify: Any, sandbox: Sandbox, conn: Any, xcom: Any, unlocks: int
 ) -> None:
-    if native and xcom is None:
-        pytest.skip("nothing is given then")
     sandbox.create_conference(conference_id="m")
-    sandbox.conference("m").locked = True
-    notify(conference_id=xcom if native else "{{ xcom }}", xcom=xcom)
-    assert len(sandbox.calls_of("unlock")) == unlocks
-    assert sandbox.conference("m").locked is not bool(unlocks)
+    for given in ["{{ xcom }}", *([] if xcom is None else [xcom])]:
+        sandbox.conference("m").locked = True
+        sandbox.clear()
+        notify(conference_id=given, xcom=xcom)
+        assert len(sandbox.calls_of("unlock")) == unlocks
+        assert sandbox.conference("m").locked is not bool(unlocks)
 
 
 def test_an_ended_meeting_and_a_room_code_without_a_running_meeting_are_no_errors(
@@ -114,17 +113,12 @@ def test_an_ended_meeting_and_a_room_code_without_a_running_meeting_are_no_error
 
 
 def test_a_refused_unlock_is_an_error_and_says_how_to_unlock_by_hand(
-    notify: Any,
-    sandbox: Sandbox,
-    conn: Any,
-    capfd: pytest.CaptureFixture[str],
-    caplog: pytest.LogCaptureFixture,
+    notify: Any, conn: Any, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    sandbox.create_conference(conference_id="m")
-    sandbox.fail(Fault(call="unlock", code="noPermission"))
     with pytest.raises(ConferencesError, match="noPermission"):
-        notify(conference_id="{{ params.meeting }}")
-    assert "Still locked: m. To unlock by hand" in "".join(capfd.readouterr()) + caplog.text
+        notify(conference_id="sandbox-{{ params.refusal }}")
+    said = "".join(capfd.readouterr()) + caplog.text
+    assert "Still locked: sandbox-noPermission. To unlock by hand" in said
 
 
 @pytest.mark.parametrize("arguments", [{}, {"conference_id": "1", "room_code": "2"}], ids=json.dumps)

@@ -15,6 +15,7 @@ from runs import connected_sandbox, run_dag
 from airflow_provider_dingconf.dingtalk.error_codes import ERRORS
 from airflow_provider_dingconf.dingtalk.errors import DingTalkError, Outcome, ThrottledError
 from airflow_provider_dingconf.operators import (
+    DingTalkOperator,
     LockConferenceOperator,
     UnlockConferenceOperator,
     conference_lock,
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 try:
     from airflow.sdk.definitions.retry_policy import RetryDecision, RetryPolicy
+
+    from airflow_provider_dingconf.retry_policies import DingTalkRetryPolicy
 except ImportError:
     HAS_POLICIES = False
 else:
@@ -46,19 +49,13 @@ before_3_3 = pytest.mark.skipif(HAS_POLICIES, reason="this Airflow has retry pol
 
 
 def decision(error: BaseException) -> Any:
-    from airflow_provider_dingconf.retry_policies import DingTalkRetryPolicy
-
     return DingTalkRetryPolicy().evaluate(error, 1, 3)
 
 
 @before_3_3
-def test_the_error_of_an_older_airflow_says_what_is_needed() -> None:
+def test_an_older_airflow_has_no_policy_and_its_import_says_what_is_needed() -> None:
     with pytest.raises(ImportError, match=r"needs Airflow 3\.3 or later; this is Airflow \d"):
         import airflow_provider_dingconf.retry_policies  # noqa: F401
-
-
-@before_3_3
-def test_the_operators_do_without_a_policy_on_an_older_airflow() -> None:
     with DAG("policies", schedule=None):
         lock = LockConferenceOperator(task_id="lock", conference_id="1", retries=2)
         mapped = LockConferenceOperator.partial(task_id="mapped", retries=2).expand(conference_id=["1"])
@@ -68,21 +65,19 @@ def test_the_operators_do_without_a_policy_on_an_older_airflow() -> None:
 
 @since_3_3
 @pytest.mark.parametrize("row", ERRORS.values(), ids=lambda row: row.code)
-@pytest.mark.parametrize("wrapped", [False, True])
-def test_an_error_is_retried_when_dingtalk_said_or_not_at_all(row: Any, wrapped: bool) -> None:
-    error: BaseException = row.error("it went wrong", code=row.code, retry_after=row.wait)
-    if wrapped:
-        outer = RuntimeError("in a task")
-        outer.__cause__ = error
-        error = outer
-    found = decision(error)
-    if row.outcome is not Outcome.RETRY:
-        assert found.action.value == "fail"
-        assert row.code in found.reason
-    elif row.wait is None:
-        assert found.action.value == "default"
-    else:
-        assert (found.action.value, found.retry_delay) == ("retry", timedelta(seconds=row.wait))
+def test_a_task_is_retried_when_dingtalk_allows_it_or_not_at_all(row: Any) -> None:
+    error = row.error("it went wrong", code=row.code, retry_after=row.wait)
+    wrapped = RuntimeError("in a task")
+    wrapped.__cause__ = error
+    for raised in (error, wrapped):
+        found = decision(raised)
+        if row.outcome is not Outcome.RETRY:
+            assert found.action.value == "fail"
+            assert row.code in found.reason
+        elif row.wait is None:
+            assert found.action.value == "default"
+        else:
+            assert (found.action.value, found.retry_delay) == ("retry", timedelta(seconds=row.wait))
 
 
 @since_3_3
@@ -93,55 +88,44 @@ def test_a_retry_is_a_day_away_at_most() -> None:
 
 @since_3_3
 @pytest.mark.parametrize("error", [RuntimeError("x"), AirflowFailException("x")])
-def test_an_error_of_something_else_is_left_to_airflow(error: Exception) -> None:
+def test_any_other_error_is_left_to_airflow(error: Exception) -> None:
     error.__cause__ = ValueError("y")
     error.__cause__.__cause__ = error  # a circle ends
     assert decision(error).action.value == "default"
 
 
 @since_3_3
-@pytest.mark.parametrize("operator", [LockConferenceOperator, UnlockConferenceOperator])
+@pytest.mark.parametrize("operator", [LockConferenceOperator, UnlockConferenceOperator, DingTalkOperator])
 def test_the_operators_have_the_policy_by_default_and_mapped_as_well(operator: Any) -> None:
-    from airflow_provider_dingconf.retry_policies import DingTalkRetryPolicy
-
+    given, named = {"task_id": "x"}, {"conference_id": "1"}
+    if operator is DingTalkOperator:
+        given, named = {**given, "method": "GET"}, {"path": "/v1.0/x"}
     with DAG("policies", schedule=None):
-        plain = operator(task_id="plain", conference_id="1")
-        mapped = operator.partial(task_id="mapped").expand(conference_id=["1"])
-    unmapped = mapped.unmap({"conference_id": "1"})
-    assert [type(each.retry_policy) for each in (plain, mapped, unmapped)] == [DingTalkRetryPolicy] * 3
+        plain = operator(**given, **named)
+        mapped = operator.partial(**{**given, "task_id": "y"}).expand(
+            **{name: [one] for name, one in named.items()}
+        )
+    policies = [each.retry_policy for each in (plain, mapped, mapped.unmap(named))]
+    assert [type(policy) for policy in policies] == [DingTalkRetryPolicy] * 3
 
 
 @since_3_3
-def test_a_policy_of_the_users_own_wins() -> None:
-    mine = Mine()
-    with DAG("policies", schedule=None, default_args={"retry_policy": mine}):
+@pytest.mark.parametrize("policy", ["the user's", None])
+def test_a_policy_of_the_users_wins_and_can_be_none(policy: str | None) -> None:
+    mine = Mine() if policy else None
+    given: dict[str, Any] = {"retry_policy": mine}
+    with DAG("policies", schedule=None, default_args=given):
         of_the_dag = LockConferenceOperator(task_id="of_the_dag", conference_id="1")
         mapped = LockConferenceOperator.partial(task_id="mapped").expand(conference_id=["1"])
         with conference_lock("1") as section:
             pass
     with DAG("policies", schedule=None):
-        own = LockConferenceOperator(task_id="own", conference_id="1", retry_policy=mine)
-        own_mapped = LockConferenceOperator.partial(task_id="m", retry_policy=mine).expand(
-            conference_id=["1"]
-        )
-        by_default = LockConferenceOperator(
-            task_id="by_default", conference_id="1", default_args={"retry_policy": mine}
-        )
-    policies = [each.retry_policy for each in (of_the_dag, *section, own, by_default)]  # type: ignore[attr-defined]
-    assert policies == [mine] * 5
-    assert [each.unmap({"conference_id": "1"}).retry_policy for each in (mapped, own_mapped)] == [mine] * 2
-
-
-@since_3_3
-def test_the_policy_can_be_switched_off() -> None:
-    with DAG("policies", schedule=None, default_args={"retry_policy": None}):
-        of_the_dag = LockConferenceOperator(task_id="of_the_dag", conference_id="1")
-    with DAG("policies", schedule=None):
-        own: Any = LockConferenceOperator(task_id="own", conference_id="1", retry_policy=None)
-        mapped = LockConferenceOperator.partial(task_id="m", retry_policy=None).expand(conference_id=["1"])
-    unmapped = mapped.unmap({"conference_id": "1"})
-    policies = [each.retry_policy for each in (of_the_dag, own, unmapped)]  # type: ignore[attr-defined]
-    assert policies == [None] * 3
+        own = LockConferenceOperator(task_id="own", conference_id="1", **given)
+        own_mapped = LockConferenceOperator.partial(task_id="m", **given).expand(conference_id=["1"])
+        by_default = LockConferenceOperator(task_id="by_default", conference_id="1", default_args=given)
+    unmapped = [each.unmap({"conference_id": "1"}) for each in (mapped, own_mapped)]
+    tasks: list[Any] = [of_the_dag, *section, own, by_default, *unmapped]
+    assert [each.retry_policy for each in tasks] == [mine] * 7
 
 
 @since_3_3
@@ -155,12 +139,6 @@ def test_a_dag_with_the_policy_can_be_serialized() -> None:
     again = DagSerialization.from_dict(json.loads(json.dumps(DagSerialization.to_dict(dag))))
     has = {task_id: again.get_task(task_id).has_retry_policy for task_id in again.task_ids}
     assert has == {"plain": True, "mapped": True, "without": False}
-
-
-@since_3_3
-def test_the_policy_itself_survives_serialization() -> None:
-    from airflow_provider_dingconf.retry_policies import DingTalkRetryPolicy
-
     kept = json.loads(json.dumps(DingTalkRetryPolicy().serialize()))
     assert isinstance(DingTalkRetryPolicy.deserialize(kept), DingTalkRetryPolicy)
 
@@ -198,8 +176,7 @@ def lock(conference_id):
 
 
 with DAG("retries", schedule=None, default_args={"retries": 1, "retry_delay": timedelta(0)}) as dag:
-    if policy:
-        lock.override(task_id="hook_ended")("sandbox-confClosed")
+    lock.override(task_id="hook_ended")("sandbox-confClosed")
     lock.override(task_id="hook_faulty")("sandbox-systemError")
     LockConferenceOperator(
         task_id="wanted", conference_id="sandbox-noPermission", on_error={"noPermission": "retry"}
@@ -218,18 +195,16 @@ def tries(airflow_db: None) -> Iterator[dict[str, tuple[str, int]]]:
         yield {ti.task_id: (str(ti.state), ti.try_number) for ti in run.get_task_instances()}
 
 
-@since_3_3
-def test_a_task_with_the_hook_is_not_retried_if_that_is_no_use(tries: Any) -> None:
-    assert tries["hook_ended"] == ("failed", 1)
-
-
-def test_a_task_with_the_hook_is_retried_if_that_may_help(tries: Any) -> None:
-    assert tries["hook_faulty"] == ("failed", 2)
-
-
-def test_a_mapped_task_is_retried_if_that_may_help(tries: Any) -> None:
-    assert tries["mapped"] == ("success", 2)
-
-
-def test_a_retry_that_on_error_asks_for_is_made(tries: Any) -> None:
-    assert tries["wanted"] == ("failed", 2)
+@pytest.mark.parametrize(
+    ("task", "ends"),
+    [
+        pytest.param(
+            "hook_ended", ("failed", 1 if HAS_POLICIES else 2), id="a task with the hook, not if useless"
+        ),
+        pytest.param("hook_faulty", ("failed", 2), id="a task with the hook, if that may help"),
+        pytest.param("mapped", ("success", 2), id="a mapped task"),
+        pytest.param("wanted", ("failed", 2), id="a task whose on_error says so"),
+    ],
+)
+def test_airflow_retries(tries: Any, task: str, ends: tuple[str, int]) -> None:
+    assert tries[task] == ends

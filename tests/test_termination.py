@@ -1,28 +1,35 @@
-"""SIGTERM, by which Airflow ends a task: a meeting that is locked for a block is unlocked all the same."""
+"""SIGTERM, by which Airflow ends a task: a meeting that is locked for a block is then unlocked."""
 
 from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from contextlib import closing, contextmanager
+from typing import Any
 
 import pytest
 
 from airflow_provider_dingconf.hooks import DingTalkConferenceHook
 from airflow_provider_dingconf.sandbox import Sandbox
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+
+@contextmanager
+def handled_by(handler: Any) -> Iterator[None]:
+    before = signal.signal(signal.SIGTERM, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @pytest.fixture
-def heard() -> Iterator[list[int]]:
-    """Return the signals that reach whoever handled them before."""
+def received() -> Iterator[list[int]]:
+    """Return the signals that reach the handler from before the block."""
     signals: list[int] = []
-    before = signal.signal(signal.SIGTERM, lambda number, frame: signals.append(number))
-    yield signals
-    signal.signal(signal.SIGTERM, before)
+    with handled_by(lambda number, frame: signals.append(number)):
+        yield signals
 
 
 def terminate(*_: object) -> None:
@@ -30,17 +37,15 @@ def terminate(*_: object) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def block(inside: Any) -> Any:
+def block(inside: Callable[[], Any]) -> Any:
     """Do something while a meeting is locked."""
-    hook = DingTalkConferenceHook()
-    try:
-        with hook.locked("sandbox-open"):
-            return inside()
-    finally:
-        hook.close()
+    with closing(DingTalkConferenceHook()) as hook, hook.locked("sandbox-open"):
+        return inside()
 
 
-def test_sigterm_inside_the_block_unlocks_the_meeting(heard: list[int], sandbox: Sandbox, conn: Any) -> None:
+def test_sigterm_inside_the_block_unlocks_the_meeting(
+    received: list[int], sandbox: Sandbox, conn: Any
+) -> None:
     def inside() -> None:
         assert sandbox.conference("sandbox-open").locked
         terminate()
@@ -49,50 +54,43 @@ def test_sigterm_inside_the_block_unlocks_the_meeting(heard: list[int], sandbox:
     handler = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit) as caught:
         block(inside)
-    assert caught.value.code == 128 + signal.SIGTERM
-    assert heard == [signal.SIGTERM]
     assert signal.getsignal(signal.SIGTERM) is handler
+    assert caught.value.code == 128 + signal.SIGTERM
+    assert received == [signal.SIGTERM]
     assert not sandbox.conference("sandbox-open").locked
 
 
 @pytest.mark.parametrize("call", ["lock", "unlock"])
-def test_sigterm_during_a_call_leaves_no_meeting_locked(heard: list[int], conn: Any, call: str) -> None:
+def test_sigterm_during_a_call_leaves_no_meeting_locked(received: list[int], conn: Any, call: str) -> None:
     with Sandbox(on_call=lambda made: terminate() if made.name == call else None) as sandbox:
         conn(host=sandbox.url)
         with pytest.raises(SystemExit):
             block(lambda: None)
         assert sandbox.conference("sandbox-open").locked is False
-        assert heard == [signal.SIGTERM], "whoever handled the signal before gets it, in the end"
+        assert received == [signal.SIGTERM]
 
 
-def test_a_handler_that_raises_is_heard_first(sandbox: Sandbox, conn: Any) -> None:
+def test_a_handler_that_raises_is_called_first(sandbox: Sandbox, conn: Any) -> None:
     class EndedError(Exception):
         """What Airflow 2 raises."""
 
     def handler(number: int, frame: Any) -> None:
         raise EndedError
 
-    before = signal.signal(signal.SIGTERM, handler)
-    try:
-        with pytest.raises(EndedError):
-            block(terminate)
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    with handled_by(handler), pytest.raises(EndedError):
+        block(terminate)
     assert not sandbox.conference("sandbox-open").locked
 
 
 def test_a_process_that_ignores_sigterm_goes_on(sandbox: Sandbox, conn: Any) -> None:
-    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    try:
+    with handled_by(signal.SIG_IGN):
         block(terminate)
-    finally:
-        signal.signal(signal.SIGTERM, before)
     assert [call.name for call in sandbox.calls] == ["token", "lock", "unlock"]
 
 
 def test_a_thread_locks_for_a_block_and_leaves_the_signals_alone(sandbox: Sandbox, conn: Any) -> None:
     before = signal.getsignal(signal.SIGTERM)
     with ThreadPoolExecutor(1) as pool:
-        handlers = pool.submit(block, lambda: signal.getsignal(signal.SIGTERM)).result()
-    assert handlers is before
+        inside = pool.submit(block, lambda: signal.getsignal(signal.SIGTERM)).result()
+    assert inside is before
     assert not sandbox.conference("sandbox-open").locked
