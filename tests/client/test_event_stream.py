@@ -140,7 +140,7 @@ async def test_each_watcher_sees_every_event_of_its_organisation_over_one_connec
         assert len(sandbox.calls_of("connect")) == 1
 
 
-async def test_an_event_that_names_no_meeting_is_acknowledged_and_one_warning_says_what_it_holds(
+async def test_an_event_that_names_no_meeting_is_acknowledged_with_one_warning(
     sandbox: Sandbox, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with watching(sandbox) as (watcher,):
@@ -159,9 +159,7 @@ async def test_an_event_that_names_no_meeting_is_acknowledged_and_one_warning_sa
 # Acknowledgements
 
 
-async def test_an_event_is_acknowledged_once_all_have_taken_it_however_often_it_came(
-    sandbox: Sandbox,
-) -> None:
+async def test_an_event_is_acknowledged_once_all_have_taken_it(sandbox: Sandbox) -> None:
     async with watching(sandbox, DEFAULT, DEFAULT, takes=False) as (one, other):
         sandbox.create_conference()
         await until(lambda: one.deliveries and other.deliveries)
@@ -191,9 +189,7 @@ async def test_an_event_comes_again_if_one_of_its_watchers(sandbox: Sandbox, lea
         assert sandbox.events[0].acknowledgements == ["LATER", "SUCCESS"]
 
 
-async def test_an_event_that_comes_just_after_a_watcher_left_comes_again_when_it_may_be_back(
-    sandbox: Sandbox,
-) -> None:
+async def test_an_event_just_after_a_watcher_left_comes_again_when_it_is_back(sandbox: Sandbox) -> None:
     async with watching(sandbox, DEFAULT, DEFAULT, restart=0.5) as (one, other):
         await one.stop()
         sandbox.create_conference()
@@ -214,18 +210,6 @@ async def test_too_many_events_at_once_come_again_later(sandbox: Sandbox) -> Non
 
 
 # What is kept, also across restarts
-
-
-async def test_an_event_that_started_something_starts_nothing_when_it_comes_again(sandbox: Sandbox) -> None:
-    async with watching(sandbox) as (watcher,):
-        await push_until_acknowledged(sandbox, "e1")
-        await push_until_acknowledged(sandbox, "e1")
-        assert len(watcher.deliveries) == 1
-    token_cache.forget()  # as in another process
-    async with watching(sandbox) as (watcher,):
-        await push_until_acknowledged(sandbox, "e1")
-        await push_until_acknowledged(sandbox, "e2")
-        assert [one.event_id for one in watcher.deliveries] == ["e2"]
 
 
 async def test_an_event_that_starts_nothing_is_not_remembered(sandbox: Sandbox) -> None:
@@ -263,7 +247,7 @@ def test_an_event_that_is_taken_as_the_watcher_ends_is_remembered(
 async def test_the_event_loop_does_not_wait_for_the_disk(
     sandbox: Sandbox, conn: Any, caplog: pytest.LogCaptureFixture, takes: bool
 ) -> None:
-    conn(extra={"token_cache": "/dev/null/cache"})  # the thread that writes warns of it
+    conn(extra={"token_cache": "/proc/dingconf/cache"})  # the thread that writes warns of it
     async with watching(sandbox, takes=takes) as (watcher,):
         sandbox.create_conference()
         await until(lambda: watcher.deliveries)
@@ -336,9 +320,7 @@ WRONG_ENDPOINT = {"endpoint": "ws://foreign.invalid/connect", "ticket": "t"}
     ],
     ids=lambda fault: f"{fault.call}: {fault.code or fault.status or fault.body or 'hung up'}",
 )
-async def test_a_fault_while_connecting_costs_a_new_ticket_and_no_event(
-    sandbox: Sandbox, fault: Fault
-) -> None:
+async def test_a_fault_while_connecting_costs_a_ticket_and_no_event(sandbox: Sandbox, fault: Fault) -> None:
     sandbox.fail(fault)
     async with watching(sandbox) as (watcher,):
         sandbox.create_conference()
@@ -359,9 +341,7 @@ async def test_the_waits_between_failed_attempts_grow(sandbox: Sandbox) -> None:
 
 
 @pytest.mark.parametrize("politely", [True, False])
-async def test_the_waits_between_connections_that_are_lost_soon_grow(
-    sandbox: Sandbox, politely: bool
-) -> None:
+async def test_the_waits_between_short_connections_grow(sandbox: Sandbox, politely: bool) -> None:
     async with watching(sandbox, wait=(0.1, 10.0)):
         for calls in (1, 2, 3):
             await until(lambda calls=calls: len(sandbox.calls_of("connect")) == calls and sandbox.streams)

@@ -23,7 +23,6 @@ from waiting import QUICK, QuickTrigger, event_of
 from airflow_provider_dingconf import connection_hook
 from airflow_provider_dingconf.client.polling import Poll, PollSettings, log
 from airflow_provider_dingconf.dingtalk.conferences import ConferenceStatus, check_reference
-from airflow_provider_dingconf.dingtalk.errors import ConnectionLostError, Outcome
 from airflow_provider_dingconf.dingtalk.limits import CONCURRENCY
 from airflow_provider_dingconf.sandbox import Fault, Sandbox
 from airflow_provider_dingconf.sensors import ConferenceSensor
@@ -522,8 +521,9 @@ async def test_a_connection_that_is_not_defined_ends_the_wait(airflow_db: None, 
         await event_of(missing)
 
 
-async def test_a_connection_that_cannot_be_looked_up_is_looked_up_again(
-    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("patient", [True, False])
+async def test_a_connection_that_cannot_be_looked_up_is_looked_up_again_unless_on_error_says_otherwise(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, patient: bool
 ) -> None:
     failures = [RuntimeError("the API server said 500, for s3cret")] * 3
     usual = connection_hook.get_async_connection
@@ -534,31 +534,12 @@ async def test_a_connection_that_cannot_be_looked_up_is_looked_up_again(
         return await usual(conn_id, hook=hook)
 
     monkeypatch.setattr(connection_hook, "get_async_connection", flaky)
-    async with all_wait(sandbox, create(sandbox, 1)):
-        await until_made(sandbox, 1)
-    assert "dingtalk_default could not be looked up (RuntimeError)" in caplog.text
-    assert "s3cret" not in caplog.text
-
-
-@pytest.mark.parametrize("patient", [True, False])
-async def test_a_client_that_cannot_be_made_for_now_is_waited_for_unless_on_error_says_otherwise(
-    sandbox: Sandbox, patient: bool
-) -> None:
-    failures = [ConnectionLostError("no such file", code="connectionLost")] * 2
-
-    async def flaky() -> Any:
-        if failures:
-            raise failures.pop()
-        return await connect("dingtalk_default")
-
-    outcomes = {} if patient else {"connectionLost": Outcome.FAIL}
-    meeting = check_reference("sandbox-open")
-    wait = Poll.of("x", INTERVAL, flaky, QUICK).wait(meeting, ConferenceStatus.STARTED, on_error=outcomes)
-    if patient:
-        assert (await wait).conference_id == "sandbox-open"
-    else:
-        with pytest.raises(ConnectionLostError):
-            await wait
+    on_error = None if patient else {"TransientError": "fail"}
+    event = await event_of(trigger("sandbox-open", on_error=on_error))
+    said = "dingtalk_default could not be looked up (RuntimeError)"
+    assert ("conference" in event) if patient else (said in event["error"]["message"])
+    assert said in caplog.text
+    assert "s3cret" not in caplog.text + str(event)
 
 
 @pytest.mark.parametrize("method", ["running_of", "get_conference"])

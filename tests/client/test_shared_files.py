@@ -268,8 +268,8 @@ def test_a_directory_that_was_deleted_is_made_again(lock: Any, directory: Path, 
     assert fetched(sandbox) == 2
 
 
-def test_a_file_is_replaced_in_one_step(private: Path) -> None:
-    file = SharedFile(private / "file")
+def test_a_file_is_replaced_in_one_step(tmp_path: Path) -> None:
+    file = SharedFile(tmp_path / "file")
     contents = [bytes([letter]) * 50_000 for letter in b"abc"]
     file.write(contents[0])
     done = threading.Event()
@@ -288,7 +288,7 @@ def test_a_file_is_replaced_in_one_step(private: Path) -> None:
     writing.result()
     assert found <= set(contents)
     assert len(found) > 1
-    assert [*private.iterdir()] == [file.path], "nothing is left behind"
+    assert [*tmp_path.iterdir()] == [file.path], "nothing is left behind"
 
 
 def test_an_older_file_does_not_replace_a_token_that_could_not_be_written(

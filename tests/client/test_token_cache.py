@@ -6,7 +6,6 @@ A cache that has just been made, or forgotten all, plays a new process; real one
 from __future__ import annotations
 
 import asyncio
-import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -47,14 +46,14 @@ class DatedFile(SharedFile):
 
 
 @pytest.fixture
-def file(private: Path) -> DatedFile:
-    return DatedFile(private / "file")
+def file(tmp_path: Path) -> DatedFile:
+    return DatedFile(tmp_path / "file")
 
 
 # What the connection says
 
 
-def test_connections_that_differ_in_anything_even_the_secret_have_different_tokens(private: Path) -> None:
+def test_connections_that_differ_in_anything_even_the_secret_have_different_tokens(tmp_path: Path) -> None:
     apps = [
         APP,
         replace(APP, client_secret="another-secret"),
@@ -62,29 +61,16 @@ def test_connections_that_differ_in_anything_even_the_secret_have_different_toke
         replace(APP, corp_id="another-corp"),
         replace(APP, suite_ticket="a-ticket"),
     ]
-    settings = [replace(SETTINGS, app=app, token_cache=str(private)) for app in apps]
+    settings = [replace(SETTINGS, app=app, token_cache=str(tmp_path)) for app in apps]
     settings.append(replace(settings[0], base_url="https://api.dingtalk.com"))
     for number, each in enumerate(settings):
         token_cache_of(each).put(Token(f"token-{number}", 1_000, LIFETIME))
-    assert len(list(private.iterdir())) == len(settings)
+    assert len(list(tmp_path.iterdir())) == len(settings)
     token_cache.forget()
     # A new suite ticket costs no new token.
     settings[4] = replace(settings[4], app=replace(APP, suite_ticket="a-new-ticket"))
     found = [token_cache_of(each).get(None, now=1_001) for each in settings]
     assert [token and token.value for token in found] == [f"token-{number}" for number in range(6)]
-
-
-def test_a_changed_secret_makes_the_file_void(private: Path) -> None:
-    old = replace(SETTINGS, token_cache=str(private))
-    new = replace(old, app=replace(APP, client_secret="the-new-secret"))
-    token_cache_of(old).put(TOKEN)
-    file = token_file(private)
-    token_cache_of(new).put(TOKEN)
-    (newer,) = {*private.glob("*.token")} - {file}
-    shutil.copy(file, newer)  # even under the new name
-    token_cache.forget()
-    assert token_cache_of(new).get(None, now=1_001) is None
-    assert token_cache_of(old).get(None, now=1_001) == TOKEN
 
 
 def test_the_directory_can_be_set(lock: Any, directory: Path, sandbox: Sandbox) -> None:
@@ -171,13 +157,6 @@ def test_a_clock_that_jumps_costs_at_most_one_token(file: DatedFile, jump: float
         assert processes.fetched <= expected
 
 
-def test_a_clock_that_jumps_there_and_back_costs_a_token_for_each_jump(file: DatedFile) -> None:
-    processes = Processes(file)
-    for now in (1e9, 2e9, 1e9 + 10, 1e9 + 20):
-        processes.call(now)
-    assert processes.fetched == 3
-
-
 @pytest.mark.parametrize("skew", [-86_400, -10_800, -3_600, 3_600, 10_800, 86_400], ids="{:+}".format)
 def test_clocks_that_differ_cost_one_token_more_in_ten_minutes_at_most(file: DatedFile, skew: float) -> None:
     processes = Processes(file, 0, skew, 0, skew)
@@ -187,21 +166,17 @@ def test_clocks_that_differ_cost_one_token_more_in_ten_minutes_at_most(file: Dat
     assert processes.fetched <= 1 + 60 / 10
 
 
-@pytest.mark.parametrize("skew", [-10_800, 10_800], ids="{:+}".format)
-def test_a_long_lived_process_keeps_a_token_of_another_clock_for_ten_minutes_at_most(
-    file: DatedFile, skew: float
+@pytest.mark.parametrize(("skew", "lifetime", "seconds"), [
+    (-10_800, LIFETIME, 600), (10_800, LIFETIME, 600), (10_800, 60, 58),
+])  # fmt: skip
+def test_a_token_of_another_clock_is_used_for_ten_minutes_or_its_lifetime_at_most(
+    file: DatedFile, skew: float, lifetime: float, seconds: float
 ) -> None:
     cache = TokenCache("the-secret", file)
-    TokenCache("the-secret", file).put(Token("the-token", 1e9 + skew, LIFETIME))
-    for file.now, usable in ((0, True), (300, True), (599, True), (601, False)):
+    TokenCache("the-secret", file).put(Token("the-token", 1e9 + skew, lifetime))
+    for file.now, usable in ((0, True), (seconds / 2, True), (seconds - 1, True), (seconds + 1, False)):
         assert (cache.get(None, now=1e9 + file.now) is not None) is usable
-    assert cache.get(None, now=1e9 - 100) is None, "nor if its clock is set back meanwhile"
-
-
-def test_a_short_lived_token_of_another_clock_is_not_used_after_it_has_expired(file: DatedFile) -> None:
-    TokenCache("the-secret", file).put(Token("the-token", 1e9 + 10_800, lifetime=60))
-    file.now = 59
-    assert TokenCache("the-secret", file).get(None, now=1e9 + 59) is None
+    assert cache.get(None, now=1e9 - 700) is None, "nor if its clock is set back meanwhile"
 
 
 # When a token is refused
@@ -392,8 +367,8 @@ def test_the_newest_suite_ticket_counts_unless_it_is_from_the_future(file: Dated
 # Seen events
 
 
-def test_no_more_events_are_remembered_than_there_is_room_for(private: Path) -> None:
-    file = SharedFile(private / "events", MAX_SEEN * 16)
+def test_no_more_events_are_remembered_than_there_is_room_for(tmp_path: Path) -> None:
+    file = SharedFile(tmp_path / "events", MAX_SEEN * 16)
     seen, again = SeenEvents(file), SeenEvents(file)
     seen.add(str(number) for number in range(MAX_SEEN + 10))
     seen.save()
