@@ -109,17 +109,38 @@ def test_a_stolen_file_is_worth_nothing_without_the_secret(tmp_path: Path) -> No
 # Files that are not as they should be
 
 
-SPOILED_FILES: dict[str, Callable[[Path], object]] = {
+def with_content(change: Callable[[bytes], bytes]) -> Callable[[Path], object]:
+    """Return a function that changes the content of a file."""
+    return lambda file: file.write_bytes(change(file.read_bytes()))
+
+
+REFUSED: dict[str, Callable[[Path], object]] = {
     "readable by others": lambda file: file.chmod(0o640),
     "writable by others": lambda file: file.chmod(0o602),
     "someone else's": give_away,
     "a symbolic link": lambda file: file.symlink_to(file.rename(file.with_name("elsewhere"))),
     "a pipe": lambda file: (file.unlink(), os.mkfifo(file, 0o600)),
 }
+FORGED = json.dumps({"value": "forged", "fetched_at": 0, "lifetime": None}).encode()
+DAMAGED: dict[str, Callable[[Path], object]] = {
+    "empty": with_content(lambda _: b""),
+    "one byte": with_content(lambda content: content[:1]),
+    "salt alone": with_content(lambda content: content[:16]),
+    "half": with_content(lambda content: content[: len(content) // 2]),
+    "last byte lost": with_content(lambda content: content[:-1]),
+    "first bit": with_content(lambda content: bytes([content[0] ^ 1]) + content[1:]),
+    "a bit in the middle": with_content(lambda old: old[:60] + bytes([old[60] ^ 4]) + old[61:]),
+    "zeros": with_content(lambda content: bytes(len(content))),
+    "text": with_content(lambda _: b"a shopping list, and no more than that"),
+    "json": with_content(lambda _: FORGED),
+    "much": with_content(lambda _: b"A" * 10**7),
+    "bytes": with_content(lambda _: bytes(range(256))),
+    "deleted with its directory": lambda file: shutil.rmtree(file.parent),
+}
 
 
-@pytest.mark.parametrize("spoil", SPOILED_FILES.values(), ids=SPOILED_FILES)
-def test_a_file_that_is_not_its_users_alone_is_refused_and_replaced(
+@pytest.mark.parametrize("spoil", (REFUSED | DAMAGED).values(), ids=REFUSED | DAMAGED)
+def test_a_file_that_is_damaged_or_not_its_users_alone_is_no_token_and_is_replaced(
     lock: Any, directory: Path, sandbox: Sandbox, caplog: pytest.LogCaptureFixture, spoil: Any
 ) -> None:
     lock()
@@ -127,40 +148,52 @@ def test_a_file_that_is_not_its_users_alone_is_refused_and_replaced(
     spoil(token_file(directory))
     lock()
     assert fetched(sandbox) == 2
-    (warning,) = warnings_of(caplog)
-    assert f"{directory.name!r} in {str(directory.parent)!r}" in warning
-    assert "token_cache" in warning
     lock()
     assert fetched(sandbox) == 2, "the new file is shared again"
+    assert "forged" not in [call.header("x-acs-dingtalk-access-token") for call in sandbox.calls_of("lock")]
     found = token_file(directory).lstat()
     assert (stat.S_IFMT(found.st_mode), stat.S_IMODE(found.st_mode)) == (stat.S_IFREG, 0o600)
     assert found.st_uid == os.geteuid()
     for linked in directory.glob("elsewhere"):
         assert linked.read_bytes() == content, "what a link leads to is left alone"
+    warnings = warnings_of(caplog)
+    assert len(warnings) == (spoil in REFUSED.values())
+    for warning in warnings:
+        assert f"{directory.name!r} in {str(directory.parent)!r}" in warning
+        assert "token_cache" in warning
 
 
-def in_its_place(directory: Path) -> Path:
-    """Return where a directory was, which is moved away."""
-    return Path(shutil.move(directory, directory.with_name("elsewhere"))).with_name(directory.name)
+def moved(path: Path) -> Path:
+    """Return where something was, which is moved away."""
+    return Path(shutil.move(path, path.with_name("elsewhere"))).with_name(path.name)
 
 
-SPOILED_DIRECTORIES: dict[str, Callable[[Path], object]] = {
+def replace_by_directory(file: Path) -> None:
+    file.unlink(missing_ok=True)
+    (file / "inside").mkdir(parents=True)
+
+
+UNUSABLE: dict[str, str | Callable[[Path], object]] = {
     "readable by others": lambda directory: directory.chmod(0o750),
     "open to others": lambda directory: directory.chmod(0o701),
     "someone else's": give_away,
-    "a symbolic link": lambda directory: in_its_place(directory).symlink_to(directory.with_name("elsewhere")),
-    "a link to nowhere": lambda directory: in_its_place(directory).symlink_to("nowhere"),
-    "a file": lambda directory: in_its_place(directory).touch(0o600),
+    "a symbolic link": lambda directory: moved(directory).symlink_to(directory.with_name("elsewhere")),
+    "a link to nowhere": lambda directory: moved(directory).symlink_to("nowhere"),
+    "a file": lambda directory: moved(directory).touch(0o600),
+    "with a directory as the token": lambda directory: replace_by_directory(token_file(directory)),
+    "below a file": "/dev/null/cache",
+    "where nobody, root included, makes a directory": "/proc/airflow-provider-dingconf/cache",
+    "with too long a name": "/" + "x" * 300,
 }
 
 
-@pytest.mark.parametrize("spoil", SPOILED_DIRECTORIES.values(), ids=SPOILED_DIRECTORIES)
-def test_a_directory_that_is_not_its_users_alone_costs_the_sharing_and_one_warning(
-    lock: Any, directory: Path, sandbox: Sandbox, caplog: pytest.LogCaptureFixture, spoil: Any
+@pytest.mark.parametrize("spoil", UNUSABLE.values(), ids=UNUSABLE)
+def test_a_directory_that_cannot_be_used_costs_the_sharing_and_one_warning_and_never_a_call(
+    lock: Any, conn: Any, directory: Path, sandbox: Sandbox, caplog: pytest.LogCaptureFixture, spoil: Any
 ) -> None:
     lock()
-    kept = token_file(directory).read_bytes()
-    spoil(directory)
+    conn(extra={"token_cache": spoil}) if isinstance(spoil, str) else spoil(directory)
+    kept = {file: file.read_bytes() for file in directory.parent.rglob("*.token") if file.is_file()}
     lock()
     assert fetched(sandbox) == 2, "the token in it is not used"
     DingTalkConferenceHook().unlock_conference("sandbox-open")
@@ -168,23 +201,19 @@ def test_a_directory_that_is_not_its_users_alone_costs_the_sharing_and_one_warni
     assert len(warnings_of(caplog)) == 1
     lock()
     assert fetched(sandbox) == 3
-    assert [file.read_bytes() for file in directory.parent.rglob("*.token")] == [kept], "nothing is put there"
+    found = {file: file.read_bytes() for file in directory.parent.rglob("*.token") if file.is_file()}
+    assert found == kept, "nothing is put there"
 
 
-@pytest.mark.parametrize(
-    "path",
-    ["/dev/null/cache", "/proc/airflow-provider-dingconf/cache", "/" + "x" * 300],
-    ids=["below a file", "where nobody, root included, makes a directory", "too long a name"],
-)
-def test_a_directory_that_cannot_be_used_costs_one_warning_and_never_a_call(
-    lock: Any, conn: Any, sandbox: Sandbox, caplog: pytest.LogCaptureFixture, path: str
+def test_a_directory_in_place_of_the_lock_costs_one_warning_and_no_call(
+    lock: Any, directory: Path, sandbox: Sandbox, caplog: pytest.LogCaptureFixture
 ) -> None:
-    conn(extra={"token_cache": path})
     lock()
-    DingTalkConferenceHook().unlock_conference("sandbox-open")
-    assert len(warnings_of(caplog)) == 1
+    replace_by_directory(token_file(directory).with_suffix(".lock"))
+    token_file(directory).unlink()
     lock()
     assert fetched(sandbox) == 2
+    assert len(warnings_of(caplog)) == 1
 
 
 def test_each_directory_that_cannot_be_used_costs_one_warning(
@@ -227,45 +256,6 @@ def test_a_directory_in_place_of_a_file_costs_no_call(
     lock()
     assert fetched(sandbox) == 2
     assert len(warnings_of(caplog)) == 1
-
-
-DAMAGE: dict[str, Callable[[bytes], bytes]] = {
-    "empty": lambda _: b"",
-    "one byte": lambda content: content[:1],
-    "salt alone": lambda content: content[:16],
-    "half": lambda content: content[: len(content) // 2],
-    "last byte lost": lambda content: content[:-1],
-    "first bit": lambda content: bytes([content[0] ^ 1]) + content[1:],
-    "a bit in the middle": lambda content: content[:60] + bytes([content[60] ^ 4]) + content[61:],
-    "zeros": lambda content: bytes(len(content)),
-    "text": lambda _: b"a shopping list, and no more than that",
-    "json": lambda _: json.dumps({"value": "forged", "fetched_at": 0, "lifetime": None}).encode(),
-    "much": lambda _: b"A" * 10**7,
-    "bytes": lambda _: bytes(range(256)),
-}
-
-
-@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
-def test_a_damaged_file_is_no_token_and_is_replaced(
-    lock: Any, directory: Path, sandbox: Sandbox, caplog: pytest.LogCaptureFixture, damage: Any
-) -> None:
-    lock()
-    file = token_file(directory)
-    file.write_bytes(damage(file.read_bytes()))
-    lock()
-    assert fetched(sandbox) == 2
-    assert "forged" not in [call.header("x-acs-dingtalk-access-token") for call in sandbox.calls_of("lock")]
-    lock()
-    assert fetched(sandbox) == 2, "it was replaced"
-    assert not warnings_of(caplog)
-
-
-def test_a_directory_that_was_deleted_is_made_again(lock: Any, directory: Path, sandbox: Sandbox) -> None:
-    lock()
-    shutil.rmtree(directory)
-    lock()
-    lock()
-    assert fetched(sandbox) == 2
 
 
 def test_a_file_is_replaced_in_one_step(tmp_path: Path) -> None:
