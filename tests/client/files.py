@@ -37,7 +37,7 @@ TOKEN = Token("the-token", 1_000, LIFETIME)
 
 
 def fetched(sandbox: Sandbox) -> int:
-    """Return how many access tokens were asked for."""
+    """Return how many access tokens were fetched."""
     return len(sandbox.calls_of("token"))
 
 

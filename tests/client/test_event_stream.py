@@ -436,7 +436,7 @@ async def test_a_peer_that_sends_nothing_any_more_is_left(sandbox: Sandbox) -> N
 
 
 async def test_a_malformed_message_is_ignored(sandbox: Sandbox) -> None:
-    answers: list[Any] = []
+    replies: list[Any] = []
     headers = {"messageId": "m1", "topic": "*", "eventType": "meeting_status_change", "eventId": "e1"}
     data = json.dumps({"openConfModel": {"conferenceId": "c1"}})
 
@@ -446,12 +446,12 @@ async def test_a_malformed_message_is_ignored(sandbox: Sandbox) -> None:
         await socket.send_bytes(b"\x00")
         await socket.send_json({"type": "EVENT", "headers": headers, "data": data})
         async for message in socket:
-            answers.append(message.json())  # noqa: PERF401
+            replies.append(message.json())  # noqa: PERF401
 
     async with served(sandbox, strange), watching(None) as (watcher,):
-        await until(lambda: len(answers) == 2)
-        assert [answer["headers"]["messageId"] for answer in answers] == ["m0", "m1"]
-        assert json.loads(answers[1]["data"]) == {"status": "SUCCESS"}
+        await until(lambda: len(replies) == 2)
+        assert [reply["headers"]["messageId"] for reply in replies] == ["m0", "m1"]
+        assert json.loads(replies[1]["data"]) == {"status": "SUCCESS"}
         assert len(watcher.deliveries) == 1
 
 
@@ -528,13 +528,13 @@ async def test_a_connection_that_cannot_be_read_is_read_again(
 
     async def failing(conn_id: str) -> Any:
         if next(failures, False):
-            raise RuntimeError("the API server did not answer")  # as what the task SDK raises
+            raise RuntimeError("the API server did not respond")  # as what the task SDK raises
         return await connect(conn_id)
 
     async with watching(sandbox, connect=failing) as (watcher,):
         sandbox.create_conference()
         await until(lambda: watcher.deliveries)
-    assert caplog.text.count("no events are received: RuntimeError: the API server did not answer") == 1
+    assert caplog.text.count("no events are received: RuntimeError: the API server did not respond") == 1
 
 
 async def test_a_fault_of_this_package_reaches_the_watcher() -> None:
@@ -600,7 +600,9 @@ async def test_no_secret_is_in_the_log(sandbox: Sandbox, caplog: pytest.LogCaptu
 # Ending
 
 
-@pytest.mark.parametrize("call", [None, "stream", "connect"], ids=["connected", "asking", "connecting"])
+@pytest.mark.parametrize(
+    "call", [None, "stream", "connect"], ids=["connected", "requesting the address", "connecting"]
+)
 async def test_cancelling_ends_at_once(sandbox: Sandbox, call: Any, recwarn: pytest.WarningsRecorder) -> None:
     if call:
         sandbox.fail(Fault(call=call, delay=20.0))
