@@ -221,9 +221,7 @@ async def test_an_event_that_starts_nothing_is_not_remembered(sandbox: Sandbox) 
 
 
 @pytest.mark.parametrize("shared", [True, False], ids=["in a file", "in memory"])
-def test_an_event_that_is_taken_as_the_watcher_ends_is_remembered(
-    sandbox: Sandbox, conn: Any, shared: bool
-) -> None:
+def test_an_event_taken_as_the_watcher_ends_is_remembered(sandbox: Sandbox, conn: Any, shared: bool) -> None:
     conn(extra={"token_cache": shared})
 
     async def first() -> None:
@@ -290,8 +288,8 @@ async def test_the_first_event_waits_for_all_who_join_one_after_another(sandbox:
     sandbox.create_conference("while nobody listens")
     watchers = []
     for _ in range(3):
-        watchers.append(Watcher(join=(0.4, 60.0)))
-        await asyncio.sleep(0.2)
+        watchers.append(Watcher(join=(0.3, 60.0)))
+        await asyncio.sleep(0.1)
     await until(lambda: all(one.deliveries for one in watchers))
 
 
@@ -333,11 +331,11 @@ def waits_between(sandbox: Sandbox, call: str) -> list[float]:
 
 
 async def test_the_waits_between_failed_attempts_grow(sandbox: Sandbox) -> None:
-    sandbox.fail(Fault(call="stream", code="systemError", delay=0.1))
-    async with watching(None, wait=(0.1, 10.0), lasted=0.05):  # an attempt that takes long did not last
+    sandbox.fail(Fault(call="stream", code="systemError", delay=0.05))
+    async with watching(None, wait=(0.05, 10.0), lasted=0.02):  # an attempt that takes long did not last
         await until(lambda: len(sandbox.calls_of("stream")) == 4)
-    waits = [wait - 0.1 for wait in waits_between(sandbox, "stream")]
-    assert all(wait > least for wait, least in zip(waits, (0.1, 0.2, 0.4), strict=True))
+    waits = [wait - 0.05 for wait in waits_between(sandbox, "stream")]
+    assert all(wait > least for wait, least in zip(waits, (0.05, 0.1, 0.2), strict=True))
 
 
 @pytest.mark.parametrize("politely", [True, False])
@@ -373,7 +371,7 @@ async def test_nothing_is_called_during_a_ban(sandbox: Sandbox) -> None:
     sandbox.fail(Fault(call="stream", code="addressBanned"))
     async with watching(None, retry_after=0.05):
         await until(lambda: sandbox.calls_of("stream"))
-        await asyncio.sleep(0.4)
+        await asyncio.sleep(0.25)
         assert len(sandbox.calls) == 1
 
 
@@ -508,9 +506,7 @@ async def test_all_watchers_join_again_together_after_each_refusal(
     assert caplog.text.count("no events are received") == 2
 
 
-async def test_all_watchers_join_again_together_once_the_connection_is_corrected(
-    sandbox: Sandbox, conn: Any
-) -> None:
+async def test_all_watchers_join_again_together_after_a_correction(sandbox: Sandbox, conn: Any) -> None:
     async with watching(sandbox, *[DEFAULT] * 3) as watchers:
         sandbox.fail(Fault(call="stream", code="authFailed", times=1))
         sandbox.disconnect_streams(politely=False)

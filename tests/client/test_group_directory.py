@@ -156,9 +156,7 @@ def test_a_directory_that_others_than_the_group_may_enter_is_not_used(
     assert len(warnings_of(caplog)) == 1
 
 
-def test_a_file_in_a_directory_of_a_group_that_others_may_read_or_of_another_group_is_not_used(
-    of_group: Path,
-) -> None:
+def test_a_file_of_another_group_or_open_to_others_is_not_used(of_group: Path) -> None:
     file = SharedFile(of_group / "host.ban", group=True)
     file.write(b"content")
     assert file.read() == b"content"

@@ -218,9 +218,7 @@ async def test_a_wait_goes_on_after_a_ban(sandbox: Sandbox) -> None:
         "Forbidden.AccessDenied.ApiCountLimitForOrg",
     ],
 )
-async def test_an_error_that_concerns_every_meeting_ends_all_waits_for_one_call(
-    sandbox: Sandbox, code: str
-) -> None:
+async def test_an_error_that_concerns_all_ends_all_waits_for_one_call(sandbox: Sandbox, code: str) -> None:
     sandbox.fail(Fault(code=code, path=MEETINGS))
     events = await events_of([trigger(f"m-{one}", ("started", "ended")[one % 2]) for one in range(250)])
     assert {event["error"]["code"] for event in events} == {code}
@@ -273,9 +271,7 @@ async def test_a_batch_that_is_too_long_is_made_shorter(sandbox: Sandbox) -> Non
         assert sandbox.calls_of("info") == []
 
 
-async def test_a_refusal_that_does_not_come_again_changes_nothing(
-    sandbox: Sandbox, by_rounds: Rounds
-) -> None:
+async def test_a_refusal_that_does_not_recur_changes_nothing(sandbox: Sandbox, by_rounds: Rounds) -> None:
     sandbox.fail(Fault(call="query", sent=r"^[^,]*\[[^,]*,[^,]*\]", code="resourceClose", times=1))
     async with all_wait(sandbox, create(sandbox, 202), by_rounds):
         await by_rounds.go_by()
@@ -284,9 +280,7 @@ async def test_a_refusal_that_does_not_come_again_changes_nothing(
         assert sorted(batches(sandbox)) == [2, 100, 100]
 
 
-async def test_meetings_that_make_each_batch_fail_leave_the_others_together(
-    sandbox: Sandbox, by_rounds: Rounds
-) -> None:
+async def test_meetings_that_break_batches_leave_others_together(sandbox: Sandbox, by_rounds: Rounds) -> None:
     bad, good = create(sandbox, 2, "bad"), create(sandbox, 20)
     sandbox.fail(Fault(call="query", sent="bad-", code="unknownUserError"))
     async with all_wait(sandbox, bad, by_rounds):
@@ -318,9 +312,7 @@ async def test_a_meeting_that_makes_each_batch_query_fail_delays_no_other(
     assert len(sandbox.calls_of("query")) <= 8 + 2 * 2 * 4
 
 
-async def test_an_outage_costs_one_call_a_round_and_few_calls_after_it(
-    sandbox: Sandbox, by_rounds: Rounds
-) -> None:
+async def test_an_outage_costs_one_call_a_round_and_few_after_it(sandbox: Sandbox, by_rounds: Rounds) -> None:
     sandbox.fail(Fault(call="query", code="systemError"))
     async with all_wait(sandbox, create(sandbox, 100), by_rounds):
         await by_rounds.go_by(12)
@@ -419,9 +411,7 @@ async def test_a_round_begins_after_the_interval_or_when_dingtalk_said(
 
 
 @pytest.mark.parametrize("code", ["roomNotFound", "confClosed"])
-async def test_a_wait_that_goes_on_after_an_error_costs_no_single_call_in_each_round(
-    sandbox: Sandbox, code: str
-) -> None:
+async def test_a_wait_that_outlasts_an_error_costs_no_call_each_round(sandbox: Sandbox, code: str) -> None:
     if code == "roomNotFound":
         made = create(sandbox, 5, status="not_started")
         sandbox.fail(Fault(call="info", code=code))
@@ -440,9 +430,7 @@ async def test_a_wait_that_goes_on_after_an_error_costs_no_single_call_in_each_r
 
 @pytest.mark.parametrize("call", ["query", "info"])
 @pytest.mark.parametrize("code", ["systemError", "systemBusy"])
-async def test_an_error_that_passes_ends_the_wait_if_on_error_says_so(
-    sandbox: Sandbox, call: str, code: str
-) -> None:
+async def test_a_transient_error_ends_a_wait_as_on_error_says(sandbox: Sandbox, call: str, code: str) -> None:
     (meeting,) = create(sandbox, 1, status="not_started")
     seen = "not_started" if call == "query" else None
     sandbox.fail(Fault(path=MEETINGS, code=code))
@@ -538,9 +526,7 @@ async def test_a_connection_that_cannot_be_looked_up_is_looked_up_again_unless_o
 
 
 @pytest.mark.parametrize("method", ["running_of", "get_conference"])
-async def test_an_unexpected_error_ends_the_waits_that_it_concerns_only(
-    sandbox: Sandbox, method: str
-) -> None:
+async def test_an_unexpected_error_ends_the_waits_it_concerns_only(sandbox: Sandbox, method: str) -> None:
     made = sandbox.create_conference(status="not_started"), sandbox.create_conference(room_code="1234567890")
 
     async def broken(*_: Any) -> Any:
@@ -588,9 +574,7 @@ async def test_a_cancelled_wait_does_not_end_another_that(sandbox: Sandbox, othe
 
 
 @pytest.mark.parametrize("cancelled", [True, False])
-async def test_when_nobody_waits_any_more_nothing_is_kept_and_no_call_is_made(
-    sandbox: Sandbox, cancelled: bool
-) -> None:
+async def test_if_nobody_waits_nothing_is_kept_and_no_call_is_made(sandbox: Sandbox, cancelled: bool) -> None:
     (meeting,) = create(sandbox, 1)
     sandbox.fail(Fault(call="query", code="resourceClose"))
     before = asyncio.all_tasks()

@@ -216,9 +216,7 @@ def test_a_directory_in_place_of_the_lock_costs_one_warning_and_no_call(
     assert len(warnings_of(caplog)) == 1
 
 
-def test_each_directory_that_cannot_be_used_costs_one_warning(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_each_unusable_directory_costs_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for name in ("one", "other"):
         (tmp_path / name).touch()
         for file in ("a.token", "b.ban"):
@@ -242,20 +240,6 @@ def test_a_read_only_directory_costs_the_sharing_and_one_warning(
         assert another.get(None, now=1_001) is None
     assert len(warnings_of(caplog)) == 1
     assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("suffix", [".token", ".lock"])
-def test_a_directory_in_place_of_a_file_costs_no_call(
-    lock: Any, directory: Path, sandbox: Sandbox, caplog: pytest.LogCaptureFixture, suffix: str
-) -> None:
-    lock()
-    file = token_file(directory).with_suffix(suffix)
-    token_file(directory).unlink()
-    file.unlink(missing_ok=True)
-    (file / "inside").mkdir(parents=True)
-    lock()
-    assert fetched(sandbox) == 2
-    assert len(warnings_of(caplog)) == 1
 
 
 def test_a_file_is_replaced_in_one_step(tmp_path: Path) -> None:

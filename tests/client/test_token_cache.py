@@ -216,9 +216,7 @@ def test_a_token_that_dingtalk_renewed_is_newer_though_its_value_is_the_same(fil
 # Threads and coroutines
 
 
-def test_the_threads_and_coroutines_of_a_process_fetch_one_token_together(
-    conn: Any, sandbox: Sandbox
-) -> None:
+def test_threads_and_coroutines_of_a_process_fetch_one_token_together(conn: Any, sandbox: Sandbox) -> None:
     conn(extra={"token_cache": False})  # in memory alone
     sandbox.fail(Fault(call="token", delay=0.2))
     hooks = [DingTalkConferenceHook() for _ in range(19)]

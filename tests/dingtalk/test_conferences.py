@@ -57,9 +57,7 @@ def test_a_conference_id_that_is_a_path_segment_is_sent_unchanged(conference_id:
     "value", [1234567890.0, -5, True, pytest.param(10**5000, id="huge"), ["1"], {1}, b"1"]
 )
 @pytest.mark.parametrize("name", NAMES)
-def test_a_name_that_is_no_string_is_refused_with_its_type_and_the_likely_cause(
-    name: str, value: Any
-) -> None:
+def test_a_name_that_is_no_string_is_refused_with_type_and_likely_cause(name: str, value: Any) -> None:
     kind = type(value).__name__
     says = f"^{name}: expected a string, got .* of type {kind}; .*render_template_as_native_obj=True is the"
     with pytest.raises(InvalidConferenceIdError, match=says):
