@@ -232,7 +232,7 @@ def test_each_form_of_the_message_is_read(name: str) -> None:
     [
         ({"code": "conf.readonly", "message": "the host has left"}, ": conf.readonly: the host has left"),
         ({"Code": "conf.readonly"}, ": conf.readonly"),
-        ({"code": "0", "Message": "the host\x1b\nhas left"}, ": the host has left"),
+        ({"code": "0", "Message": "the host\x1b\r\n\u202ehas left"}, ": the host has left"),
         ({"code": None, "message": ["x"]}, ""),
         ({"code": "x", "message": "y" * 10_000}, f": x: {'y' * 263}…"),
     ],
@@ -261,13 +261,11 @@ def test_the_error_says_why_a_response_does_not_confirm(body: Any, reasons: str,
 def test_a_refused_token_call_is_about_the_credentials(
     status: int, body: dict[str, Any], kind: type[DingTalkError]
 ) -> None:
-    assert type(error_of(status, body, call=TOKEN)) is kind
-
-
-def test_an_unknown_error_of_a_token_call_points_at_client_id_and_organisation() -> None:
-    said = str(error_of(500, {"code": "unknownError", "requestid": "R-1"}, call=TOKEN))
-    assert "Check Client ID (login) and Organisation (corpId) in the connection first" in said
-    assert "DingTalk's side" not in said
+    error = error_of(status, body, call=TOKEN)
+    assert type(error) is kind
+    if body == {"code": "unknownError"}:
+        assert "Check Client ID (login) and Organisation (corpId) in the connection first" in str(error)
+        assert "DingTalk's side" not in str(error)
 
 
 def test_the_permission_points_that_dingtalk_names_are_the_ones_to_grant() -> None:
@@ -402,10 +400,3 @@ def test_a_secret_that_the_server_echoes_is_shown_to_no_one(echo: str, word: str
     error = error_of(status, body, headers, secrets=SECRETS)
     shown = f"{error} {error!r} {error.code} {error.request_id} {error.message} {vars(error)}"
     assert not [part for part in (word[:8], word[-8:], "s3cr3t", "-and-longer", "uo") if part in shown]
-
-
-def test_a_long_or_strange_message_becomes_one_short_line() -> None:
-    message = error_of(400, {"code": "x", "message": "a\r\n\x1b[31mb\u202e\ud800 " * 200}).message
-    assert message.isprintable()
-    assert len(message) < 310
-    assert message.startswith("a [31mb")
