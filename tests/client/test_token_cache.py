@@ -352,6 +352,7 @@ def test_the_newest_suite_ticket_counts_unless_it_is_from_the_future(file: Dated
     for clock, ticket, at, expected in (
         (9e11, "of the future", 9e11, "of the future"),
         (1e9, "born ahead of this clock", 1e9 + 1_000, "born ahead of this clock"),
+        (1e9, "older", 1e9 - 1, "born ahead of this clock"),
         (1e9 + 1, "of now", 1e9 + 1, "of now"),
         (1e9 + 1, "older", 1e9 - 1, "of now"),
     ):
@@ -367,13 +368,15 @@ def test_the_newest_suite_ticket_counts_unless_it_is_from_the_future(file: Dated
 
 def test_no_more_events_are_remembered_than_there_is_room_for(tmp_path: Path) -> None:
     file = SharedFile(tmp_path / "events", MAX_SEEN * 16)
-    seen, again = SeenEvents(file), SeenEvents(file)
+    seen, other, again = (SeenEvents(file) for _ in range(3))
     seen.add(str(number) for number in range(MAX_SEEN + 10))
     seen.save()
+    other.add(["of another process"])
+    other.save()
     again.load()
     assert file.path.stat().st_size == MAX_SEEN * 16
-    for known in (seen, again):
-        assert [event in known for event in ("9", "10", str(MAX_SEEN + 9))] == [False, True, True]
+    for known, oldest in ((seen, 10), (again, 11)):
+        assert [str(event) in known for event in (oldest - 1, oldest, MAX_SEEN + 9)] == [False, True, True]
 
 
 @pytest.mark.parametrize("content", [b"", b"short", b"x" * 33])
