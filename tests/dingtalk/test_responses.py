@@ -215,7 +215,7 @@ def test_a_page_is_named_by_its_title_or_its_text_in_short_and_not_retried_at_on
     error = error_of(200, page)
     assert error.message == "an HTML page came, not JSON: Welcome to our network"
     assert (error.repeat, error.outcome) == (False, Outcome.RETRY)
-    page = b"<!DOCTYPE html><html><head><title>\n Maintenance </title></head></html>"
+    page = b"<!DOCTYPE html><html><head><title>\n Maintenance </title></head>until noon</html>"
     assert error_of(403, page).message.endswith(": Maintenance")
     for odd in (b"<title" * 150_000, b"<script" * 140_000, b"alicdn.com/" * 90_000, b"x" * 1_000_000):
         assert len(str(error_of(400, b"<html>" + odd))) < 1_000
