@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def lock(sandbox: Sandbox, conn: Any) -> Callable[..., None]:
-    """Return what locks a meeting, as a process does that has just been started."""
+    """Return a function that locks a meeting as a new process does."""
 
     def lock(**options: Any) -> None:
         token_cache.forget()
@@ -32,13 +32,6 @@ def lock(sandbox: Sandbox, conn: Any) -> Callable[..., None]:
 
 @pytest.fixture
 def directory(tmp_path: Path, conn: Any) -> Path:
-    """Return the directory of the connection's files, which is not there yet."""
+    """Return the directory of the connection's files, which does not exist yet."""
     conn(extra={"token_cache": str(tmp_path / "cache")})
     return tmp_path / "cache"
-
-
-@pytest.fixture
-def private(tmp_path: Path) -> Path:
-    """Return a directory of its owner alone."""
-    tmp_path.chmod(0o700)
-    return tmp_path

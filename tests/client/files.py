@@ -1,11 +1,13 @@
-"""What the tests of shared files share: who else there is, and which files and warnings there are."""
+"""Helpers for the tests of shared files: other users, and which files and warnings there are."""
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import logging
 import os
 import stat
+import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +16,13 @@ import pytest
 
 from airflow_provider_dingconf.client import shared_files
 from airflow_provider_dingconf.client.settings import Settings
-from airflow_provider_dingconf.client.token_cache import TokenCache
+from airflow_provider_dingconf.client.token_cache import (
+    TokenCache,
+    address_ban_of,
+    seen_events_of,
+    suite_ticket_of,
+    token_cache_of,
+)
 from airflow_provider_dingconf.dingtalk.tokens import App, Token
 from airflow_provider_dingconf.sandbox import Sandbox
 
@@ -29,7 +37,7 @@ TOKEN = Token("the-token", 1_000, LIFETIME)
 
 
 def fetched(sandbox: Sandbox) -> int:
-    """Return how many access tokens were asked for."""
+    """Return how many access tokens were fetched."""
     return len(sandbox.calls_of("token"))
 
 
@@ -94,6 +102,27 @@ def as_ordinary_user(*paths: Path) -> Iterator[None]:
 async def put_while_fetching(cache: TokenCache, token: Token) -> None:
     async with cache.fetching(seconds=60):
         cache.put(token)
+
+
+def put_all(settings: Settings) -> None:
+    """Write a file of each kind."""
+    asyncio.run(put_while_fetching(token_cache_of(settings), replace(TOKEN, fetched_at=time.time())))
+    suite_ticket_of(settings).put("the-ticket", 1.0)
+    address_ban_of(settings).put(time.time(), 300)
+    seen_events_of(settings).add(["an-event"])
+    seen_events_of(settings).save()
+
+
+def found_of_all(settings: Settings) -> list[bool]:
+    """Return whether the content of each kind of file is found."""
+    token, events = token_cache_of(settings).get(None, time.time()), seen_events_of(settings)
+    events.load()
+    return [
+        token is not None and token.value == TOKEN.value,
+        suite_ticket_of(settings).pushed == "the-ticket",
+        address_ban_of(settings).seconds_left(time.time()) > 0,
+        "an-event" in events,
+    ]
 
 
 def replace(value: Any, **changes: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import multiprocessing
 import os
 import stat
@@ -15,39 +14,34 @@ import pytest
 from filelock import Timeout
 
 from airflow_provider_dingconf.client import token_cache
-from airflow_provider_dingconf.client.settings import Settings
 from airflow_provider_dingconf.client.shared_files import SharedFile, default_directory
-from airflow_provider_dingconf.client.token_cache import (
-    address_ban_of,
-    seen_events_of,
-    suite_ticket_of,
-    token_cache_of,
-)
+from airflow_provider_dingconf.client.token_cache import suite_ticket_of
 from airflow_provider_dingconf.hooks import DingTalkConferenceHook
 from airflow_provider_dingconf.sandbox import Sandbox
 from client.files import (
     NOBODY,
     SETTINGS,
-    TOKEN,
     Warnings,
+    found_of_all,
     let_others_enter,
-    put_while_fetching,
+    put_all,
     replace,
     warnings_of,
 )
 
+FORK = multiprocessing.get_context("fork")
 GROUP = 54_321
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can start processes of other users")
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="only root can start processes of other users")
 
 
-@pytest.fixture
-def of_group(tmp_path: Path) -> Path:
+@pytest.fixture(params=[0o770, 0o2770], ids=oct)
+def of_group(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """Return a directory of a group."""
     let_others_enter(tmp_path)
     directory = tmp_path / "dingconf"
     directory.mkdir()
     os.chown(directory, 0, GROUP)
-    directory.chmod(0o2770)
+    directory.chmod(request.param)
     return directory
 
 
@@ -60,8 +54,7 @@ def started_as_user(
     uid: int, work: Callable[[], Any], groups: Sequence[int] = (GROUP,), umask: int = 0o022
 ) -> Callable[[], tuple[Any, int]]:
     """Start a process of another user; return what waits for its result and the count of its warnings."""
-    fork = multiprocessing.get_context("fork")
-    ours, theirs = fork.Pipe()
+    ours, theirs = FORK.Pipe()
 
     def run() -> None:
         os.umask(umask)
@@ -72,62 +65,31 @@ def started_as_user(
         warnings = Warnings()
         theirs.send((work(), warnings.count))
 
-    process = fork.Process(target=run, daemon=True)
+    process = FORK.Process(target=run, daemon=True)
     process.start()
     theirs.close()
 
     def result() -> tuple[Any, int]:
-        try:
-            found: tuple[Any, int] = ours.recv()
-            return found
-        finally:
-            process.join(60)
+        found: tuple[Any, int] = ours.recv()
+        process.join(60)
+        return found
 
     return result
 
 
-def put_all(settings: Settings) -> None:
-    """Write a file of each kind."""
-    asyncio.run(put_while_fetching(token_cache_of(settings), replace(TOKEN, fetched_at=time.time())))
-    suite_ticket_of(settings).put("the-ticket", 1.0)
-    address_ban_of(settings).put(time.time(), 300)
-    seen_events_of(settings).add(["an-event"])
-    seen_events_of(settings).save()
-
-
-def found_of_all(settings: Settings) -> tuple[bool, ...]:
-    """Return what is found in the files of each kind."""
-    token, events = token_cache_of(settings).get(None, time.time()), seen_events_of(settings)
-    events.load()
-    return (
-        token is not None and token.value == "the-token",
-        suite_ticket_of(settings).pushed == "the-ticket",
-        address_ban_of(settings).seconds_left(time.time()) > 0,
-        "an-event" in events,
-    )
-
-
-@as_root
 @pytest.mark.parametrize("umask", [0o000, 0o022, 0o077], ids=oct)
-@pytest.mark.parametrize("permissions", [0o770, 0o2770], ids=oct)
-def test_users_share_what_is_kept_in_a_directory_of_their_group(
-    of_group: Path, permissions: int, umask: int
-) -> None:
-    of_group.chmod(permissions)
+def test_users_share_what_is_kept_in_a_directory_of_their_group(of_group: Path, umask: int) -> None:
     settings = replace(SETTINGS, token_cache=str(of_group))
     for writer, reader in ((NOBODY, NOBODY - 1), (NOBODY - 1, NOBODY)):
         assert as_user(writer, lambda: put_all(settings), umask=umask) == (None, 0)
         for user in (reader, 0):
-            assert as_user(user, lambda: found_of_all(settings), umask=umask) == ((True,) * 4, 0)
+            assert as_user(user, lambda: found_of_all(settings), umask=umask) == ([True] * 4, 0)
     files = [file.stat() for file in of_group.iterdir()]
     assert len(files) == 5
     assert {(stat.S_IMODE(file.st_mode), file.st_gid) for file in files} == {(0o660, GROUP)}
 
 
-@as_root
-@pytest.mark.parametrize("permissions", [0o770, 0o2770], ids=oct)
-def test_users_wait_for_one_another_in_a_directory_of_their_group(of_group: Path, permissions: int) -> None:
-    of_group.chmod(permissions)
+def test_users_wait_for_one_another_in_a_directory_of_their_group(of_group: Path) -> None:
     file = SharedFile(of_group / "a.token", group=True)
 
     def is_held() -> bool:
@@ -137,7 +99,7 @@ def test_users_wait_for_one_another_in_a_directory_of_their_group(of_group: Path
             return True
 
     for holder, other in ((NOBODY, NOBODY - 1), (NOBODY - 1, NOBODY), (0, NOBODY)):
-        taken, done = (multiprocessing.get_context("fork").Event() for _ in range(2))
+        taken, done = (FORK.Event() for _ in range(2))
 
         def hold(taken: Any = taken, done: Any = done) -> bool:
             lock = file.lock()
@@ -153,15 +115,14 @@ def test_users_wait_for_one_another_in_a_directory_of_their_group(of_group: Path
         assert as_user(other, is_held) == (False, 0), "it is free again"
 
 
-@as_root
-@pytest.mark.parametrize("permissions", [0o770, 0o2770], ids=oct)
-def test_processes_of_several_users_that_start_at_once_fetch_one_token(
-    of_group: Path, permissions: int, conn: Any, sandbox: Sandbox
+def test_processes_of_several_users_that_start_at_once_fetch_one_token_with_the_pushed_suite_ticket(
+    of_group: Path, conn: Any, sandbox: Sandbox
 ) -> None:
-    of_group.chmod(permissions)
     conn("third_party", extra={"token_cache": str(of_group)})
-    assert DingTalkConferenceHook().settings.app  # Airflow has then imported what the processes need
-    start = multiprocessing.get_context("fork").Event()
+    settings = DingTalkConferenceHook().settings  # Airflow has then imported what the processes need
+    ticket = sandbox.renew_suite_ticket()
+    as_user(NOBODY, lambda: suite_ticket_of(settings).put(ticket, time.time()))
+    start = FORK.Event()
 
     def lock() -> bool:
         start.wait(60)
@@ -170,23 +131,21 @@ def test_processes_of_several_users_that_start_at_once_fetch_one_token(
     results = [started_as_user(NOBODY - number % 3, lock) for number in range(10)]
     start.set()
     assert [result() for result in results] == [(True, 0)] * 10
-    assert len(sandbox.calls_of("token")) == 1
+    assert [call.json()["suiteTicket"] for call in sandbox.calls_of("token")] == [ticket]
 
 
-@as_root
 def test_a_user_of_another_group_shares_nothing_and_is_warned_once(of_group: Path) -> None:
     settings = replace(SETTINGS, token_cache=str(of_group))
     as_user(NOBODY, lambda: put_all(settings))
 
-    def find_and_put() -> tuple[bool, ...]:
+    def find_and_put() -> list[bool]:
         found = found_of_all(settings)
         put_all(settings)
         return found
 
-    assert as_user(NOBODY - 1, find_and_put, groups=[]) == ((False,) * 4, 1)
+    assert as_user(NOBODY - 1, find_and_put, groups=[]) == ([False] * 4, 1)
 
 
-@as_root
 @pytest.mark.parametrize("permissions", [0o750, 0o771, 0o774, 0o777, 0o1777, 0o2775], ids=oct)
 def test_a_directory_that_others_than_the_group_may_enter_is_not_used(
     of_group: Path, permissions: int, caplog: pytest.LogCaptureFixture
@@ -197,10 +156,7 @@ def test_a_directory_that_others_than_the_group_may_enter_is_not_used(
     assert len(warnings_of(caplog)) == 1
 
 
-@as_root
-def test_a_file_in_a_directory_of_a_group_that_others_may_read_or_of_another_group_is_not_used(
-    of_group: Path,
-) -> None:
+def test_a_file_of_another_group_or_open_to_others_is_not_used(of_group: Path) -> None:
     file = SharedFile(of_group / "host.ban", group=True)
     file.write(b"content")
     assert file.read() == b"content"
@@ -211,27 +167,9 @@ def test_a_file_in_a_directory_of_a_group_that_others_may_read_or_of_another_gro
     assert file.read() is None
 
 
-@as_root
 def test_the_default_directory_is_never_a_groups(caplog: pytest.LogCaptureFixture) -> None:
     default_directory().mkdir()
     default_directory().chmod(0o2770)
     put_all(SETTINGS)
     assert not [*default_directory().iterdir()]
     assert len(warnings_of(caplog)) == 1
-
-
-@as_root
-def test_a_task_of_another_user_uses_the_suite_ticket_that_the_triggerer_keeps(
-    of_group: Path, conn: Any, sandbox: Sandbox
-) -> None:
-    conn("third_party", extra={"token_cache": str(of_group)})
-    settings = DingTalkConferenceHook().settings
-    ticket = sandbox.renew_suite_ticket()
-    as_user(NOBODY, lambda: suite_ticket_of(settings).put(ticket, time.time()))
-
-    def lock() -> bool:
-        hook = DingTalkConferenceHook()
-        return bool(hook.lock_conference("sandbox-open")["success"])
-
-    assert as_user(NOBODY - 1, lock) == (True, 0)
-    assert [call.json()["suiteTicket"] for call in sandbox.calls_of("token")] == [ticket]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import gc
-import logging
 import math
 import threading
 import time
@@ -23,7 +22,6 @@ from waiting import QUICK, QuickTrigger, event_of
 from airflow_provider_dingconf import connection_hook
 from airflow_provider_dingconf.client.polling import Poll, PollSettings, log
 from airflow_provider_dingconf.dingtalk.conferences import ConferenceStatus, check_reference
-from airflow_provider_dingconf.dingtalk.errors import ConferenceClosedError, ConnectionLostError, Outcome
 from airflow_provider_dingconf.dingtalk.limits import CONCURRENCY
 from airflow_provider_dingconf.sandbox import Fault, Sandbox
 from airflow_provider_dingconf.sensors import ConferenceSensor
@@ -32,6 +30,7 @@ from airflow_provider_dingconf.triggers import ConferenceTrigger, connect
 pytestmark = pytest.mark.usefixtures("conn")
 
 INTERVAL = 0.02
+MEETINGS = "/videoConferences/"
 
 
 def trigger(
@@ -42,14 +41,14 @@ def trigger(
     return made
 
 
-def ends(made: list[str], settings: PollSettings = QUICK) -> list[ConferenceTrigger]:
-    """Return triggers that wait for the end of meetings that run."""
-    return [trigger(one, "ended", settings, seen="started") for one in made]
+def create(sandbox: Sandbox, number: int, name: str = "m", status: Any = "started") -> list[str]:
+    """Create meetings, and return their ids, such as ``m-070``."""
+    return [sandbox.create_conference(conference_id=f"{name}-{n:03}", status=status) for n in range(number)]
 
 
-async def rounds(sandbox: Sandbox, number: int) -> None:
-    """Wait until so many rounds of batch queries are over."""
-    while len(sandbox.calls_of("query")) < number:
+async def until_made(sandbox: Sandbox, number: int, call: str = "query") -> None:
+    """Wait until so many calls are made: of batch queries, each is a round of up to a hundred meetings."""
+    while len(sandbox.calls_of(call)) < number:
         await asyncio.sleep(0.02)
 
 
@@ -85,7 +84,7 @@ def by_rounds() -> Rounds:
 
 @asynccontextmanager
 async def waiting(triggers: list[ConferenceTrigger]) -> AsyncIterator[list[dict[str, Any]]]:
-    """Let all wait, do something meanwhile, and give what they say afterwards."""
+    """Let all wait, do something meanwhile, and give their events afterwards."""
     tasks = [asyncio.ensure_future(event_of(one)) for one in triggers]
     events: list[dict[str, Any]] = []
     try:
@@ -102,118 +101,29 @@ async def events_of(triggers: list[ConferenceTrigger]) -> list[dict[str, Any]]:
     return events
 
 
-async def test_a_hundred_waiting_tasks_cost_one_call_a_round(sandbox: Sandbox) -> None:
-    made = [sandbox.create_conference() for _ in range(250)]
-    async with waiting([trigger(meeting, "ended") for meeting in made]) as events:
-        await rounds(sandbox, 3)
-        assert [len(call.json()["conferenceIdList"]) for call in sandbox.calls_of("query")] == [100, 100, 50]
-        assert sandbox.calls_of("info") == []
+@asynccontextmanager
+async def all_wait(
+    sandbox: Sandbox,
+    made: list[str],
+    by_rounds: Rounds | None = None,
+    status: str = "ended",
+    seen: str | None = "started",
+    **options: Any,
+) -> AsyncIterator[None]:
+    """Let a trigger wait for each of the meetings; afterwards start or end them, and expect each wait to end well.
+
+    :param by_rounds: what the test lets the rounds begin with; None to let them begin soon.
+    :param seen: the status when the wait began; None if it is not known.
+    """
+    settings = by_rounds.settings if by_rounds else QUICK
+    async with waiting([trigger(one, status, settings, seen=seen, **options) for one in made]) as events:
+        yield
         for meeting in made:
-            sandbox.end(meeting)
-    assert [event["conference"]["conference_id"] for event in events] == made
-    assert {event["conference"]["status"] for event in events} == {"ended"}
-    assert len(sandbox.calls_of("info")) == 250  # once each, when it was not listed any more
-    assert len(sandbox.calls_of("token")) == 1
-
-
-async def test_a_meeting_that_has_not_started_is_not_asked_for_singly_in_each_round(sandbox: Sandbox) -> None:
-    made = [sandbox.create_conference(status="not_started") for _ in range(5)]
-    async with waiting([trigger(meeting, seen="not_started") for meeting in made]) as events:
-        await rounds(sandbox, 4)
-        assert sandbox.calls_of("info") == []
-        for meeting in made:
-            sandbox.start(meeting)
-    assert [event["conference"]["status"] for event in events] == ["started"] * 5
-    assert len(sandbox.calls_of("info")) == 5  # once each, when it was listed: for the rest of what is known
-
-
-async def test_a_meeting_shorter_than_the_interval_is_noticed(sandbox: Sandbox) -> None:
-    settings = replace(QUICK, first_query=2)
-    meeting = sandbox.create_conference(status="not_started")
-    async with waiting([trigger(meeting, "ended", settings, seen="not_started")]) as events:
-        sandbox.start(meeting)
-        sandbox.end(meeting)
-    assert events[0]["conference"]["status"] == "ended"
-    assert len(sandbox.calls_of("info")) == 1
-
-
-async def test_a_meeting_of_which_nothing_is_known_is_asked_for_once(sandbox: Sandbox) -> None:
-    meeting = sandbox.create_conference(status="not_started")
-    async with waiting([trigger(meeting)]) as events:
-        await rounds(sandbox, 3)
-        sandbox.start(meeting)
-    assert events[0]["conference"]["conference_id"] == meeting
-    assert len(sandbox.calls_of("info")) == 2  # and once when it was listed
-
-
-async def test_a_start_waited_for_in_vain_ends_the_wait(sandbox: Sandbox) -> None:
-    meeting = sandbox.create_conference(status="not_started")
-
-    (event,) = await events_of([trigger("sandbox-ended")])
-    assert event["error"]["code"] == "confClosed"
-    # Running when the wait for its start began anew, after a restart, and ended before the next round.
-    sandbox.clear()
-    async with waiting([trigger(meeting, seen="started")]) as events:
-        await rounds(sandbox, 1)
-        sandbox.end(meeting)
-    assert events[0]["error"]["code"] == "confClosed"
-
-
-async def test_those_who_wait_for_one_meeting_share_its_calls(sandbox: Sandbox) -> None:
-    meeting = sandbox.create_conference(room_code="1234567890", status="not_started")
-    named = [QuickTrigger("started", {"room_code": "123 456 7890"}, poke_interval=INTERVAL)] * 5
-    async with waiting(named) as events:
-        while len(sandbox.calls_of("roomCode")) < 2:
-            await asyncio.sleep(0.02)
-        assert len(sandbox.calls_of("roomCode")) == 2
-        sandbox.start(meeting)
-    assert {event["conference"]["conference_id"] for event in events} == {meeting}
-    assert len(sandbox.calls_of("roomCode")) == 3
-
-
-async def test_one_id_that_dingtalk_refuses_does_not_end_the_wait_of_the_others(sandbox: Sandbox) -> None:
-    meeting = sandbox.create_conference()
-    sandbox.fail(Fault(call="query", code="paramsError", times=1))
-    async with waiting([trigger(meeting, "ended"), trigger("nobody", "ended")]) as events:
-        await rounds(sandbox, 2)
-        sandbox.end(meeting)
-    assert events[0]["conference"]["status"] == "ended"
-    assert events[1]["error"]["code"] == "roomNotFound"
-
-
-async def test_a_fault_that_passes_ends_no_wait(sandbox: Sandbox, conn: Any) -> None:
-    meeting = sandbox.create_conference()
-    sandbox.fail(
-        Fault(
-            call="query",
-            code="addressBanned",
-            body={"status": 1111, "wait": 0.005, "punish": "deny"},
-            times=1,
-        )
-    )
-    async with waiting([trigger(meeting, "ended")]) as events:
-        await rounds(sandbox, 2)
-        sandbox.end(meeting)
-    assert events[0]["conference"]["status"] == "ended"
-
-
-@pytest.mark.parametrize("code", ["orgAccessForbidden", "Forbidden.AccessDenied.AccessTokenPermissionDenied"])
-async def test_what_dingtalk_refuses_is_told_to_all(sandbox: Sandbox, code: str) -> None:
-    sandbox.fail(Fault(call="query", code=code))
-
-    events = await events_of([trigger("a"), trigger("b", "ended")])
-    assert [event["error"]["code"] for event in events] == [code, code]
-    assert events[0]["error"]["request_id"]
-
-
-async def test_a_connection_that_is_wrong_is_told_to_all(sandbox: Sandbox, conn: Any) -> None:
-    conn(login="")
-
-    (event,) = await events_of([trigger("a")])
-    assert "login (Client ID)" in event["error"]["message"]
-
-
-# A batch query that fails
+            sandbox.end(meeting) if status == "ended" else sandbox.start(meeting)
+        if by_rounds:
+            by_rounds.go_on()
+    found = [(event["conference"]["conference_id"], event["conference"]["status"]) for event in events]
+    assert found == [(meeting, status) for meeting in made]
 
 
 def batches(sandbox: Sandbox) -> list[int]:
@@ -221,17 +131,126 @@ def batches(sandbox: Sandbox) -> list[int]:
     return [len(call.json()["conferenceIdList"]) for call in sandbox.calls_of("query")]
 
 
+# What a wait costs
+
+
+async def test_a_hundred_waiting_tasks_cost_one_call_a_round(sandbox: Sandbox) -> None:
+    async with all_wait(sandbox, create(sandbox, 250), seen=None):
+        await until_made(sandbox, 3)
+        assert batches(sandbox)[:3] == [100, 100, 50]
+        assert sandbox.calls_of("info") == []
+    assert len(sandbox.calls_of("info")) == 250  # once each, when it was not listed any more
+    assert len(sandbox.calls_of("token")) == 1
+
+
+@pytest.mark.parametrize(("seen", "alone"), [("not_started", 0), (None, 1)])
+async def test_a_meeting_that_has_not_started_is_queried_alone_only_if_nothing_is_known_of_it(
+    sandbox: Sandbox, seen: str | None, alone: int
+) -> None:
+    made = create(sandbox, 5, status="not_started")
+    async with all_wait(sandbox, made, status="started", seen=seen):
+        await until_made(sandbox, 4)
+        assert len(sandbox.calls_of("info")) == 5 * alone
+    assert len(sandbox.calls_of("info")) == 5 * alone + 5  # once it was listed: for the rest of the facts
+
+
+async def test_a_meeting_shorter_than_the_interval_is_noticed(sandbox: Sandbox) -> None:
+    (meeting,) = create(sandbox, 1, status="not_started")
+    settings = replace(QUICK, first_query=2)
+    async with waiting([trigger(meeting, "ended", settings, seen="not_started")]) as events:
+        sandbox.start(meeting)
+        sandbox.end(meeting)
+    assert events[0]["conference"]["status"] == "ended"
+    assert len(sandbox.calls_of("info")) == 1
+
+
+async def test_a_wait_for_the_start_of_a_meeting_that_has_ended_ends_in_an_error(sandbox: Sandbox) -> None:
+    (meeting,) = create(sandbox, 1, status="not_started")
+    # One ran when the wait for its start began anew, after a restart, and ended before the next round.
+    async with waiting([trigger("sandbox-ended"), trigger(meeting, seen="started")]) as events:
+        await until_made(sandbox, 1)
+        sandbox.end(meeting)
+    assert [event["error"]["code"] for event in events] == ["confClosed", "confClosed"]
+
+
+async def test_tasks_that_wait_for_one_meeting_share_its_calls(sandbox: Sandbox) -> None:
+    meeting = sandbox.create_conference(room_code="1234567890", status="not_started")
+    named = [QuickTrigger("started", {"room_code": "123 456 7890"}, poke_interval=INTERVAL)] * 5
+    async with waiting(named) as events:
+        await until_made(sandbox, 2, "roomCode")
+        assert len(sandbox.calls_of("roomCode")) == 2
+        sandbox.start(meeting)
+    assert {event["conference"]["conference_id"] for event in events} == {meeting}
+    assert len(sandbox.calls_of("roomCode")) == 3
+
+
+async def test_polls_keep_to_calls_per_second_and_end_with_their_round(
+    sandbox: Sandbox, conn: Any, by_rounds: Rounds
+) -> None:
+    conn(extra={"calls_per_second": 40})
+    sandbox.fail(Fault(call="info", delay=0.0, times=2))
+    sandbox.fail(Fault(call="info", code="systemBusy", times=1))
+    made = create(sandbox, 15, status="not_started")
+    async with all_wait(sandbox, made, by_rounds, "started", seen=None):
+        await by_rounds.go_by()
+        assert [call.name for call in sandbox.calls_of("query", "info")] == ["query", "info", "info", "info"]
+        await by_rounds.go_by()
+        times = [call.time for call in sandbox.calls_of("query", "info")][4:]
+        assert len(times) == 1 + 13
+        assert times[-1] - times[0] > 0.9 * 13 / 40
+
+
+# Errors
+
+
+async def test_a_wait_goes_on_after_a_ban(sandbox: Sandbox) -> None:
+    body = {"status": 1111, "wait": 0.005, "punish": "deny"}
+    sandbox.fail(Fault(call="query", code="addressBanned", body=body, times=1))
+    async with all_wait(sandbox, create(sandbox, 1)):
+        await until_made(sandbox, 2)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "orgAccessForbidden",
+        "Forbidden.AccessDenied.AccessTokenPermissionDenied",
+        "Forbidden.AccessDenied.ApiCountLimitForOrg",
+    ],
+)
+async def test_an_error_that_concerns_all_ends_all_waits_for_one_call(sandbox: Sandbox, code: str) -> None:
+    sandbox.fail(Fault(code=code, path=MEETINGS))
+    events = await events_of([trigger(f"m-{one}", ("started", "ended")[one % 2]) for one in range(250)])
+    assert {event["error"]["code"] for event in events} == {code}
+    assert all(event["error"]["request_id"] for event in events)
+    assert len(sandbox.calls_of("query", "info")) == 1
+
+
+async def test_waits_that_go_on_after_an_error_that_concerns_all_cost_one_call_a_round(
+    sandbox: Sandbox, by_rounds: Rounds
+) -> None:
+    made = create(sandbox, 250, status="not_started")
+    sandbox.fail(Fault(code="orgAccessForbidden", path=MEETINGS))
+    on_error = {"orgAccessForbidden": "retry"}
+    async with all_wait(sandbox, made, by_rounds, "started", seen=None, on_error=on_error):
+        for number in range(1, 5):
+            await by_rounds.go_by()
+            assert len(sandbox.calls_of("query", "info")) == number
+        sandbox.heal()
+
+
 @pytest.mark.parametrize("code", ["paramsError", "resourceClose", "noPermission", "unknownUserError"])
 @pytest.mark.parametrize("known", [True, False])
-async def test_an_error_that_one_meeting_causes_is_told_to_its_tasks_alone(
+async def test_an_error_that_one_meeting_causes_concerns_its_tasks_alone(
     sandbox: Sandbox, by_rounds: Rounds, code: str, known: bool
 ) -> None:
-    made = [sandbox.create_conference(conference_id=f"m-{number:03}") for number in range(100)]
-    culprit = made[70]
+    made = create(sandbox, 100)
+    culprit = made.pop(70)
     sandbox.fail(Fault(call="query", sent=f'"{culprit}"', code=code))
     if not known:
         sandbox.fail(Fault(call="info", path=f"/{culprit}$", code="noPermission"))
-    async with waiting(ends(made, by_rounds.settings)) as events:
+    async with all_wait(sandbox, made, by_rounds):
+        wait = asyncio.ensure_future(event_of(trigger(culprit, "ended", by_rounds.settings, seen="started")))
         await by_rounds.go_by()
         assert len(sandbox.calls_of("query")) <= 2 * 7 + 1
         assert {call.conference_id for call in sandbox.calls_of("info")} == {culprit}
@@ -239,69 +258,63 @@ async def test_an_error_that_one_meeting_causes_is_told_to_its_tasks_alone(
         await by_rounds.go_by()
         assert batches(sandbox) == [99]
         assert {call.conference_id for call in sandbox.calls_of("info")} == ({culprit} if known else set())
-        for meeting in made:
-            sandbox.end(meeting)
-        by_rounds.go_on()
-    ended = [event["conference"]["conference_id"] for event in events if "conference" in event]
-    assert ended == [one for one in made if known or one != culprit]
-    assert [event["error"]["code"] for event in events if "error" in event] == ["noPermission"] * (not known)
+        sandbox.end(culprit)
+    event = await wait
+    assert event["conference"]["status"] == "ended" if known else event["error"]["code"] == "noPermission"
 
 
 async def test_a_batch_that_is_too_long_is_made_shorter(sandbox: Sandbox) -> None:
-    made = [sandbox.create_conference(conference_id=f"m-{number:03}") for number in range(150)]
     sandbox.fail(Fault(call="query", sent="(m-[^m]*){41}", code="paramsError"))
-    async with waiting(ends(made)) as events:
+    async with all_wait(sandbox, create(sandbox, 150)):
         while sum(size <= 40 for size in batches(sandbox)) < 6:
             await asyncio.sleep(0.02)
         assert sandbox.calls_of("info") == []
-        for meeting in made:
-            sandbox.end(meeting)
-    assert {event["conference"]["status"] for event in events} == {"ended"}
 
 
-async def test_a_refusal_that_does_not_come_again_changes_nothing(
-    sandbox: Sandbox, by_rounds: Rounds
-) -> None:
-    made = [sandbox.create_conference(conference_id=f"m-{number:03}") for number in range(202)]
+async def test_a_refusal_that_does_not_recur_changes_nothing(sandbox: Sandbox, by_rounds: Rounds) -> None:
     sandbox.fail(Fault(call="query", sent=r"^[^,]*\[[^,]*,[^,]*\]", code="resourceClose", times=1))
-    async with waiting(ends(made, by_rounds.settings)) as events:
+    async with all_wait(sandbox, create(sandbox, 202), by_rounds):
         await by_rounds.go_by()
         sandbox.clear()
         await by_rounds.go_by()
         assert sorted(batches(sandbox)) == [2, 100, 100]
-        for meeting in made:
-            sandbox.end(meeting)
-        by_rounds.go_on()
-    assert {event["conference"]["status"] for event in events} == {"ended"}
 
 
-async def test_those_that_break_each_batch_leave_the_others_together(
-    sandbox: Sandbox, by_rounds: Rounds
-) -> None:
-    bad = [sandbox.create_conference(conference_id=f"bad-{number}") for number in range(2)]
-    made = [sandbox.create_conference(conference_id=f"m-{number:03}") for number in range(20)]
+async def test_meetings_that_break_batches_leave_others_together(sandbox: Sandbox, by_rounds: Rounds) -> None:
+    bad, good = create(sandbox, 2, "bad"), create(sandbox, 20)
     sandbox.fail(Fault(call="query", sent="bad-", code="unknownUserError"))
-    async with waiting(ends(bad, by_rounds.settings)) as early:
+    async with all_wait(sandbox, bad, by_rounds):
         while len(sandbox.calls_of("info")) < 4:
             await by_rounds.go_by()
-        async with waiting(ends(made, by_rounds.settings)) as late:
+        async with all_wait(sandbox, good, by_rounds):
             await asyncio.sleep(0)  # they wait by now
             sandbox.clear()
             await by_rounds.go_by()
             assert batches(sandbox) == [20]
             assert {call.conference_id for call in sandbox.calls_of("info")} <= set(bad)
-            for meeting in [*bad, *made]:
-                sandbox.end(meeting)
-            by_rounds.go_on()
-    assert {event["conference"]["status"] for event in [*early, *late]} == {"ended"}
 
 
-async def test_an_outage_costs_one_call_a_round_and_few_calls_after_it(
-    sandbox: Sandbox, by_rounds: Rounds
+@pytest.mark.parametrize("number", [0, 3, 9])
+@pytest.mark.parametrize(
+    "wrong",
+    [Fault(call="query", code="systemError"), Fault(call="query", body={"infos": [{"conferenceId": "m"}]})],
+    ids=["systemError", "unreadable"],
+)
+async def test_a_meeting_that_makes_each_batch_query_fail_delays_no_other(
+    sandbox: Sandbox, wrong: Fault, number: int
 ) -> None:
-    made = [sandbox.create_conference() for _ in range(100)]
+    made = create(sandbox, 10)
+    sandbox.fail(replace(wrong, sent=f'"{made[number]}"'))
+    async with waiting([trigger(one, "ended", seen="started") for one in made]) as events:
+        for meeting in made:
+            sandbox.end(meeting)
+    assert {event["conference"]["status"] for event in events} == {"ended"}
+    assert len(sandbox.calls_of("query")) <= 8 + 2 * 2 * 4
+
+
+async def test_an_outage_costs_one_call_a_round_and_few_after_it(sandbox: Sandbox, by_rounds: Rounds) -> None:
     sandbox.fail(Fault(call="query", code="systemError"))
-    async with waiting(ends(made, by_rounds.settings)) as events:
+    async with all_wait(sandbox, create(sandbox, 100), by_rounds):
         await by_rounds.go_by(12)
         assert len(sandbox.calls_of("query")) == 12
         sandbox.heal()
@@ -309,139 +322,16 @@ async def test_an_outage_costs_one_call_a_round_and_few_calls_after_it(
         await by_rounds.go_by(2)
         assert batches(sandbox)[-1] == 100
         assert len(sandbox.calls_of("query", "info")) <= 12
-        for meeting in made:
-            sandbox.end(meeting)
-        by_rounds.go_on()
-    assert {event["conference"]["status"] for event in events} == {"ended"}
 
 
-@pytest.mark.parametrize("code", ["roomNotFound", "confClosed"])
-async def test_a_wait_that_an_error_does_not_end_costs_no_single_call_in_each_round(
-    sandbox: Sandbox, code: str
-) -> None:
-    status = "not_started" if code == "roomNotFound" else "ended"
-    made = [sandbox.create_conference(status=status) for _ in range(5)]
-    if code == "roomNotFound":
-        sandbox.fail(Fault(call="info", code=code))
-    with suppress(asyncio.CancelledError):
-        async with waiting([trigger(one, on_error={code: "retry"}) for one in made]):
-            await rounds(sandbox, 5)
-            assert len(sandbox.calls_of("info")) == 5
-            raise asyncio.CancelledError
-
-
-async def test_what_concerns_all_is_in_no_task_log_and_what_concerns_one_is_in_its_own(
-    sandbox: Sandbox,
-) -> None:
-    whose: contextvars.ContextVar[str] = contextvars.ContextVar("whose", default="the triggerer")
-    said: list[tuple[str, str]] = []
-
-    class Handler(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            said.append((whose.get(), record.getMessage()))
-
-    first, second = (sandbox.create_conference(status="not_started") for _ in range(2))
-    sandbox.fail(Fault(call="query", code="systemError", times=1))
-    sandbox.fail(Fault(call="info", path=second, code="roomNotFound", times=1))
-
-    async def wait(meeting: str, name: str, seen: str | None) -> dict[str, Any]:
-        whose.set(name)
-        return await event_of(trigger(meeting, seen=seen, on_error={"roomNotFound": "retry"}))
-
-    handler = Handler()
-    log.addHandler(handler)
-    try:
-        waits = asyncio.gather(wait(first, "first", "not_started"), wait(second, "second", None))
-        await rounds(sandbox, 3)
-        for meeting in (first, second):
-            sandbox.start(meeting)
-        await waits
-    finally:
-        log.removeHandler(handler)
-    assert {who for who, what in said if "systemError" in what} == {"the triggerer"}
-    assert {who for who, what in said if "roomNotFound" in what} == {"second"}
-
-
-@pytest.mark.parametrize(
-    ("interval", "asked", "pause"), [(0, 0, 1.0), (5, 2, 5), (5, 7, 7), (5, 7200, 3_600)]
-)
-async def test_a_round_begins_after_the_interval_or_when_dingtalk_said(
-    sandbox: Sandbox, interval: float, asked: float, pause: float
-) -> None:
-    pauses: list[float] = []
-
-    async def record(seconds: float) -> None:
-        pauses.append(seconds)
-
-    sandbox.fail(Fault(call="query", code="systemBusy", headers={"Retry-After": str(asked)}, times=1))
-    meeting = sandbox.create_conference(status="not_started")
-    poll = Poll.of("x", interval, partial(connect, "dingtalk_default"), PollSettings(pause=record))
-    named = check_reference(meeting), ConferenceStatus.STARTED, ConferenceStatus.NOT_STARTED
-    waiting = asyncio.create_task(poll.wait(*named))
-    await rounds(sandbox, 3)
-    waiting.cancel()
-    assert pauses[:3] == [max(interval, 1.0), pause, max(interval, 1.0)]
-
-
-@pytest.mark.parametrize("patient", [True, False])
-async def test_a_client_that_cannot_be_made_for_now_is_waited_for_unless_on_error_says_otherwise(
-    sandbox: Sandbox, patient: bool
-) -> None:
-    meeting = sandbox.create_conference()
-    failures = [ConnectionLostError("no such file", code="connectionLost")] * 2
-
-    async def flaky() -> Any:
-        if failures:
-            raise failures.pop()
-        return await connect("dingtalk_default")
-
-    outcomes = {} if patient else {"connectionLost": Outcome.FAIL}
-    wait = Poll.of("x", INTERVAL, flaky, QUICK).wait(
-        check_reference(meeting), ConferenceStatus.STARTED, on_error=outcomes
-    )
-    if patient:
-        assert (await wait).conference_id == meeting
-    else:
-        with pytest.raises(ConnectionLostError):
-            await wait
-
-
-async def test_where_no_batch_query_works_the_meetings_are_asked_for_singly(sandbox: Sandbox) -> None:
-    made = [sandbox.create_conference(conference_id=f"m-{number:03}") for number in range(100)]
+async def test_if_no_batch_query_works_the_meetings_are_queried_alone(sandbox: Sandbox) -> None:
     sandbox.fail(Fault(call="query", code="noPermission"))
-    async with waiting(ends(made)) as events:
-        while len(sandbox.calls_of("info")) < 100:
-            await asyncio.sleep(0.02)
+    async with all_wait(sandbox, create(sandbox, 100)):
+        await until_made(sandbox, 100, "info")
         assert len(sandbox.calls_of("query")) <= 199  # once
         sandbox.clear()
-        while len(sandbox.calls_of("info")) < 100:
-            await asyncio.sleep(0.02)
+        await until_made(sandbox, 100, "info")
         assert sandbox.calls_of("query") == []
-        for meeting in made:
-            sandbox.end(meeting)
-    assert {event["conference"]["status"] for event in events} == {"ended"}
-
-
-@pytest.mark.parametrize("number", [0, 3, 9])
-@pytest.mark.parametrize(
-    "wrong",
-    [
-        Fault(call="query", code="systemError"),
-        Fault(call="query", body={"infos": [{"conferenceId": "m"}]}),
-    ],
-    ids=["systemError", "unreadable"],
-)
-async def test_a_meeting_that_keeps_a_batch_from_being_answered_holds_up_no_other(
-    sandbox: Sandbox, wrong: Fault, number: int
-) -> None:
-    made = [sandbox.create_conference(conference_id=f"m-{number:02}") for number in range(10)]
-    culprit = made[number]
-    sandbox.fail(replace(wrong, sent=f'"{culprit}"'))
-    async with waiting(ends(made)) as events:
-        for meeting in made:
-            sandbox.end(meeting)
-    assert {event["conference"]["status"] for event in events} == {"ended"}
-    assert len(sandbox.calls_of("query")) <= 8 + 2 * 2 * 4
 
 
 REFUSE_ALL = {
@@ -450,6 +340,7 @@ REFUSE_ALL = {
     "throttled": Fault(code="Forbidden.AccessDenied.QpsLimitForApi", headers={"Retry-After": "0"}),
     "bad gateway": Fault(status=502, body="<html>"),
     "not JSON": Fault(code="unreadableAnswer"),
+    "hung up": Fault(drop=True),
 }
 
 
@@ -457,199 +348,140 @@ REFUSE_ALL = {
     ("call", "fault"),
     [
         *(("query", fault) for fault in REFUSE_ALL.values()),
-        ("query", Fault(drop=True)),
         ("info", REFUSE_ALL["systemError"]),
         ("info", REFUSE_ALL["systemBusy"]),
     ],
-    ids=[*REFUSE_ALL, "hung up", "singly: systemError", "singly: systemBusy"],
+    ids=[*REFUSE_ALL, "alone: systemError", "alone: systemBusy"],
 )
 async def test_a_round_ends_at_the_first_sign_that_dingtalk_takes_no_calls(
     sandbox: Sandbox, by_rounds: Rounds, call: str, fault: Fault
 ) -> None:
-    made = [sandbox.create_conference(status="not_started") for _ in range(250)]
-    seen = "not_started" if call == "query" else None
+    made = create(sandbox, 250, status="not_started")
     sandbox.fail(replace(fault, call=call))
-    async with waiting([trigger(one, seen=seen, settings=by_rounds.settings) for one in made]) as events:
+    seen = "not_started" if call == "query" else None
+    async with all_wait(sandbox, made, by_rounds, "started", seen):
         await by_rounds.go_by()
         first = len(sandbox.calls_of(call))
         assert first == 1 if call == "query" else 1 <= first <= CONCURRENCY  # those that were on their way
         for number in (first + 1, first + 2):
             await by_rounds.go_by()
             assert len(sandbox.calls_of(call)) == number
-        if call == "query":  # each round has begun with those that were not asked for
-            asked = [set(one.json()["conferenceIdList"]) for one in sandbox.calls_of(call)]
-            assert set.union(*asked) == set(made)
+        if call == "query":  # each round has begun with those that were not queried
+            queried = [set(one.json()["conferenceIdList"]) for one in sandbox.calls_of(call)]
+            assert set.union(*queried) == set(made)
         else:
             assert len({one.conference_id for one in sandbox.calls_of(call)}) == first + 2
         sandbox.heal()
-        for meeting in made:
-            sandbox.start(meeting)
-        by_rounds.go_on()
-    assert {event["conference"]["status"] for event in events} == {"started"}
 
 
-async def test_a_round_that_dingtalk_ends_goes_on_where_it_ended(sandbox: Sandbox) -> None:
-    """Of three batches and what follows them each round gets through one call."""
-    made = [sandbox.create_conference() for _ in range(250)]
-    for meeting in made[:120]:
-        sandbox.end(meeting)
+async def test_a_round_continues_where_dingtalk_ended_the_one_before(sandbox: Sandbox) -> None:
+    """Of three batches and the calls that follow them, each round makes one call with success."""
+    made = create(sandbox, 250)
     for _ in range(130):  # the calls of the rounds are good, bad, good, bad, and so on
         sandbox.fail(Fault(call="query", delay=0.001, times=1))
         sandbox.fail(Fault(call="query", code="systemBusy", times=1))
-
-    events = await events_of(ends(made[:120]))
+    for meeting in made[:120]:
+        sandbox.end(meeting)
+    events = await events_of([trigger(one, "ended", seen="started") for one in made[:120]])
     assert {event["conference"]["status"] for event in events} == {"ended"}
 
 
-async def test_polls_keep_to_the_connections_calls_per_second(sandbox: Sandbox, conn: Any) -> None:
-    conn(extra={"calls_per_second": 40})
-    made = [sandbox.create_conference(conference_id=f"m-{number}") for number in range(20)]
-
-    await events_of([trigger(meeting) for meeting in made])
-    times = [call.time for call in sandbox.calls_of("info", "query")]
-    assert len(times) == 1 + 20
-    assert times[-1] - times[0] > 0.9 * 20 / 40
-
-
-class Limited:
-    """A client whose rate limiter the test sees through."""
-
-    def __init__(self, client: Any) -> None:
-        self._client = client
-        self.limiter = self
-        self.turns = 0
-
-    async def wait(self) -> None:
-        self.turns += 1
-        await asyncio.sleep(self.turns / 20)
-
-    async def __aenter__(self) -> Any:
-        await self._client.__aenter__()
-        return self
-
-    async def __aexit__(self, *exc_info: object) -> None:
-        await self._client.__aexit__(*exc_info)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._client, name)
-
-
-async def test_each_call_waits_for_its_turn_and_is_not_made_once_the_round_has_ended(
-    sandbox: Sandbox, by_rounds: Rounds
+@pytest.mark.parametrize(
+    ("interval", "retry_after", "pause"), [(0, 0, 1.0), (5, 2, 5), (5, 7, 7), (5, 7200, 3_600)]
+)
+async def test_a_round_begins_after_the_interval_or_when_dingtalk_said(
+    sandbox: Sandbox, interval: float, retry_after: float, pause: float
 ) -> None:
-    made = [sandbox.create_conference(status="not_started") for _ in range(15)]
-    sandbox.fail(Fault(call="query", body={"infos": []}))
-    sandbox.fail(Fault(call="info", delay=0.0, times=2))
-    sandbox.fail(Fault(call="info", code="systemBusy", times=1))
-    clients: list[Limited] = []
+    pauses: list[float] = []
 
-    async def limited() -> Any:
-        clients.append(Limited(await connect("dingtalk_default")))
-        return clients[-1]
+    async def record(seconds: float) -> None:
+        pauses.append(seconds)
 
-    poll = Poll.of("x", INTERVAL, limited, by_rounds.settings)
-    waits = asyncio.gather(*(poll.wait(check_reference(one), ConferenceStatus.STARTED) for one in made))
-    await by_rounds.go_by()
-    waits.cancel()
-    assert len(sandbox.calls_of("query")) == 1
-    assert len(sandbox.calls_of("info")) == 3
-    assert clients[0].turns == 1 + 15
+    sandbox.fail(Fault(call="query", code="systemBusy", headers={"Retry-After": str(retry_after)}, times=1))
+    (meeting,) = create(sandbox, 1, status="not_started")
+    poll = Poll.of("x", interval, partial(connect, "dingtalk_default"), PollSettings(pause=record))
+    named = check_reference(meeting), ConferenceStatus.STARTED, ConferenceStatus.NOT_STARTED
+    wait = asyncio.create_task(poll.wait(*named))
+    await until_made(sandbox, 3)
+    wait.cancel()
+    assert pauses[:3] == [max(interval, 1.0), pause, max(interval, 1.0)]
 
 
-async def test_a_token_that_is_refused_is_renewed_within_the_call(
-    sandbox: Sandbox, by_rounds: Rounds
-) -> None:
-    meeting = sandbox.create_conference()
-    async with waiting(ends([meeting], by_rounds.settings)) as events:
-        await by_rounds.go_by()
-        sandbox.revoke_tokens()
-        await by_rounds.go_by()
-        assert [call.status for call in sandbox.calls_of("query")] == [200, 400, 200]
-        sandbox.end(meeting)
-        by_rounds.go_on()
-    assert events[0]["conference"]["status"] == "ended"
+# on_error
 
 
-async def test_a_wait_goes_on_after_an_error_that_on_error_retries(sandbox: Sandbox) -> None:
-    meeting = sandbox.create_conference(conference_id="later", status="not_started")
-    sandbox.fail(Fault(call="info", code="roomNotFound"))
-    patient = trigger(meeting, on_error={"roomNotFound": "retry"})
-    hasty = trigger(meeting)
-    async with waiting([patient, hasty]) as events:
-        while len(sandbox.calls_of("info")) < 2:
-            await asyncio.sleep(0.02)
+@pytest.mark.parametrize("code", ["roomNotFound", "confClosed"])
+async def test_a_wait_that_outlasts_an_error_costs_no_call_each_round(sandbox: Sandbox, code: str) -> None:
+    if code == "roomNotFound":
+        made = create(sandbox, 5, status="not_started")
+        sandbox.fail(Fault(call="info", code=code))
+    else:
+        made = create(sandbox, 5, status="ended")
+    tasks = [asyncio.ensure_future(event_of(trigger(one, on_error={code: "retry"}))) for one in made]
+    assert (await event_of(trigger(made[0])))["error"]["code"] == code
+    await until_made(sandbox, 5)
+    assert len(sandbox.calls_of("info")) == 5
+    if code == "roomNotFound":
         sandbox.heal()
-        sandbox.start(meeting)
-    assert events[0]["conference"]["status"] == "started"
-    assert events[1]["error"]["code"] == "roomNotFound"
+        for meeting in made:
+            sandbox.start(meeting)
+        assert {event["conference"]["status"] for event in await asyncio.gather(*tasks)} == {"started"}
 
 
 @pytest.mark.parametrize("call", ["query", "info"])
 @pytest.mark.parametrize("code", ["systemError", "systemBusy"])
-async def test_an_error_that_passes_ends_the_wait_where_on_error_says_so(
-    sandbox: Sandbox, call: str, code: str
-) -> None:
-    meeting = sandbox.create_conference(status="not_started")
+async def test_a_transient_error_ends_a_wait_as_on_error_says(sandbox: Sandbox, call: str, code: str) -> None:
+    (meeting,) = create(sandbox, 1, status="not_started")
     seen = "not_started" if call == "query" else None
-    sandbox.fail(Fault(call="any", path="/videoConferences/", code=code))
-
+    sandbox.fail(Fault(path=MEETINGS, code=code))
     (event,) = await events_of([trigger(meeting, seen=seen, on_error={code: "fail"})])
     assert event["error"]["code"] == code
 
 
-@pytest.mark.parametrize("code", ["orgAccessForbidden", "Forbidden.AccessDenied.ApiCountLimitForOrg"])
-async def test_an_error_that_concerns_every_meeting_costs_one_call(sandbox: Sandbox, code: str) -> None:
-    body = {"code": code, "message": code, "requestid": "R-1"}
-    sandbox.fail(Fault(status=403, body=body, path="/videoConferences/"))
-
-    events = await events_of([trigger(f"m-{one}") for one in range(250)])
-    assert {event["error"]["code"] for event in events} == {code}
-    assert len(sandbox.calls_of("query", "info")) == 1
-
-
-async def test_waits_that_go_on_after_an_error_that_concerns_all_cost_one_call_a_round(
-    sandbox: Sandbox, by_rounds: Rounds
+async def test_an_error_that_concerns_all_is_in_no_task_log_and_one_of_a_task_is_in_its_own(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = [sandbox.create_conference(status="not_started") for _ in range(250)]
-    sandbox.fail(Fault(code="orgAccessForbidden", path="/videoConferences/"))
-    outcomes = {"orgAccessForbidden": "retry"}
+    whose: contextvars.ContextVar[str] = contextvars.ContextVar("whose", default="the triggerer")
+    said: list[tuple[str, str]] = []
+    note = [lambda record: said.append((whose.get(), record.getMessage())) is None]
+    monkeypatch.setattr(log, "filters", note)
+    made = create(sandbox, 2, status="not_started")
+    sandbox.fail(Fault(call="query", code="systemError", times=1))
+    sandbox.fail(Fault(call="info", path=made[1], code="roomNotFound", times=1))
 
-    triggers = [trigger(one, settings=by_rounds.settings, on_error=outcomes) for one in made]
-    async with waiting(triggers) as events:
-        for number in range(1, 5):
-            await by_rounds.go_by()
-            assert len(sandbox.calls_of("query", "info")) == number
-        sandbox.heal()
-        for meeting in made:
-            sandbox.start(meeting)
-        by_rounds.go_on()
-    assert {event["conference"]["status"] for event in events} == {"started"}
+    async def wait(meeting: str, name: str, seen: str | None) -> None:
+        whose.set(name)
+        await event_of(trigger(meeting, seen=seen, on_error={"roomNotFound": "retry"}))
+
+    waits = asyncio.gather(wait(made[0], "first", "not_started"), wait(made[1], "second", None))
+    await until_made(sandbox, 3)
+    for meeting in made:
+        sandbox.start(meeting)
+    await waits
+    assert {who for who, what in said if "systemError" in what} == {"the triggerer"}
+    assert {who for who, what in said if "roomNotFound" in what} == {"second"}
 
 
-# The meeting that is told of
+# The facts of a meeting
 
 
-NAMES = {"join_url", "creator_id", "creator_nick", "room_code", "biz_type"}
-
-
-async def test_the_meeting_is_the_same_whoever_has_found_it(sandbox: Sandbox) -> None:
+async def test_the_meeting_is_the_same_whether_a_poke_or_a_poll_has_found_it(sandbox: Sandbox) -> None:
     meeting = sandbox.create_conference(status="not_started", schedule_conference_id="s-1")
     async with waiting([trigger(meeting, seen="not_started")]) as events:
-        await rounds(sandbox, 1)
+        await until_made(sandbox, 1)
         sandbox.start(meeting)
-    (event,) = events
-    poked = ConferenceSensor(task_id="x", conference_id=meeting).poke({})
-    assert event["conference"] == poked.xcom_value
-    assert all(event["conference"][name] for name in NAMES)
+    found = events[0]["conference"]
+    assert found == ConferenceSensor(task_id="x", conference_id=meeting).poke({}).xcom_value
+    assert all(found[each] for each in ("join_url", "creator_id", "creator_nick", "room_code", "biz_type"))
     assert len(sandbox.calls_of("info")) == 2
 
 
 @pytest.mark.parametrize("code", ["systemError", "noPermission", "roomNotFound"])
-async def test_where_the_rest_is_not_told_the_wait_is_over_all_the_same(sandbox: Sandbox, code: str) -> None:
-    made = [sandbox.create_conference(status="not_started") for _ in range(30)]
+async def test_the_wait_is_over_even_if_the_rest_of_the_facts_is_refused(sandbox: Sandbox, code: str) -> None:
+    made = create(sandbox, 30, status="not_started")
     sandbox.fail(Fault(call="info", code=code))
     async with waiting([trigger(meeting, seen="not_started") for meeting in made]) as events:
-        await rounds(sandbox, 1)
+        await until_made(sandbox, 1)
         for meeting in made:
             sandbox.start(meeting)
     assert [event["conference"]["conference_id"] for event in events] == made
@@ -657,29 +489,13 @@ async def test_where_the_rest_is_not_told_the_wait_is_over_all_the_same(sandbox:
     assert len(sandbox.calls_of("query")) <= 3  # in the round that found them
 
 
-# What goes wrong before a call, or in a round
+# Faults before a call, or in a round
 
 
-async def test_a_connection_that_cannot_be_looked_up_is_looked_up_again(
-    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    meeting = sandbox.create_conference()
-    lookups: list[str] = []
-    usual = connection_hook.get_async_connection
-
-    async def flaky(conn_id: str, hook: Any = None) -> Any:
-        lookups.append(conn_id)
-        if len(lookups) < 3:
-            raise RuntimeError("the API server said 500, for s3cret")
-        return await usual(conn_id, hook=hook)
-
-    monkeypatch.setattr(connection_hook, "get_async_connection", flaky)
-    async with waiting(ends([meeting])) as events:
-        await rounds(sandbox, 1)
-        sandbox.end(meeting)
-    assert events[0]["conference"]["status"] == "ended"
-    assert "dingtalk_default could not be looked up (RuntimeError)" in caplog.text
-    assert "s3cret" not in caplog.text
+async def test_a_wrong_connection_ends_the_wait(sandbox: Sandbox, conn: Any) -> None:
+    conn(login="")
+    (event,) = await events_of([trigger("a")])
+    assert "login (Client ID)" in event["error"]["message"]
 
 
 async def test_a_connection_that_is_not_defined_ends_the_wait(airflow_db: None, sandbox: Sandbox) -> None:
@@ -688,9 +504,31 @@ async def test_a_connection_that_is_not_defined_ends_the_wait(airflow_db: None, 
         await event_of(missing)
 
 
+@pytest.mark.parametrize("patient", [True, False])
+async def test_a_connection_that_cannot_be_looked_up_is_looked_up_again_unless_on_error_says_otherwise(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, patient: bool
+) -> None:
+    failures = [RuntimeError("the API server said 500, for s3cret")] * 3
+    usual = connection_hook.get_async_connection
+
+    async def flaky(conn_id: str, hook: Any = None) -> Any:
+        if failures:
+            raise failures.pop()
+        return await usual(conn_id, hook=hook)
+
+    monkeypatch.setattr(connection_hook, "get_async_connection", flaky)
+    on_error = None if patient else {"TransientError": "fail"}
+    event = await event_of(trigger("sandbox-open", on_error=on_error))
+    said = "dingtalk_default could not be looked up (RuntimeError)"
+    assert ("conference" in event) if patient else (said in event["error"]["message"])
+    assert said in caplog.text
+    assert "s3cret" not in caplog.text + str(event)
+
+
 @pytest.mark.parametrize("method", ["running_of", "get_conference"])
-async def test_an_unexpected_error_fails_those_whom_it_meets(sandbox: Sandbox, method: str) -> None:
-    made = sandbox.create_conference(status="not_started"), sandbox.create_conference(room_code="1234567890")
+async def test_an_unexpected_error_ends_the_waits_it_concerns_only(sandbox: Sandbox, method: str) -> None:
+    (meeting,) = create(sandbox, 1, status="not_started")
+    other = sandbox.create_conference(room_code="1234567890", status="not_started")
 
     async def broken(*_: Any) -> Any:
         raise ZeroDivisionError
@@ -701,51 +539,70 @@ async def test_an_unexpected_error_fails_those_whom_it_meets(sandbox: Sandbox, m
         return client
 
     poll = Poll.of("x", INTERVAL, connect_to_broken, QUICK)
-    named = check_reference(made[0]), check_reference(room_code="1234567890")
-    waits = [poll.wait(one, ConferenceStatus.STARTED) for one in named]
-    first, second = await asyncio.gather(*waits, return_exceptions=True)
-    assert isinstance(first, ZeroDivisionError)
-    assert second.conference_id == made[1]
+    named = check_reference(meeting), check_reference(room_code="1234567890")
+    first, second = (asyncio.create_task(poll.wait(one, ConferenceStatus.STARTED)) for one in named)
+    with pytest.raises(ZeroDivisionError):
+        await first
+    sandbox.start(other)
+    assert (await second).conference_id == other
 
 
-async def test_nobody_waits_for_rounds_that_were_ended_from_outside(sandbox: Sandbox) -> None:
-    meeting = sandbox.create_conference()
+# The end of a wait
+
+
+async def test_a_wait_ends_if_its_rounds_are_cancelled_from_outside(sandbox: Sandbox) -> None:
+    (meeting,) = create(sandbox, 1)
     before = asyncio.all_tasks()
     first = asyncio.ensure_future(event_of(trigger(meeting, "ended")))
-    await rounds(sandbox, 1)
+    await until_made(sandbox, 1)
     for task in asyncio.all_tasks() - before - {first}:
         task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await first
+    await asyncio.wait([first], timeout=PATIENCE / 2)
+    assert first.cancelled()
+    async with all_wait(sandbox, [meeting]):  # a later one begins its own
+        pass
+
+
+@pytest.mark.parametrize("others", [1, 0], ids=["waits with it", "begins just after it"])
+async def test_a_cancelled_wait_does_not_end_another_that(sandbox: Sandbox, others: int) -> None:
+    (meeting,) = create(sandbox, 1)
+    waits = [asyncio.ensure_future(event_of(trigger(meeting, "ended"))) for _ in range(1 + others)]
+    await until_made(sandbox, 1)
+    waits[0].cancel()
+    if not others:
+        waits.append(asyncio.ensure_future(event_of(trigger(meeting, "ended"))))
     sandbox.end(meeting)
-    assert (await event_of(trigger(meeting, "ended")))["conference"]["status"] == "ended"
+    assert (await waits[1])["conference"]["status"] == "ended"
 
 
-async def test_one_of_two_that_wait_for_a_meeting_is_cancelled_and_the_other_waits_on(
-    sandbox: Sandbox,
+@pytest.mark.parametrize("cancelled", [True, False])
+async def test_if_nobody_waits_nothing_is_kept_and_no_call_is_made(
+    sandbox: Sandbox, by_rounds: Rounds, cancelled: bool
 ) -> None:
-    meeting = sandbox.create_conference()
-    first, second = (asyncio.ensure_future(event_of(trigger(meeting, "ended"))) for _ in range(2))
-    await rounds(sandbox, 1)
-    first.cancel()
-    sandbox.end(meeting)
-    assert (await second)["conference"]["status"] == "ended"
-
-
-async def test_nothing_is_kept_when_nobody_waits_any_more(sandbox: Sandbox) -> None:
-    meeting = sandbox.create_conference()
+    (meeting,) = create(sandbox, 1)
     sandbox.fail(Fault(call="query", code="resourceClose"))
-    async with waiting([trigger(meeting, "ended")]):
-        while len(sandbox.calls_of("info")) < 2:
-            await asyncio.sleep(0.02)
+    before = asyncio.all_tasks()
+    wait = asyncio.ensure_future(event_of(trigger(meeting, "ended", by_rounds.settings)))
+    await by_rounds.go_by(2)
+    if cancelled:
+        wait.cancel()
+    else:
         sandbox.end(meeting)
-    await asyncio.sleep(INTERVAL)
+        by_rounds.go_on()
+    with suppress(asyncio.CancelledError):
+        await wait
+    del wait
+    await asyncio.sleep(0)  # the rounds end, too
+    calls = len(sandbox.calls)
+    await asyncio.sleep(3 * INTERVAL)
     gc.collect()
+    assert asyncio.all_tasks() == before
+    assert len(sandbox.calls) == calls
     assert not [loop for loop, *_ in Poll.shared if loop is asyncio.get_running_loop()]
 
 
 def test_two_event_loops_share_nothing(sandbox: Sandbox) -> None:
-    meeting = sandbox.create_conference()
+    (meeting,) = create(sandbox, 1)
     events: list[dict[str, Any]] = []
 
     def wait() -> None:
@@ -754,80 +611,36 @@ def test_two_event_loops_share_nothing(sandbox: Sandbox) -> None:
     threads = [threading.Thread(target=wait) for _ in range(2)]
     for thread in threads:
         thread.start()
-    asyncio.run(rounds(sandbox, 4))
+    asyncio.run(until_made(sandbox, 4))
     sandbox.end(meeting)
     for thread in threads:
         thread.join(PATIENCE)
     assert [event["conference"]["status"] for event in events] == ["ended", "ended"]
 
 
-async def test_a_trigger_that_is_cancelled_polls_no_more(sandbox: Sandbox) -> None:
-    meeting = sandbox.create_conference()
-    before = asyncio.all_tasks()
-    task = asyncio.ensure_future(event_of(trigger(meeting, "ended")))
-    await rounds(sandbox, 1)
-    task.cancel()
-    with suppress(asyncio.CancelledError):
-        await task
-    made = len(sandbox.calls)
-    await asyncio.sleep(3 * INTERVAL)
-    assert asyncio.all_tasks() == before
-    assert len(sandbox.calls) == made
-
-
-async def test_a_wait_that_begins_after_the_last_one_was_given_up_polls_again(sandbox: Sandbox) -> None:
-    meeting = sandbox.create_conference()
-    first = asyncio.ensure_future(event_of(trigger(meeting, "ended")))
-    await rounds(sandbox, 1)
-    first.cancel()
-    second = asyncio.ensure_future(event_of(trigger(meeting, "ended")))
-    sandbox.end(meeting)
-    assert (await second)["conference"]["status"] == "ended"
-
-
-async def test_the_poll_serves_code_of_ones_own(sandbox: Sandbox) -> None:
-    poll = Poll.of("x", INTERVAL, partial(connect, "dingtalk_default"), QUICK)
-    with pytest.raises(ConferenceClosedError):
-        await poll.wait(check_reference("sandbox-ended"), ConferenceStatus.STARTED)
-
-
 # The delay after a start
 
 
-def started(seconds_ago: float | None) -> Fault:
-    """Let the meeting have started so many seconds ago, or nobody knows when."""
-    facts = {"conferenceId": "m", "status": 2, "title": "Weekly"}
-    if seconds_ago is not None:
-        facts["startTime"] = int((time.time() - seconds_ago) * 1000)
-    return Fault(call="info", body={"confInfo": facts})
-
-
 @pytest.mark.parametrize(("ago", "left"), [(600.0, 0.0), (299.6, 0.4), (None, 0.2)])
-async def test_a_wait_with_a_delay_ends_so_long_after_the_start_without_further_calls(
+async def test_a_delay_counts_from_the_start_and_costs_no_call_even_if_the_triggerer_restarts(
     sandbox: Sandbox, ago: float | None, left: float
 ) -> None:
-    sandbox.fail(started(ago))
+    facts = {"conferenceId": "m", "status": 2, "title": "Weekly"}
+    if ago is not None:  # else nobody knows when the meeting started
+        facts["startTime"] = int((time.time() - ago) * 1000)
+    sandbox.fail(Fault(call="info", body={"confInfo": facts}))
     began = time.monotonic()
-    event = await event_of(trigger("m", delay=300.0 if ago else left))
+    waits = trigger("m", delay=300.0 if ago else left)
+    event = await event_of(waits)
     assert event["conference"]["conference_id"] == "m"
     assert time.monotonic() - began > left - 0.1
-    assert len(sandbox.calls_of("info", "query")) <= 2
-
-
-async def test_a_meeting_that_has_started_when_the_wait_begins_costs_no_call_in_the_triggerer(
-    sandbox: Sandbox,
-) -> None:
-    sandbox.fail(started(299.9))
-    found = await event_of(trigger("m"))
-    made = len(sandbox.calls)
-    again = QuickTrigger("started", {"conference_id": "m"}, delay=300.0, found=found["conference"])
-    assert await event_of(QuickTrigger(**again.serialize()[1])) == found
-    assert len(sandbox.calls) == made
-
-
-def test_a_trigger_survives_its_way_through_the_database(conn: Any) -> None:
-    made = ConferenceTrigger("ended", {"room_code": "1"}, "other", 5.0, "started")
-    path, arguments = made.serialize()
+    calls = len(sandbox.calls_of("info", "query"))
+    assert calls <= 2
+    waits.found = event["conference"]
+    path, arguments = waits.serialize()
     assert path == "airflow_provider_dingconf.triggers.ConferenceTrigger"
-    assert ConferenceTrigger(**arguments).serialize() == (path, arguments)
     assert Sandbox.client_secret not in repr(arguments)
+    again = ConferenceTrigger(**arguments)
+    assert again.serialize() == (path, arguments)
+    assert await event_of(again) == event
+    assert len(sandbox.calls_of("info", "query")) == calls

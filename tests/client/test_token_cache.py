@@ -1,15 +1,12 @@
-"""Access tokens and address bans: which of them is used, when, and by whom.
+"""Access tokens, address bans, suite tickets and seen events: what a process keeps, and uses of others.
 
-A process that starts afresh is played by one that has forgotten all; real processes are in
-``test_token_sharing``.
+A cache that has just been made, or forgotten all, plays a new process; real ones are in ``test_token_sharing``.
 """
 
 from __future__ import annotations
 
 import asyncio
-import shutil
 import time
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,9 +16,13 @@ import pytest
 from airflow_provider_dingconf.client import token_cache
 from airflow_provider_dingconf.client.shared_files import SharedFile, default_directory
 from airflow_provider_dingconf.client.token_cache import (
+    MAX_SEEN,
     AddressBan,
+    SeenEvents,
+    SuiteTicket,
     TokenCache,
     address_ban_of,
+    suite_ticket_of,
     token_cache_of,
 )
 from airflow_provider_dingconf.dingtalk.errors import AddressBannedError
@@ -31,35 +32,28 @@ from airflow_provider_dingconf.sandbox import Fault, Sandbox
 from client.files import APP, LIFETIME, SETTINGS, TOKEN, fetched, mode, replace, token_file, warnings_of
 
 
-class FileSystem:
-    """A directory whose file system has a clock of its own, which the test sets.
+class DatedFile(SharedFile):
+    """A file on a file system whose clock the test sets."""
 
-    :param path: of the one file.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.now = self.written = 0.0
-
-    def file(self) -> SharedFile:
-        """Return the file, as a process opens it."""
-        return _DatedFile(self)
-
-
-class _DatedFile(SharedFile):
-    def __init__(self, system: FileSystem) -> None:
-        super().__init__(system.path)
-        self._system = system
+    now = written = 0.0
 
     def write(self, content: bytes) -> None:
         super().write(content)
-        self._system.written = self._system.now
+        self.written = self.now
 
-    def age(self) -> float | None:
-        return self._system.now - self._system.written
+    def age(self) -> float:
+        return self.now - self.written
 
 
-def test_connections_that_differ_in_anything_even_the_secret_have_different_files(private: Path) -> None:
+@pytest.fixture
+def file(tmp_path: Path) -> DatedFile:
+    return DatedFile(tmp_path / "file")
+
+
+# What the connection says
+
+
+def test_connections_that_differ_in_anything_even_the_secret_have_different_tokens(tmp_path: Path) -> None:
     apps = [
         APP,
         replace(APP, client_secret="another-secret"),
@@ -67,45 +61,16 @@ def test_connections_that_differ_in_anything_even_the_secret_have_different_file
         replace(APP, corp_id="another-corp"),
         replace(APP, suite_ticket="a-ticket"),
     ]
-    settings = [replace(SETTINGS, app=app, token_cache=str(private)) for app in apps]
+    settings = [replace(SETTINGS, app=app, token_cache=str(tmp_path)) for app in apps]
     settings.append(replace(settings[0], base_url="https://api.dingtalk.com"))
     for number, each in enumerate(settings):
         token_cache_of(each).put(Token(f"token-{number}", 1_000, LIFETIME))
-    assert len(list(private.iterdir())) == len(settings)
+    assert len(list(tmp_path.iterdir())) == len(settings)
     token_cache.forget()
+    # A new suite ticket costs no new token.
+    settings[4] = replace(settings[4], app=replace(APP, suite_ticket="a-new-ticket"))
     found = [token_cache_of(each).get(None, now=1_001) for each in settings]
-    assert [token and token.value for token in found] == [
-        f"token-{number}" for number in range(len(settings))
-    ]
-
-
-def test_a_new_suite_ticket_does_not_cost_a_token() -> None:
-    old, new = (replace(SETTINGS, app=replace(APP, suite_ticket=ticket)) for ticket in ("old", "new"))
-    token_cache_of(old).put(TOKEN)
-    token_cache.forget()
-    assert token_cache_of(new).get(None, now=1_001) == TOKEN
-
-
-def test_a_changed_secret_makes_the_file_void(private: Path) -> None:
-    old = replace(SETTINGS, token_cache=str(private))
-    new = replace(old, app=replace(APP, client_secret="the-new-secret"))
-    token_cache_of(old).put(TOKEN)
-    file = token_file(private)
-    token_cache_of(new).put(TOKEN)
-    (newer,) = {*private.glob("*.token")} - {file}
-    shutil.copy(file, newer)  # even under the new name
-    token_cache.forget()
-    assert token_cache_of(new).get(None, now=1_001) is None
-    assert token_cache_of(old).get(None, now=1_001) == TOKEN
-
-
-# What the connection says
-
-
-def test_a_process_uses_the_token_that_another_fetched(lock: Any, sandbox: Sandbox) -> None:
-    lock()
-    lock()
-    assert fetched(sandbox) == 1
+    assert [token and token.value for token in found] == [f"token-{number}" for number in range(6)]
 
 
 def test_the_directory_can_be_set(lock: Any, directory: Path, sandbox: Sandbox) -> None:
@@ -130,7 +95,7 @@ def test_the_sharing_can_be_switched_off(
     assert fetched(sandbox) == 2, "the hooks of a process share it"
 
 
-def test_nothing_is_shared_of_a_static_token(lock: Any, conn: Any, sandbox: Sandbox) -> None:
+def test_a_static_token_is_not_shared(lock: Any, conn: Any, sandbox: Sandbox) -> None:
     conn("static_token")
     lock()
     assert fetched(sandbox) == 0
@@ -142,51 +107,38 @@ def test_nothing_is_shared_of_a_static_token(lock: Any, conn: Any, sandbox: Sand
 
 @pytest.mark.parametrize(
     ("seconds", "usable"),
-    [
-        (0, True),
-        (6_999, True),
-        (7_000, False),
-        (7_200, False),
-        (10**7, False),
-        (-1, False),
-        (-(10**7), False),
-    ],
+    [(0, True), (6_999, True), *((jump, False) for jump in (7_000, 7_200, 10**7, -1, -(10**7)))],
 )
-def test_a_clock_that_jumps_makes_a_token_stale(private: Path, seconds: float, usable: bool) -> None:
+def test_a_clock_that_jumps_makes_a_token_stale(file: DatedFile, seconds: float, usable: bool) -> None:
     """As does one that goes on: a token is renewed a little before it expires."""
-    system = FileSystem(private / "a.token")
-    system.now = 1_000
-    first = TokenCache("the-secret", system.file())
+    first = TokenCache("the-secret", file)
     first.put(TOKEN)
-    system.now += seconds
-    expected = TOKEN if usable else None
-    assert first.get(None, now=1_000 + seconds) == expected
-    assert TokenCache("the-secret", system.file()).get(None, now=1_000 + seconds) == expected
+    file.now = seconds
+    for cache in (first, TokenCache("the-secret", file)):
+        assert cache.get(None, now=1_000 + seconds) == (TOKEN if usable else None)
 
 
 class Processes:
-    """Some processes that share a file, and count the tokens they fetch.
+    """Processes that share a file, and count the tokens they fetch.
 
     :param skews: how far the clock of each is ahead, in seconds.
     """
 
-    def __init__(self, path: Path, skews: Sequence[float] = (0, 0, 0, 0, 0)) -> None:
+    def __init__(self, file: DatedFile, *skews: float) -> None:
         self.fetched = 0
-        self._skews = skews
-        self._system = FileSystem(path)
+        self._file = file
+        self._skews = skews or (0, 0, 0, 0, 0)
         self.restart()
 
     def restart(self) -> None:
         """Replace each process by a new one, which has nothing in memory."""
-        self._caches = [TokenCache("the-secret", self._system.file()) for _ in self._skews]
+        self._caches = [TokenCache("the-secret", self._file) for _ in self._skews]
 
     def call(self, now: float, refused: Token | None = None) -> list[Token]:
-        """Let each process in turn get a token, and fetch one if there is none."""
-        self._system.now = now
-        return [
-            self._token(cache, now + skew, refused)
-            for cache, skew in zip(self._caches, self._skews, strict=True)
-        ]
+        """Let each process, one after the other, get a token, and fetch one if there is none."""
+        self._file.now = now
+        pairs = zip(self._caches, self._skews, strict=True)
+        return [self._token(cache, now + skew, refused) for cache, skew in pairs]
 
     def _token(self, cache: TokenCache, now: float, refused: Token | None) -> Token:
         token = cache.get(refused, now)
@@ -198,57 +150,40 @@ class Processes:
 
 
 @pytest.mark.parametrize("jump", [-(10**9), -86_400, -3_600, -1, 1, 3_600, 86_400, 10**9], ids="{:+}".format)
-def test_a_clock_that_jumps_costs_at_most_one_token(private: Path, jump: float) -> None:
-    processes = Processes(private / "a.token")
-    now = 2e9
-    processes.call(now)
-    processes.call(now + jump)
-    processes.call(now + jump + 3_000)
-    assert processes.fetched <= 2
-    processes.call(now + jump + 7_000)
-    processes.call(now + jump + 7_001)
-    assert processes.fetched <= 3, "and the renewal comes when it is due"
-
-
-def test_a_clock_that_jumps_there_and_back_costs_a_token_for_each_jump(private: Path) -> None:
-    processes = Processes(private / "a.token")
-    for now in (1e9, 2e9, 1e9 + 10, 1e9 + 20):
-        processes.call(now)
-    assert processes.fetched == 3
+def test_a_clock_that_jumps_costs_at_most_one_token(file: DatedFile, jump: float) -> None:
+    processes = Processes(file)
+    for seconds, expected in ((0, 1), (jump, 2), (jump + 3_000, 2), (jump + 7_000, 3), (jump + 7_001, 3)):
+        processes.call(2e9 + seconds)
+        assert processes.fetched <= expected
 
 
 @pytest.mark.parametrize("skew", [-86_400, -10_800, -3_600, 3_600, 10_800, 86_400], ids="{:+}".format)
-def test_clocks_that_differ_cost_one_token_more_in_ten_minutes_at_most(private: Path, skew: float) -> None:
-    processes = Processes(private / "a.token", skews=(0, skew, 0, skew))
+def test_clocks_that_differ_cost_one_token_more_in_ten_minutes_at_most(file: DatedFile, skew: float) -> None:
+    processes = Processes(file, 0, skew, 0, skew)
     for minute in range(60):
         processes.restart()
         processes.call(now=1e9 + 60 * minute)
     assert processes.fetched <= 1 + 60 / 10
 
 
-@pytest.mark.parametrize("skew", [-10_800, 10_800], ids="{:+}".format)
-def test_a_long_lived_process_keeps_a_token_of_another_clock_for_ten_minutes_at_most(
-    private: Path, skew: float
+@pytest.mark.parametrize(("skew", "lifetime", "seconds"), [
+    (-10_800, LIFETIME, 600), (10_800, LIFETIME, 600), (10_800, 60, 58),
+])  # fmt: skip
+def test_a_token_of_another_clock_is_used_for_ten_minutes_or_its_lifetime_at_most(
+    file: DatedFile, skew: float, lifetime: float, seconds: float
 ) -> None:
-    system = FileSystem(private / "a.token")
-    cache, other = TokenCache("the-secret", system.file()), TokenCache("the-secret", system.file())
-    other.put(Token("the-token", 1e9 + skew, LIFETIME))
-    found = []
-    for system.now in (0, 300, 599, 601):
-        found.append(cache.get(None, now=1e9 + system.now) is not None)
-    assert found == [True, True, True, False]
-    assert cache.get(None, now=1e9 - 100) is None, "nor if its clock is set back meanwhile"
+    cache = TokenCache("the-secret", file)
+    TokenCache("the-secret", file).put(Token("the-token", 1e9 + skew, lifetime))
+    for file.now, usable in ((0, True), (seconds / 2, True), (seconds - 1, True), (seconds + 1, False)):
+        assert (cache.get(None, now=1e9 + file.now) is not None) is usable
+    assert cache.get(None, now=1e9 - 700) is None, "nor if its clock is set back meanwhile"
 
 
-def test_a_short_lived_token_of_another_clock_is_not_used_after_it_has_expired(private: Path) -> None:
-    system = FileSystem(private / "a.token")
-    TokenCache("the-secret", system.file()).put(Token("the-token", 1e9 + 10_800, lifetime=60))
-    system.now = 59
-    assert TokenCache("the-secret", system.file()).get(None, now=1e9 + 59) is None
+# When a token is refused
 
 
-def test_a_refused_token_of_another_clock_is_not_used_again(private: Path) -> None:
-    processes = Processes(private / "a.token", skews=(0, 10_800))
+def test_a_refused_token_of_another_clock_is_not_used_again(file: DatedFile) -> None:
+    processes = Processes(file, 0, 10_800)
     (refused, same) = processes.call(now=1e9)
     assert refused == same
     (newer, *_) = processes.call(now=1e9 + 1, refused=refused)
@@ -256,25 +191,20 @@ def test_a_refused_token_of_another_clock_is_not_used_again(private: Path) -> No
     assert processes.fetched <= 3
 
 
-def test_a_refused_token_is_outdone_by_a_newer_one_alone(private: Path) -> None:
-    processes = Processes(private / "a.token")
-    (refused, *_) = processes.call(now=1_000)
-    (newer, *_) = processes.call(now=1_100, refused=refused)
+def test_a_refused_token_is_replaced_by_a_newer_one_only(file: DatedFile) -> None:
+    processes = Processes(file)
+    (refused, *_) = processes.call(now=11_000)
+    (newer, *_) = processes.call(now=11_100, refused=refused)
     assert processes.fetched == 2
-    assert set(processes.call(now=1_101, refused=refused)) == {newer}
-    processes.call(now=1_102, refused=newer)
+    assert set(processes.call(now=11_101, refused=refused)) == {newer}
+    processes.call(now=11_102, refused=newer)
     assert processes.fetched == 3, "the old one is not tried again"
+    (newest, *_) = processes.call(now=11_103)
+    processes.call(now=11_103 - 3_600, refused=newest)  # the clock went back
+    assert processes.fetched == 4
 
 
-def test_a_refused_token_is_outdone_by_what_was_fetched_after_the_clock_went_back(private: Path) -> None:
-    processes = Processes(private / "a.token")
-    (refused, *_) = processes.call(now=1e9)
-    processes.call(now=1e9 - 3_600, refused=refused)
-    assert processes.fetched == 2
-
-
-def test_a_token_that_dingtalk_renewed_is_newer_though_its_value_is_the_same(private: Path) -> None:
-    file = SharedFile(private / "a.token")
+def test_a_token_that_dingtalk_renewed_is_newer_though_its_value_is_the_same(file: DatedFile) -> None:
     renewed = replace(TOKEN, fetched_at=1_100)
     one, other = (TokenCache("the-secret", file) for _ in range(2))
     one.put(TOKEN)
@@ -283,51 +213,67 @@ def test_a_token_that_dingtalk_renewed_is_newer_though_its_value_is_the_same(pri
     assert other.get(TOKEN, now=1_101) == renewed
 
 
+# Threads and coroutines
+
+
+def test_threads_and_coroutines_of_a_process_fetch_one_token_together(conn: Any, sandbox: Sandbox) -> None:
+    conn(extra={"token_cache": False})  # in memory alone
+    sandbox.fail(Fault(call="token", delay=0.2))
+    hooks = [DingTalkConferenceHook() for _ in range(19)]
+
+    async def alock_many() -> list[bool]:
+        each = (DingTalkConferenceHook().alock_conference("sandbox-open") for _ in range(20))
+        return [result["success"] for result in await asyncio.gather(*each)]
+
+    def lock(hook: DingTalkConferenceHook) -> bool:
+        return hook.lock_conference("sandbox-open")["success"]
+
+    with ThreadPoolExecutor(20) as pool:
+        loop = pool.submit(asyncio.run, alock_many())
+        assert all(pool.map(lock, hooks))
+        assert all(loop.result())
+        assert fetched(sandbox) == 1
+        assert len(sandbox.calls_of("lock")) == 39
+        sandbox.revoke_tokens()
+        assert all(pool.map(lock, hooks))
+        assert fetched(sandbox) == 2
+    for hook in hooks:
+        hook.close()
+
+
+# Address bans
+
+
 def test_a_ban_does_not_outlast_a_clock_that_went_back() -> None:
     ban = AddressBan(SETTINGS.base_url)
     ban.put(now=2e9, seconds=300)
-    assert ban.seconds_left(now=2e9 + 1) == 299
-    assert ban.seconds_left(now=1e9) == 0
-    assert ban.seconds_left(now=3e9) == 0
+    assert [ban.seconds_left(now) for now in (2e9 + 1, 1e9, 3e9)] == [299, 0, 0]
 
 
 @pytest.mark.parametrize("skew", [-86_400, -3_600, 3_600, 86_400], ids="{:+}".format)
-def test_a_ban_holds_for_processes_whose_clocks_differ(private: Path, skew: float) -> None:
-    system = FileSystem(private / "host.ban")
-    AddressBan(SETTINGS.base_url, system.file()).put(now=2e9, seconds=300)
-    token_cache.forget()  # as another process begins
-    ban = AddressBan(SETTINGS.base_url, system.file())
-    system.now = 100
-    assert ban.seconds_left(now=2e9 + skew + 100) == 200
-    assert ban.seconds_left(now=2e9 + skew + 250) == 50
-    assert ban.seconds_left(now=2e9 + skew + 300) == 0
-    system.now = 300
+def test_a_ban_holds_for_processes_whose_clocks_differ(file: DatedFile, skew: float) -> None:
+    AddressBan(SETTINGS.base_url, file).put(now=2e9, seconds=300)
     token_cache.forget()
-    assert AddressBan(SETTINGS.base_url, system.file()).seconds_left(now=2e9 + skew + 300) == 0
-
-
-def test_a_ban_can_be_cleared_for_all_processes(tmp_path: Path) -> None:
-    settings = replace(SETTINGS, token_cache=str(tmp_path / "cache"))
-    address_ban_of(settings).put(now=1_000, seconds=300)
-    address_ban_of(settings).clear()
-    assert address_ban_of(settings).seconds_left(now=1_000) == 0
+    ban = AddressBan(SETTINGS.base_url, file)
+    file.now = 100
+    assert [ban.seconds_left(2e9 + skew + after) for after in (100, 250, 300)] == [200, 50, 0]
+    file.now = 300
     token_cache.forget()
-    assert address_ban_of(settings).seconds_left(now=1_000) == 0
+    assert AddressBan(SETTINGS.base_url, file).seconds_left(now=2e9 + skew + 300) == 0
 
 
-def test_a_ban_ends_for_all_processes_when_its_file_is_deleted(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["it is cleared", "its file is deleted"])
+def test_a_ban_ends_for_all_processes_when(tmp_path: Path, how: str) -> None:
     settings = replace(SETTINGS, token_cache=str(tmp_path / "cache"))
     ban = address_ban_of(settings)
     ban.put(now=1_000, seconds=300)
     assert ban.seconds_left(now=1_001)
     (file,) = (tmp_path / "cache").iterdir()
-    assert ban.file is not None
-    assert (str(ban.file), ban.file.path) == (
-        f"{file.name!r} of the directory 'cache' in {str(tmp_path)!r}",
-        file,
-    )
-    file.unlink()
+    assert str(ban.file) == f"{file.name!r} of the directory 'cache' in {str(tmp_path)!r}"
+    ban.clear() if how == "it is cleared" else file.unlink()
     assert ban.seconds_left(now=1_002) == 0
+    token_cache.forget()
+    assert address_ban_of(settings).seconds_left(now=1_002) == 0
     ban.put(now=1_003, seconds=300)
     assert ban.seconds_left(now=1_003)
 
@@ -360,77 +306,89 @@ def test_a_ban_that_the_process_knows_of_holds_for_connections_with_other_files(
     address_ban_of(one).put(now=1_000, seconds=300)
     assert [address_ban_of(each).seconds_left(now=1_100) for each in (one, other, alone)] == [200, 200, 200]
     assert not (tmp_path / "other").exists()
-
-    token_cache.forget()  # as another process begins
+    token_cache.forget()
     left = [address_ban_of(each).seconds_left(now=1_000) for each in (other, one, alone)]
     assert left == [0, pytest.approx(300, abs=1), pytest.approx(300, abs=1)]
     assert address_ban_of(replace(one, base_url="https://api.dingtalk.com")).seconds_left(now=1_100) == 0
 
 
-BAN_DAMAGE = {
-    "empty": b"",
-    "no JSON": b"\xff\xfe",
-    "a number": b"5",
-    "too few": b"[1]",
-    "too many": b"[1, 2, 3]",
-    "texts": b'["a", "b"]',
-    "lists": b"[[], {}]",
-    "an object": b'{"began": 0, "until": 99999999999}',
-    "null": b"null",
-    "not a number": b"[NaN, NaN]",
-    "nested without end": b"[" * 60_000,
-    "too large a number": b"[0, 1" + b"0" * 400 + b"]",
-}
-
-
-@pytest.mark.parametrize("content", BAN_DAMAGE.values(), ids=BAN_DAMAGE)
-def test_a_damaged_file_of_a_ban_is_as_none(private: Path, content: bytes) -> None:
-    file = private / "host.ban"
-    file.write_bytes(content)
-    file.chmod(0o600)
-    ban = AddressBan(SETTINGS.base_url, SharedFile(file))
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"", b"\xff\xfe", b"5", b"[1]", b"[1, 2, 3]", b'["a", "b"]', b"[[], {}]", b"null", b"[NaN, NaN]",
+        b'{"began": 0, "until": 99999999999}', b"[" * 60_000, b"[0, 1" + b"0" * 400 + b"]",
+    ],
+    ids=lambda content: repr(content[:20]),
+)  # fmt: skip
+def test_a_damaged_file_of_a_ban_is_ignored_and_replaced(file: DatedFile, content: bytes) -> None:
+    file.write(content)
+    ban = AddressBan(SETTINGS.base_url, file)
     assert ban.seconds_left(now=1_000) == 0
     ban.put(now=1_000, seconds=300)
     token_cache.forget()
-    assert ban.seconds_left(now=1_001) == pytest.approx(300, abs=1)
+    assert AddressBan(SETTINGS.base_url, file).seconds_left(now=1_000) == 300
 
 
-# Threads and coroutines
+# Suite tickets
 
 
-def test_the_threads_and_coroutines_of_a_process_fetch_one_token_together(
-    conn: Any, sandbox: Sandbox
+@pytest.mark.parametrize("kind", ["third_party", "internal"])
+def test_a_pushed_suite_ticket_that_is_refused_gives_way_to_the_connections(
+    sandbox: Sandbox, conn: Any, kind: str
 ) -> None:
-    conn(extra={"token_cache": False})  # in memory alone
-    sandbox.fail(Fault(call="token", delay=0.2))
-
-    def lock(_: int) -> bool:
-        hook = DingTalkConferenceHook()
-        try:
-            return hook.lock_conference("sandbox-open")["success"]
-        finally:
-            hook.close()
-
-    async def alock_many() -> list[bool]:
-        each = (DingTalkConferenceHook().alock_conference("sandbox-open") for _ in range(20))
-        return [result["success"] for result in await asyncio.gather(*each)]
-
-    with ThreadPoolExecutor(20) as pool:
-        threads = [pool.submit(lock, number) for number in range(19)]
-        loop = pool.submit(asyncio.run, alock_many())
-        assert all(thread.result() for thread in threads)
-        assert all(loop.result())
-    assert fetched(sandbox) == 1
-    assert len(sandbox.calls_of("lock")) == 39
+    conn(kind)
+    hook = DingTalkConferenceHook()
+    suite_ticket_of(hook.settings).put("a-ticket-of-old", 1.0)
+    assert hook.lock_conference("sandbox-open")["success"]
+    hook.close()
+    tickets = [call.json().get("suiteTicket") for call in sandbox.calls_of("token")]
+    assert tickets == (["a-ticket-of-old", sandbox.suite_ticket] if kind == "third_party" else [None])
 
 
-def test_threads_whose_token_is_refused_fetch_one_more_together(conn: Any, sandbox: Sandbox) -> None:
-    conn(extra={"token_cache": False})
-    hooks = [DingTalkConferenceHook() for _ in range(10)]
-    hooks[0].lock_conference("sandbox-open")
-    sandbox.revoke_tokens()
-    with ThreadPoolExecutor(len(hooks)) as pool:
-        assert all(pool.map(lambda hook: hook.lock_conference("sandbox-open"), hooks))
-    for hook in hooks:
-        hook.close()
-    assert fetched(sandbox) == 2
+@pytest.mark.parametrize("restarts", [False, True], ids=["in memory", "in the file"])
+def test_the_newest_suite_ticket_counts_unless_it_is_from_the_future(file: DatedFile, restarts: bool) -> None:
+    now = [9e11]  # a clock that is wrong
+    kept = SuiteTicket("the-secret", file, lambda: now[-1])
+    for clock, ticket, at, expected in (
+        (9e11, "of the future", 9e11, "of the future"),
+        (1e9, "born ahead of this clock", 1e9 + 1_000, "born ahead of this clock"),
+        (1e9, "older", 1e9 - 1, "born ahead of this clock"),
+        (1e9 + 1, "of now", 1e9 + 1, "of now"),
+        (1e9 + 1, "older", 1e9 - 1, "of now"),
+    ):
+        now.append(clock)
+        if restarts:
+            kept = SuiteTicket("the-secret", file, lambda: now[-1])
+        kept.put(ticket, at)
+        assert kept.pushed == expected
+
+
+# Seen events
+
+
+def test_no_more_events_are_remembered_than_there_is_room_for(tmp_path: Path) -> None:
+    file = SharedFile(tmp_path / "events", MAX_SEEN * 16)
+    seen, other, again = (SeenEvents(file) for _ in range(3))
+    seen.add(str(number) for number in range(MAX_SEEN + 10))
+    seen.save()
+    other.add(["of another process"])
+    other.save()
+    again.load()
+    assert file.path.stat().st_size == MAX_SEEN * 16
+    for known, oldest in ((seen, 10), (again, 11)):
+        assert [str(event) in known for event in (oldest - 1, oldest, MAX_SEEN + 9)] == [False, True, True]
+
+
+@pytest.mark.parametrize("content", [b"", b"short", b"x" * 33])
+def test_two_processes_add_to_the_events_they_remember_even_if_the_file_was_damaged(
+    file: DatedFile, content: bytes
+) -> None:
+    file.write(content)
+    one, other, again = (SeenEvents(file) for _ in range(3))
+    one.load()
+    for seen, event_id in ((one, "a"), (other, "b")):
+        seen.add([event_id])
+        seen.save()
+    again.load()
+    assert "a" in again
+    assert "b" in again

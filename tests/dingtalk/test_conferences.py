@@ -22,28 +22,16 @@ from airflow_provider_dingconf.dingtalk.errors import (
     InvalidInputError,
 )
 
+NAMES = ["conference_id", "room_code", "schedule_conference_id"]
+
 # Names of a meeting
 
 REFUSED = {
-    "": "it is empty",
-    " ": "it is blank",
-    "\t\n": "it is blank",
-    "a b": "' '",
-    "a/b": "'/'",
-    "a/../b": "'/'",
-    "a\\b": r"'\\\\'",
-    ".": "'.' would change the path",
-    "..": "'..' would change the path",
-    "a?b": r"'\?'",
-    "a#b": "'#'",
-    "a%2Fb": "'%'",
-    "a\nb": r"'\\n'",
-    "a\x00b": r"'\\x00'",
-    "a\x7fb": r"'\\x7f'",
-    "会议": r"'\\u4f1a'",
-    "a\u202eb": r"'\\u202e'",
-    "a" * 10_000: "10000 characters",
-}
+    "": "it is empty", " ": "it is blank", "\t\n": "it is blank", "a b": "' '", "a/b": "'/'", "a/../b": "'/'",
+    "a\\b": r"'\\\\'", ".": "'.' would change the path", "..": "'..' would change the path", "a?b": r"'\?'",
+    "a#b": "'#'", "a%2Fb": "'%'", "a\nb": r"'\\n'", "a\x00b": r"'\\x00'", "a\x7fb": r"'\\x7f'",
+    "会议": r"'\\u4f1a'", "a\u202eb": r"'\\u202e'", "a" * 10_000: "10000 characters",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("conference_id", "problem"), REFUSED.items(), ids=range(len(REFUSED)))
@@ -58,48 +46,38 @@ def test_a_conference_id_that_is_no_path_segment_is_refused(conference_id: str, 
 
 
 @pytest.mark.parametrize(
-    "conference_id", [644272, 6.4e28, pytest.param(10**5000, id="huge"), ["a"], b"a", True]
-)
-def test_a_conference_id_that_is_no_string_is_refused_with_its_type(conference_id: Any) -> None:
-    kind = type(conference_id).__name__
-    says = rf"^conference_id: expected a string, got .* of type {kind}; .*render_template_as_native_obj=True"
-    with pytest.raises(InvalidConferenceIdError, match=says):
-        check_reference(conference_id)
-
-
-@pytest.mark.parametrize(
     "conference_id", ["a", "...", "a..b", "-._~!$&'()*+,;=:@", "9" * MAX_CONFERENCE_ID_LENGTH]
 )
-def test_a_conference_id_that_is_a_path_segment_goes_out_as_it_is(conference_id: str) -> None:
+def test_a_conference_id_that_is_a_path_segment_is_sent_unchanged(conference_id: str) -> None:
     target = lock_call(check_reference(conference_id), "lock").request("t").target
     assert target == f"/v1.0/conference/videoConferences/{conference_id}/lock"
 
 
-@pytest.mark.parametrize("name", ["room_code", "schedule_conference_id"])
-def test_an_int_that_a_template_rendered_natively_is_taken_as_its_digits(name: str) -> None:
-    assert check_reference(**{name: 1234567890}) == Reference(name, "1234567890")
-
-
 @pytest.mark.parametrize(
-    "value", [1234567890.0, -5, True, pytest.param(10**5000, id="huge"), ["1"], {"a": 1}, b"1"]
+    "value", [1234567890.0, -5, True, pytest.param(10**5000, id="huge"), ["1"], {1}, b"1"]
 )
-@pytest.mark.parametrize("name", ["room_code", "schedule_conference_id"])
-def test_any_other_type_names_native_rendering_as_the_likely_cause(name: str, value: Any) -> None:
-    says = f"^{name}: expected a string, got .*render_template_as_native_obj=True is the likely cause"
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_that_is_no_string_is_refused_with_type_and_likely_cause(name: str, value: Any) -> None:
+    kind = type(value).__name__
+    says = f"^{name}: expected a string, got .* of type {kind}; .*render_template_as_native_obj=True is the"
     with pytest.raises(InvalidConferenceIdError, match=says):
         check_reference(**{name: value})
 
 
 @pytest.mark.parametrize(("value", "what"), [("None", "it is 'None'"), ("", "it is empty"), (" ", "it is")])
-@pytest.mark.parametrize("name", ["conference_id", "room_code", "schedule_conference_id"])
+@pytest.mark.parametrize("name", NAMES)
 def test_a_template_without_a_value_is_refused_as_such(name: str, value: str, what: str) -> None:
     says = f"^{name}: {what}.*, as a template or XCom without a value renders; check where it comes from"
     with pytest.raises(InvalidConferenceIdError, match=says):
         check_reference(**{name: value})
 
 
-def test_a_dict_is_taken_for_its_conference_id() -> None:
+def test_a_dict_and_an_int_that_a_template_rendered_natively_are_taken() -> None:
     assert check_reference({"conference_id": "c", "title": "t"}) == Reference("conference_id", "c")
+    for name in NAMES[1:]:
+        assert check_reference(**{name: 1234567890}) == Reference(name, "1234567890")  # type: ignore[arg-type]
+    with pytest.raises(InvalidConferenceIdError, match="got 644272 of type int"):
+        check_reference(644272)
 
 
 @pytest.mark.parametrize("wrong", [{"id": "c", "title": "t"}, {"title": 1, "conference_id": None}, {}])
@@ -110,45 +88,46 @@ def test_a_dict_without_a_conference_id_is_refused_with_its_keys(wrong: dict[str
 
 
 def test_the_error_for_a_value_of_another_parameter_names_that_parameter() -> None:
-    with pytest.raises(InvalidConferenceIdError) as raised:
+    with pytest.raises(InvalidConferenceIdError, match="a meeting's conferenceId, room_code a room code"):
         check_reference("123 456 7890")
-    assert "conference_id takes a meeting's conferenceId, room_code a room code" in str(raised.value)
 
 
 # The filter
 
-
-def test_a_pattern_is_searched_in_the_beginning_of_a_long_title() -> None:
-    title = "Release " + "x" * MAX_TITLE + "end"
-    assert ConferenceFilter("^Release").takes(title, None)
-    assert not ConferenceFilter("end").takes(title, None)
+LONG_TITLE = "Release " + "x" * MAX_TITLE + "end"
 
 
-def test_a_filter_selects_by_title_and_creator() -> None:
-    both = ConferenceFilter("^Exam", "chris")
-    assert both.takes("Exam 1", "chris")
-    assert not both.takes("Exam 1", "kim")
-    assert not both.takes("An Exam", "chris")
-    assert not both.takes(None, "chris")
-    assert ConferenceFilter().takes(None, None)
+@pytest.mark.parametrize(
+    ("wanted", "title", "creator", "taken"),
+    [
+        ((), None, None, True),
+        (("^Exam", "chris"), "Exam 1", "chris", True),
+        (("^Exam", "chris"), "Exam 1", "kim", False),
+        (("^Exam", "chris"), "An Exam", "chris", False),
+        (("^Exam", "chris"), None, "chris", False),
+        (("^Release",), LONG_TITLE, None, True),
+        (("end",), LONG_TITLE, None, False),
+    ],
+)
+def test_a_filter_selects_by_creator_and_by_the_beginning_of_the_title(
+    wanted: tuple[str, ...], title: str | None, creator: str | None, taken: bool
+) -> None:
+    assert ConferenceFilter(*wanted).takes(title, creator) is taken
 
 
-@pytest.mark.parametrize("value", ["", " ", "None", 5, 1.5, True, ["a"], b"a"])
-@pytest.mark.parametrize("name", ["title_pattern", "creator_id"])
-def test_a_filter_of_no_text_is_refused(name: str, value: Any) -> None:
-    with pytest.raises(InvalidInputError, match=f"^{name}: "):
-        ConferenceFilter(**{name: value})
-
-
-def test_the_error_for_a_compiled_pattern_says_what_to_pass() -> None:
-    with pytest.raises(InvalidInputError, match=r"^title_pattern: .* pass pattern\.pattern"):
-        ConferenceFilter(re.compile("a"))  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("pattern", ["(", "a{99999999999}", "(?P<a>"])
-def test_an_invalid_regular_expression_is_refused(pattern: str) -> None:
-    with pytest.raises(InvalidInputError, match=r"^title_pattern: .* is not a regular expression: "):
-        ConferenceFilter(pattern)
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        *(({name: value}, f"{name}: ") for name in ("title_pattern", "creator_id")
+          for value in ("", " ", "None", 5, 1.5, True, ["a"], b"a")),
+        ({"title_pattern": re.compile("a")}, r"title_pattern: .* pass pattern\.pattern"),
+        *(({"title_pattern": pattern}, "title_pattern: .* is not a regular expression: ")
+          for pattern in ("(", "a{99999999999}", "(?P<a>")),
+    ],
+)  # fmt: skip
+def test_an_invalid_filter_is_refused_by_its_name(wrong: Any, says: str) -> None:
+    with pytest.raises(InvalidInputError, match=f"^{says}"):
+        ConferenceFilter(**wrong)
 
 
 # Lists
