@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -43,28 +44,28 @@ def free_port() -> int:
 
 
 def wait_for(condition: Callable[[], T], what: str, seconds: float = PATIENCE, every: float = 0.2) -> T:
-    """Ask until the answer is true, and return it.
+    """Wait until a condition is true, and return its value.
 
-    :param condition: what is asked; an assertion that fails in it counts as no.
+    :param condition: an assertion that fails in it counts as false.
     :param what: what is awaited, for the error.
     """
     until = time.monotonic() + seconds
     while True:
         why = ""
         try:
-            if answer := condition():
-                return answer
+            if value := condition():
+                return value
         except DeploymentError:
             raise
-        except AssertionError as no:
-            why = f": {no}"
+        except AssertionError as error:
+            why = f": {error}"
         if time.monotonic() > until:
             raise DeploymentError(f"after {seconds:.0f} s, still no {what}{why}")
         time.sleep(every)
 
 
-def answers(url: str) -> bool:
-    """Return whether an HTTP address answers at all; a proxy of the environment is not asked."""
+def responds(url: str) -> bool:
+    """Return whether an HTTP address responds at all, without a proxy of the environment."""
     try:
         with build_opener(ProxyHandler({})).open(url, timeout=5):
             return True
@@ -102,37 +103,38 @@ class Component:
         return self.process.pid
 
     @property
-    def said(self) -> str:
-        """What the log holds."""
+    def output(self) -> str:
+        """The whole log."""
         return self.log.read_text(errors="replace")
 
     def wait_for(self, condition: Callable[[], T], what: str, seconds: float = PATIENCE) -> T:
-        """Ask until the answer is true, as long as the component runs; see :func:`wait_for`."""
+        """Wait until a condition is true, as long as the component runs; see :func:`wait_for`."""
 
-        def asked() -> T:
+        def value() -> T:
             if ended := self._ended():
                 raise DeploymentError(f"{self.name} ended with status {ended.si_status}")
             return condition()
 
         try:
-            return wait_for(asked, what, seconds)
+            return wait_for(value, what, seconds)
         except DeploymentError as error:
-            raise DeploymentError(f"{error}{self._end()}") from None
+            end = f"--- the end of {self.log}\n{self.output[-3000:]}"
+            raise DeploymentError(f"{error}\n{end}") from None
 
     def wait_for_address(self, url: str, seconds: float = PATIENCE) -> None:
-        """Wait until the component answers at an HTTP address."""
-        self.wait_for(lambda: answers(url), f"answer from {self.name} at {url}", seconds)
+        """Wait until the component responds at an HTTP address."""
+        self.wait_for(lambda: responds(url), f"response from {self.name} at {url}", seconds)
 
     def wait_for_line(self, text: str, seconds: float = PATIENCE) -> str:
         """Wait until the log has a line with this text, and return that line."""
 
         def line() -> str:
-            return next((line for line in self.said.splitlines() if text in line), "")
+            return next((line for line in self.output.splitlines() if text in line), "")
 
         return self.wait_for(line, f"line of {self.name} with {text!r}", seconds)
 
     def stop(self, seconds: float = 20) -> None:
-        """End the component and all that it started: asked first, killed where that does not help."""
+        """End the component and all that it started: by SIGTERM, or by SIGKILL if that is not enough."""
         if self.process.returncode is not None:
             return
         children = self._children()
@@ -147,7 +149,7 @@ class Component:
         self._kill(alive)
 
     def kill(self) -> None:
-        """End the component and all that it started as a power cut does."""
+        """Kill the component and all that it started."""
         if self.process.returncode is None:
             self._kill(self._children())
 
@@ -171,9 +173,6 @@ class Component:
             with suppress(psutil.NoSuchProcess):
                 child.kill()
         self.process.wait()
-
-    def _end(self) -> str:
-        return f"\n--- the end of {self.log}\n{self.said[-3000:]}"
 
 
 @contextmanager
@@ -224,10 +223,13 @@ def environment(home: Path, **settings: str) -> dict[str, str]:
     }
 
 
-def airflow(*arguments: str, env: dict[str, str], seconds: float = PATIENCE) -> str:
-    """Run one of Airflow's commands to its end, and return what it printed."""
+def output_of(command: Sequence[str], env: dict[str, str] | None = None, seconds: float = PATIENCE) -> str:
+    """Run a command to its end, and return what it printed; it has to succeed.
+
+    :param env: its whole environment, or that of this process.
+    """
     done = subprocess.run(
-        [sys.executable, "-m", "airflow", *arguments],
+        command,
         env=env,
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -236,10 +238,13 @@ def airflow(*arguments: str, env: dict[str, str], seconds: float = PATIENCE) -> 
         check=False,
     )
     if done.returncode:
-        raise DeploymentError(
-            f"`airflow {' '.join(arguments)}` failed:\n{done.stdout}\n{done.stderr}"[-6000:]
-        )
+        raise DeploymentError(f"`{shlex.join(command)}` failed:\n{done.stdout}\n{done.stderr}"[-6000:])
     return done.stdout
+
+
+def airflow(*arguments: str, env: dict[str, str]) -> str:
+    """Run one of Airflow's commands to its end, and return what it printed."""
+    return output_of([sys.executable, "-m", "airflow", *arguments], env)
 
 
 def sandbox_connection(url: str, **changes: str) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import pytest
 
 from airflow_provider_dingconf.sandbox import Sandbox
-from system.airflow_processes import Component, running, wait_for
+from system.airflow_processes import Component, output_of, running, wait_for
 
 PACKAGES = ("dingtalk-stream@2.1.5",)
 PROGRAM = Path(__file__).with_name("node_sdk.mjs")
@@ -23,8 +22,8 @@ PROGRAM = Path(__file__).with_name("node_sdk.mjs")
 def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the program, beside the SDK; Node and npm come from the system."""
     directory = tmp_path_factory.mktemp("node")
-    command = ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", *PACKAGES]
-    subprocess.run(command, cwd=directory, check=True, timeout=300, stdout=subprocess.DEVNULL)
+    options = ["--prefix", str(directory), "--no-audit", "--no-fund", "--ignore-scripts"]
+    output_of(["npm", "install", *options, *PACKAGES], seconds=300)
     return Path(shutil.copy(PROGRAM, directory))
 
 
@@ -45,11 +44,14 @@ def listening(program: Path, sandbox: Sandbox, tmp_path: Path) -> Iterator[Compo
 
 
 def events(component: Component) -> list[Any]:
-    return [json.loads(line) for line in component.said.splitlines() if line.startswith("{")]
+    return [json.loads(line) for line in component.output.splitlines() if line.startswith("{")]
 
 
-def acknowledged(sandbox: Sandbox) -> bool:
-    return bool(sandbox.events) and all(event.acknowledged for event in sandbox.events)
+def wait_until_acknowledged(sandbox: Sandbox) -> None:
+    def acknowledged() -> bool:
+        return bool(sandbox.events) and all(event.acknowledged for event in sandbox.events)
+
+    wait_for(acknowledged, "acknowledgement")
 
 
 def test_the_sdk_for_node_receives_events_and_acknowledges_them(
@@ -58,7 +60,7 @@ def test_the_sdk_for_node_receives_events_and_acknowledges_them(
     meeting = sandbox.create_conference("周会")
     sandbox.join(meeting, "somebody")
     sandbox.end(meeting)
-    wait_for(lambda: acknowledged(sandbox), "acknowledgement")
+    wait_until_acknowledged(sandbox)
     started, joined, ended = events(listening)
     assert [one["eventType"] for one in (started, joined, ended)] == [
         "meeting_status_change",
@@ -75,7 +77,7 @@ def test_the_sdk_for_node_receives_events_and_acknowledges_them(
 
 def test_the_sdk_for_node_gets_an_event_again_that_it_put_off(listening: Component, sandbox: Sandbox) -> None:
     event_id = sandbox.push_event("later", {})
-    wait_for(lambda: acknowledged(sandbox), "acknowledgement")
+    wait_until_acknowledged(sandbox)
     assert [(one["eventId"], one["later"]) for one in events(listening)] == [
         (event_id, True),
         (event_id, False),
@@ -89,4 +91,4 @@ def test_the_sdk_for_node_connects_again_when_the_connection_is_closed(
     sandbox.disconnect_streams()
     wait_for(lambda: len(sandbox.calls_of("connect")) == 2 and sandbox.streams == 1, "second connection")
     sandbox.push_event("anything", {})
-    wait_for(lambda: acknowledged(sandbox), "acknowledgement")
+    wait_until_acknowledged(sandbox)

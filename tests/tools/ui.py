@@ -16,8 +16,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from system.airflow_api import USER
 from system.airflow_processes import DeploymentError, running_sandbox, sandbox_connection
-from system.ui.standalone import USER, running_standalone
+from system.ui.standalone import running_standalone
 
 EXAMPLES = Path(__file__).parents[2] / "example_dags"
 

@@ -26,7 +26,7 @@ def deployment(tmp_path_factory: pytest.TempPathFactory, dingtalk: Sandbox) -> I
             "AIRFLOW__CELERY__RESULT_BACKEND": redis_url,
             "AIRFLOW__CELERY__SYNC_PARALLELISM": "1",
             "AIRFLOW__CELERY__WORKER_PREFETCH_MULTIPLIER": "1",
-            # Two workers on one host: each is told apart by its user's name, which is what this asks for.
+            # Two workers on one host: this names each by its user.
             "AIRFLOW__CORE__HOSTNAME_CALLABLE": "getpass.getuser",
             # A killed worker takes along what it was about to begin. No more is queued than can begin soon.
             "AIRFLOW__CORE__PARALLELISM": "8",
@@ -82,5 +82,4 @@ def test_no_section_leaves_its_meeting_locked_when_one_worker_after_the_other_is
     run.end(seconds=5 * PATIENCE)
     assert {meeting for meeting in meetings if dingtalk.conference(meeting).locked} == set()
     assert {call.conference_id for call in dingtalk.calls_of("lock")} == {*meetings}
-    states = {(task["task_id"], task["state"]) for task in run.tasks()}
-    print(f"calls: {Counter(call.name for call in dingtalk.calls)}, states: {states}")
+    print(Counter(call.name for call in dingtalk.calls), Counter(run.states().items()))

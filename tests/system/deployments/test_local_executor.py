@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import os
 import signal
 import time
@@ -16,7 +15,7 @@ import pytest
 
 from airflow_provider_dingconf.sandbox import Fault, Sandbox
 from system.airflow_processes import Component, wait_for
-from system.deployments.deployment import SILENCE, Deployment, Run, deployed
+from system.deployments.deployment import SILENCE, Deployment, deployed, leaks, secrets_of
 
 MANY = 60
 THROTTLED = "Forbidden.AccessDenied.QpmLimitForAppkeyAndApi"
@@ -59,7 +58,7 @@ class Section:
     ) -> None:
         self.meeting = meeting
         self._pid, self._done = desk / "pid", desk / "done"
-        self.run: Run = deployment.run(dag_id, conference_id=meeting, desk=str(desk), **conf)
+        self.run = deployment.run(dag_id, conference_id=meeting, desk=str(desk), **conf)
 
     def working(self, apart_from: int = 0) -> int:
         """Wait until the work is being done, by another process than this one, and return the process."""
@@ -81,9 +80,9 @@ class Section:
         return state
 
 
-def send(signum: int, task: int) -> None:
-    """Send a signal to the worker that watches over a task, and to the task."""
-    for pid in (psutil.Process(task).ppid(), task):
+def send(signum: int, task: int, *, worker: bool = True) -> None:
+    """Send a signal to a task, and before that to the worker that watches over it."""
+    for pid in (psutil.Process(task).ppid(), task) if worker else (task,):
         os.kill(pid, signum)
 
 
@@ -91,73 +90,52 @@ def send(signum: int, task: int) -> None:
 def silenced(
     deployment: Deployment, dingtalk: Sandbox, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, tuple[Section, int]]:
-    """Return runs with a process that was killed or frozen together with its worker, by what it was doing.
+    """Return runs with a process that was killed or frozen, by what it was doing.
 
     All at once: Airflow takes its time to notice.
     """
 
     def begin(name: str, dag_id: str) -> Section:
         meeting = dingtalk.create_conference(name)
-        if "lock" in name:
+        if "in the lock" in name:
             dingtalk.fail(Fault(call="lock", path=meeting, delay=60, after=True, times=1))
         return Section(deployment, meeting, tmp_path_factory.mktemp("silenced"), dag_id)
 
     begun = {
-        "killed at work": begin("killed at work", "locked_section"),
-        "killed in the lock": begin("killed in the lock", "notified_section"),
-        "frozen in the lock": begin("frozen in the lock", "locked_section"),
-        "frozen in the block": begin("frozen in the block", "locked_block"),
+        name: begin(name, dag_id)
+        for name, dag_id in {
+            "killed at work": "locked_section",
+            "killed at work with its worker": "locked_section",
+            "killed in the lock with its worker": "notified_section",
+            "frozen in the lock with its worker": "locked_section",
+            "frozen in the block with its worker": "locked_block",
+        }.items()
     }
     found = {}
     for name, section in begun.items():
         if "in the lock" in name:
             locked = dingtalk.conference(section.meeting)
-            section.run.wait_for(lambda locked=locked: locked.locked, "lock whose answer is delayed")
+            section.run.wait_for(lambda locked=locked: locked.locked, "lock whose response is delayed")
             pid = section.run.task("lock_conference")["pid"]
         else:
             pid = section.working()
-        send(signal.SIGKILL if "killed" in name else signal.SIGSTOP, pid)
+        send(signal.SIGKILL if "killed" in name else signal.SIGSTOP, pid, worker="worker" in name)
         found[name] = section, pid
     return found
 
 
 def calls_about(dingtalk: Sandbox, meeting: str) -> list[tuple[str, int | None]]:
-    """Return the calls about a meeting, and how they were answered."""
+    """Return the calls about a meeting, and the status of their responses."""
     return [(call.name, call.status) for call in dingtalk.calls if call.conference_id == meeting]
-
-
-def waited(dingtalk: Sandbox, meeting: str) -> float:
-    """Return the seconds between the first and the last call about a meeting."""
-    times = [call.time for call in dingtalk.calls if call.conference_id == meeting]
-    return times[-1] - times[0]
-
-
-def secrets_of(dingtalk: Sandbox) -> list[str]:
-    """Return what may be seen by nobody: the client secret, and every access token that was used."""
-    tokens = {call.header("x-acs-dingtalk-access-token") for call in dingtalk.calls} - {None}
-    assert tokens
-    plain = [dingtalk.client_secret, *map(str, tokens)]
-    return plain + [base64.b64encode(secret.encode()).decode().rstrip("=") for secret in plain]
-
-
-def test_a_meeting_is_locked_while_the_work_is_done(
-    deployment: Deployment, dingtalk: Sandbox, meeting: str, tmp_path: Path
-) -> None:
-    section = Section(deployment, meeting, tmp_path)
-    section.working()
-    assert not dingtalk.join(meeting, "latecomer")
-    section.finish()
-    assert section.end(dingtalk) == "success"
-    assert calls_about(dingtalk, meeting) == [("lock", 200), ("unlock", 200)]
 
 
 def test_a_task_that_is_marked_as_failed_while_it_locks_leaves_no_lock(
     deployment: Deployment, dingtalk: Sandbox, meeting: str
 ) -> None:
-    """The lock has been made, and the answer is on its way, for longer than Airflow takes to end the task."""
+    """The lock has been made, and the response is on its way, for longer than Airflow takes to end the task."""
     dingtalk.fail(Fault(call="lock", path=meeting, delay=60, after=True))
     run = deployment.run("lock", conference_id=meeting)
-    run.wait_for(lambda: dingtalk.conference(meeting).locked, "lock whose answer is delayed")
+    run.wait_for(lambda: dingtalk.conference(meeting).locked, "lock whose response is delayed")
 
     run.mark("lock", "failed")
     wait_for(lambda: not dingtalk.conference(meeting).locked, "unlocked meeting")
@@ -167,19 +145,11 @@ def test_a_task_that_is_marked_as_failed_while_it_locks_leaves_no_lock(
     assert ({*locks}, unlock) == ({"lock"}, "unlock")
 
 
+@pytest.mark.parametrize("killed", ["killed at work", "killed at work with its worker"])
 def test_a_meeting_is_unlocked_when_the_work_is_killed(
-    deployment: Deployment, dingtalk: Sandbox, meeting: str, tmp_path: Path
+    dingtalk: Sandbox, silenced: dict[str, tuple[Section, int]], killed: str
 ) -> None:
-    section = Section(deployment, meeting, tmp_path)
-    os.kill(section.working(), signal.SIGKILL)
-    assert section.end(dingtalk) == "failed", "the work was not done"
-    assert calls_about(dingtalk, meeting) == [("lock", 200), ("unlock", 200)]
-
-
-def test_a_meeting_is_unlocked_when_the_worker_is_killed(
-    dingtalk: Sandbox, silenced: dict[str, tuple[Section, int]]
-) -> None:
-    section, _ = silenced["killed at work"]
+    section, _ = silenced[killed]
     assert section.end(dingtalk) == "failed", "the work was not done"
     assert calls_about(dingtalk, section.meeting) == [("lock", 200), ("unlock", 200)]
 
@@ -187,14 +157,16 @@ def test_a_meeting_is_unlocked_when_the_worker_is_killed(
 def test_the_notifier_unlocks_after_a_lock_that_lost_its_worker_at_its_last_try(
     dingtalk: Sandbox, silenced: dict[str, tuple[Section, int]]
 ) -> None:
-    section, _ = silenced["killed in the lock"]
+    section, _ = silenced["killed in the lock with its worker"]
     assert section.end(dingtalk) == "failed"
     states = section.run.states()
     assert states["lock_conference"] == "failed"
     assert states["unlock_conference"] in {"upstream_failed", "skipped"}
 
 
-@pytest.mark.parametrize("doing", ["frozen in the lock", "frozen in the block"])
+@pytest.mark.parametrize(
+    "doing", ["frozen in the lock with its worker", "frozen in the block with its worker"]
+)
 def test_a_try_that_thaws_during_its_retry_rolls_nothing_back(
     dingtalk: Sandbox, silenced: dict[str, tuple[Section, int]], doing: str
 ) -> None:
@@ -371,7 +343,8 @@ def test_airflow_retries_a_throttled_task_when_dingtalk_said(
     assert run.end() == "success"
     assert [task["try_number"] for task in run.tasks()] == [2]
     assert calls_about(dingtalk, meeting) == [("lock", 403), ("lock", 200)]
-    assert 15 <= waited(dingtalk, meeting) < 60
+    first, second = (call.time for call in dingtalk.calls_of("lock") if call.conference_id == meeting)
+    assert 15 <= second - first < 60
 
 
 def test_no_secret_is_left_anywhere(
@@ -380,11 +353,10 @@ def test_no_secret_is_left_anywhere(
     """The last test: it looks through what all the others have left."""
     section = Section(deployment, meeting, tmp_path)
     section.finish()
-    assert section.run.end() == "success"
+    assert section.end(dingtalk) == "success"
+    assert calls_about(dingtalk, meeting) == [("lock", 200), ("unlock", 200)]
 
-    left = {"the database": deployment.postgres.dump().encode()}
-    left |= {str(path): path.read_bytes() for path in deployment.home.rglob("*") if path.is_file()}
+    left = deployment.remains()
     assert len(deployment.task_logs()) >= 3
     assert dingtalk.client_id.encode() in left["the database"]  # beside the encrypted secret
-    for secret in secrets_of(dingtalk):
-        assert [where for where, all_of_it in left.items() if secret.encode() in all_of_it] == []
+    assert not leaks(secrets_of(dingtalk), left)

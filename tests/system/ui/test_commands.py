@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import pkgutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -15,7 +14,7 @@ import pytest
 import airflow_provider_dingconf
 from airflow_provider_dingconf.get_provider_info import get_provider_info
 from system.airflow_processes import airflow as command
-from system.airflow_processes import environment, sandbox_connection
+from system.airflow_processes import environment, output_of, sandbox_connection
 
 
 def test_the_connection_form_is_what_airflow_asks_for() -> None:
@@ -44,13 +43,7 @@ def test_the_provider_uses_nothing_deprecated(tmp_path: Path) -> None:
         for module in pkgutil.walk_packages(airflow_provider_dingconf.__path__, "airflow_provider_dingconf.")
         if not module.name.endswith("__main__")
     ]
-    done = subprocess.run(
-        [sys.executable, "-W", "always", "-c", f"import {', '.join(names)}"],
-        env=environment(tmp_path),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    warnings = [line for line in done.stderr.splitlines() if "Warning" in line]
+    program = f"import sys; sys.stderr = sys.stdout; import {', '.join(names)}"
+    printed = output_of([sys.executable, "-W", "always", "-c", program], environment(tmp_path))
+    warnings = [line for line in printed.splitlines() if "Warning" in line]
     assert not [line for line in warnings if "airflow_provider_dingconf" in line]
