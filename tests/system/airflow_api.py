@@ -71,7 +71,7 @@ class Run:
 
 
 class Airflow:
-    """An Airflow in a home of its own.
+    """An Airflow in a throw-away home.
 
     :param home: a directory to throw away.
     :param dags: the directory of the DAGs.

@@ -1,6 +1,6 @@
 """The parts of a real deployment as child processes: started, waited for, and ended by their pids.
 
-A component has a process group and a log of its own. Every wait polls, gives up after a generous time, and
+Each component has its own process group and log. Every wait polls, gives up after a generous time, and
 then says what it waited for and how the log ends.
 """
 
@@ -187,7 +187,7 @@ def running(name: str, command: Sequence[str], env: dict[str, str], logs: Path) 
 
 @contextmanager
 def running_sandbox(logs: Path, *options: str) -> Iterator[str]:
-    """Run a sandbox in a process of its own for a block, and give its address.
+    """Run a sandbox in a process for a block, and give its address.
 
     :param options: of its command line; the port is any free one.
     """
@@ -197,7 +197,7 @@ def running_sandbox(logs: Path, *options: str) -> Iterator[str]:
 
 
 def environment(home: Path, **settings: str) -> dict[str, str]:
-    """Return the environment of a throw-away Airflow: a home of its own, and nothing of the caller's.
+    """Return the environment of a throw-away Airflow, without the caller's settings of Airflow and proxies.
 
     :param home: its home directory.
     :param settings: more variables.

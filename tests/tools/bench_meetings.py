@@ -43,7 +43,7 @@ print(int(re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read())[1]) /
 
 
 def lock_in_a_process(_number: int) -> None:
-    """Lock a meeting, as a task in a process of its own."""
+    """Lock a meeting as a task does."""
     lock_in_a_new_hook()
 
 

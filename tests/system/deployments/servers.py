@@ -1,4 +1,4 @@
-"""PostgreSQL and Redis of one's own: from the system's packages, on free ports, with a directory to throw away."""
+"""Throw-away servers of PostgreSQL and Redis, from the system's packages, on free ports."""
 
 from __future__ import annotations
 

@@ -12,7 +12,6 @@ from system.airflow_processes import PATIENCE, wait_for
 from system.deployments.deployment import SILENCE, Deployment, deployed
 from system.deployments.servers import running_redis
 
-MEETINGS = 30
 WORKERS = ("worker-1", "worker-2")
 
 
@@ -45,26 +44,8 @@ def deployment(tmp_path_factory: pytest.TempPathFactory, dingtalk: Sandbox) -> I
                 )
             for name in WORKERS:
                 running.components[name].wait_for_line(" ready.")
-            running.wait_for_dags("many_locks")
+            running.wait_for_dags("many_sections")
             yield running
-
-
-def test_two_workers_lock_many_meetings_with_one_token(deployment: Deployment, dingtalk: Sandbox) -> None:
-    meetings = [dingtalk.create_conference() for _ in range(MEETINGS)]
-    dingtalk.clear()
-    run = deployment.run("many_locks", conference_ids=meetings)
-    assert run.end(seconds=5 * PATIENCE) == "success"
-
-    calls = Counter(call.name for call in dingtalk.calls)
-    print(f"API calls: {dict(calls)}")
-    assert calls == {"token": 1, "lock": MEETINGS}
-    assert all(dingtalk.conference(meeting).locked for meeting in meetings)
-    assert Counter(call.conference_id for call in dingtalk.calls_of("lock")) == Counter(meetings)
-
-    done_by = Counter(task["hostname"] for task in run.tasks() if task["task_id"] == "lock")
-    assert {*done_by} == {"worker-1", "worker-2"}
-    assert done_by.total() == MEETINGS
-    print(f"locks by worker: {dict(done_by)}")
 
 
 @pytest.mark.parametrize("sections", [12, pytest.param(60, marks=pytest.mark.slow)])
@@ -82,4 +63,7 @@ def test_no_section_leaves_its_meeting_locked_when_one_worker_after_the_other_is
     run.end(seconds=5 * PATIENCE)
     assert {meeting for meeting in meetings if dingtalk.conference(meeting).locked} == set()
     assert {call.conference_id for call in dingtalk.calls_of("lock")} == {*meetings}
-    print(Counter(call.name for call in dingtalk.calls), Counter(run.states().items()))
+    assert {task["hostname"] for task in run.tasks() if task["pid"]} == {*WORKERS}
+    calls = Counter(call.name for call in dingtalk.calls)
+    assert calls["token"] <= 1 + len(WORKERS), "a worker may be killed while it fetches the token"
+    print(calls, Counter((task["task_id"], task["state"]) for task in run.tasks()))
