@@ -6,7 +6,6 @@ then says what it waited for and how the log ends.
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 import signal
@@ -185,17 +184,6 @@ def running(name: str, command: Sequence[str], env: dict[str, str], logs: Path) 
         component.stop()
 
 
-@contextmanager
-def running_sandbox(logs: Path, *options: str) -> Iterator[str]:
-    """Run a sandbox in a process for a block, and give its address.
-
-    :param options: of its command line; the port is any free one.
-    """
-    command = [sys.executable, "-m", "airflow_provider_dingconf.sandbox", "--port", "0", *options]
-    with running("sandbox", command, dict(os.environ), logs) as component:
-        yield component.wait_for_line("DingTalk sandbox on http").split(" on ", 1)[1].split()[0]
-
-
 def environment(home: Path, **settings: str) -> dict[str, str]:
     """Return the environment of a throw-away Airflow, without the caller's settings of Airflow and proxies.
 
@@ -245,14 +233,3 @@ def output_of(command: Sequence[str], env: dict[str, str] | None = None, seconds
 def airflow(*arguments: str, env: dict[str, str]) -> str:
     """Run one of Airflow's commands to its end, and return what it printed."""
     return output_of([sys.executable, "-m", "airflow", *arguments], env)
-
-
-def sandbox_connection(url: str, **changes: str) -> str:
-    """Return the connection to a sandbox, as the JSON of an environment variable."""
-    fields = {
-        "conn_type": "dingtalk",
-        "host": url,
-        "login": "dingsandboxapp",
-        "password": "sandbox-app-secret",
-    }
-    return json.dumps({**fields, **changes})
