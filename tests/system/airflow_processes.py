@@ -1,13 +1,13 @@
 """The parts of a real deployment as child processes: started, waited for, and ended by their pids.
 
-A component has a process group and a log of its own. Every wait polls, gives up after a generous time, and
+Each component has its own process group and log. Every wait polls, gives up after a generous time, and
 then says what it waited for and how the log ends.
 """
 
 from __future__ import annotations
 
-import json
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -43,28 +43,28 @@ def free_port() -> int:
 
 
 def wait_for(condition: Callable[[], T], what: str, seconds: float = PATIENCE, every: float = 0.2) -> T:
-    """Ask until the answer is true, and return it.
+    """Wait until a condition is true, and return its value.
 
-    :param condition: what is asked; an assertion that fails in it counts as no.
+    :param condition: an assertion that fails in it counts as false.
     :param what: what is awaited, for the error.
     """
     until = time.monotonic() + seconds
     while True:
         why = ""
         try:
-            if answer := condition():
-                return answer
+            if value := condition():
+                return value
         except DeploymentError:
             raise
-        except AssertionError as no:
-            why = f": {no}"
+        except AssertionError as error:
+            why = f": {error}"
         if time.monotonic() > until:
             raise DeploymentError(f"after {seconds:.0f} s, still no {what}{why}")
         time.sleep(every)
 
 
-def answers(url: str) -> bool:
-    """Return whether an HTTP address answers at all; a proxy of the environment is not asked."""
+def responds(url: str) -> bool:
+    """Return whether an HTTP address responds at all, without a proxy of the environment."""
     try:
         with build_opener(ProxyHandler({})).open(url, timeout=5):
             return True
@@ -102,37 +102,38 @@ class Component:
         return self.process.pid
 
     @property
-    def said(self) -> str:
-        """What the log holds."""
+    def output(self) -> str:
+        """The whole log."""
         return self.log.read_text(errors="replace")
 
     def wait_for(self, condition: Callable[[], T], what: str, seconds: float = PATIENCE) -> T:
-        """Ask until the answer is true, as long as the component runs; see :func:`wait_for`."""
+        """Wait until a condition is true, as long as the component runs; see :func:`wait_for`."""
 
-        def asked() -> T:
+        def value() -> T:
             if ended := self._ended():
                 raise DeploymentError(f"{self.name} ended with status {ended.si_status}")
             return condition()
 
         try:
-            return wait_for(asked, what, seconds)
+            return wait_for(value, what, seconds)
         except DeploymentError as error:
-            raise DeploymentError(f"{error}{self._end()}") from None
+            end = f"--- the end of {self.log}\n{self.output[-3000:]}"
+            raise DeploymentError(f"{error}\n{end}") from None
 
     def wait_for_address(self, url: str, seconds: float = PATIENCE) -> None:
-        """Wait until the component answers at an HTTP address."""
-        self.wait_for(lambda: answers(url), f"answer from {self.name} at {url}", seconds)
+        """Wait until the component responds at an HTTP address."""
+        self.wait_for(lambda: responds(url), f"response from {self.name} at {url}", seconds)
 
     def wait_for_line(self, text: str, seconds: float = PATIENCE) -> str:
         """Wait until the log has a line with this text, and return that line."""
 
         def line() -> str:
-            return next((line for line in self.said.splitlines() if text in line), "")
+            return next((line for line in self.output.splitlines() if text in line), "")
 
         return self.wait_for(line, f"line of {self.name} with {text!r}", seconds)
 
     def stop(self, seconds: float = 20) -> None:
-        """End the component and all that it started: asked first, killed where that does not help."""
+        """End the component and all that it started: by SIGTERM, or by SIGKILL if that is not enough."""
         if self.process.returncode is not None:
             return
         children = self._children()
@@ -147,7 +148,7 @@ class Component:
         self._kill(alive)
 
     def kill(self) -> None:
-        """End the component and all that it started as a power cut does."""
+        """Kill the component and all that it started."""
         if self.process.returncode is None:
             self._kill(self._children())
 
@@ -172,9 +173,6 @@ class Component:
                 child.kill()
         self.process.wait()
 
-    def _end(self) -> str:
-        return f"\n--- the end of {self.log}\n{self.said[-3000:]}"
-
 
 @contextmanager
 def running(name: str, command: Sequence[str], env: dict[str, str], logs: Path) -> Iterator[Component]:
@@ -186,19 +184,8 @@ def running(name: str, command: Sequence[str], env: dict[str, str], logs: Path) 
         component.stop()
 
 
-@contextmanager
-def running_sandbox(logs: Path, *options: str) -> Iterator[str]:
-    """Run a sandbox in a process of its own for a block, and give its address.
-
-    :param options: of its command line; the port is any free one.
-    """
-    command = [sys.executable, "-m", "airflow_provider_dingconf.sandbox", "--port", "0", *options]
-    with running("sandbox", command, dict(os.environ), logs) as component:
-        yield component.wait_for_line("DingTalk sandbox on http").split(" on ", 1)[1].split()[0]
-
-
 def environment(home: Path, **settings: str) -> dict[str, str]:
-    """Return the environment of a throw-away Airflow: a home of its own, and nothing of the caller's.
+    """Return the environment of a throw-away Airflow, without the caller's settings of Airflow and proxies.
 
     :param home: its home directory.
     :param settings: more variables.
@@ -224,10 +211,13 @@ def environment(home: Path, **settings: str) -> dict[str, str]:
     }
 
 
-def airflow(*arguments: str, env: dict[str, str], seconds: float = PATIENCE) -> str:
-    """Run one of Airflow's commands to its end, and return what it printed."""
+def output_of(command: Sequence[str], env: dict[str, str] | None = None, seconds: float = PATIENCE) -> str:
+    """Run a command to its end, and return what it printed; it has to succeed.
+
+    :param env: its whole environment, or that of this process.
+    """
     done = subprocess.run(
-        [sys.executable, "-m", "airflow", *arguments],
+        command,
         env=env,
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -236,18 +226,10 @@ def airflow(*arguments: str, env: dict[str, str], seconds: float = PATIENCE) -> 
         check=False,
     )
     if done.returncode:
-        raise DeploymentError(
-            f"`airflow {' '.join(arguments)}` failed:\n{done.stdout}\n{done.stderr}"[-6000:]
-        )
+        raise DeploymentError(f"`{shlex.join(command)}` failed:\n{done.stdout}\n{done.stderr}"[-6000:])
     return done.stdout
 
 
-def sandbox_connection(url: str, **changes: str) -> str:
-    """Return the connection to a sandbox, as the JSON of an environment variable."""
-    fields = {
-        "conn_type": "dingtalk",
-        "host": url,
-        "login": "dingsandboxapp",
-        "password": "sandbox-app-secret",
-    }
-    return json.dumps({**fields, **changes})
+def airflow(*arguments: str, env: dict[str, str]) -> str:
+    """Run one of Airflow's commands to its end, and return what it printed."""
+    return output_of([sys.executable, "-m", "airflow", *arguments], env)

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 
 import pytest
 
+from airflow_provider_dingconf.sandbox import Sandbox
+
 _PR_SET_PDEATHSIG = 1
 
 
@@ -44,3 +46,10 @@ def terminated_as_interrupted() -> Iterator[None]:
     before = signal.signal(signal.SIGTERM, interrupt)
     yield
     signal.signal(signal.SIGTERM, before)
+
+
+@pytest.fixture(scope="module")
+def dingtalk() -> Iterator[Sandbox]:
+    """Return the DingTalk of a module, which soon delivers an event again that was not acknowledged."""
+    with Sandbox(redelivery=10) as running:
+        yield running

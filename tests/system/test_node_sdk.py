@@ -5,88 +5,50 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
-
-import pytest
 
 from airflow_provider_dingconf.sandbox import Sandbox
-from system.airflow_processes import Component, running, wait_for
+from system.airflow_processes import output_of, running, wait_for
 
-PACKAGES = ("dingtalk-stream@2.1.5",)
+SDK = "dingtalk-stream@2.1.5"
 PROGRAM = Path(__file__).with_name("node_sdk.mjs")
+MEETING, MEMBER = "meeting_status_change", "meeting_member_status_change"
 
 
-@pytest.fixture(scope="module")
-def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the program, beside the SDK; Node and npm come from the system."""
-    directory = tmp_path_factory.mktemp("node")
-    command = ["npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", *PACKAGES]
-    subprocess.run(command, cwd=directory, check=True, timeout=300, stdout=subprocess.DEVNULL)
-    return Path(shutil.copy(PROGRAM, directory))
+def wait_until_acknowledged(sandbox: Sandbox) -> None:
+    wait_for(lambda: all(event.acknowledged for event in sandbox.events), "acknowledgement")
 
 
-@pytest.fixture
-def sandbox() -> Iterator[Sandbox]:
-    with Sandbox(redelivery=0.5) as made:
-        yield made
+def test_the_sdk_for_node_receives_events_and_acknowledges_them(tmp_path: Path) -> None:
+    """Also one that it puts off, and one that comes after the connection was closed."""
+    options = ["--prefix", str(tmp_path), "--no-audit", "--no-fund", "--ignore-scripts"]
+    output_of(["npm", "install", *options, SDK], seconds=300)
+    program = shutil.copy(PROGRAM, tmp_path)  # beside the SDK
+    with Sandbox(redelivery=0.5) as sandbox:
+        command = ["node", program, sandbox.url, sandbox.client_id]
+        secret = {"CLIENT_SECRET": sandbox.client_secret}
+        with running("node", command, os.environ | secret, tmp_path) as node:
+            node.wait_for(lambda: sandbox.streams == 1, "connection")
+            meeting = sandbox.create_conference("周会")
+            sandbox.join(meeting, "somebody")
+            sandbox.end(meeting)
+            wait_until_acknowledged(sandbox)
+            postponed = sandbox.push_event("later", {})
+            wait_until_acknowledged(sandbox)
+            sandbox.disconnect_streams()
+            wait_for(
+                lambda: len(sandbox.calls_of("connect")) == 2 and sandbox.streams == 1, "second connection"
+            )
+            last = sandbox.push_event("anything", {})
+            wait_until_acknowledged(sandbox)
+            printed = [json.loads(line) for line in node.output.splitlines() if line.startswith("{")]
 
-
-@pytest.fixture
-def listening(program: Path, sandbox: Sandbox, tmp_path: Path) -> Iterator[Component]:
-    """Return the SDK at work, connected to the sandbox."""
-    command = ["node", str(program), sandbox.url, sandbox.client_id]
-    secret = {"CLIENT_SECRET": sandbox.client_secret}
-    with running("node", command, os.environ | secret, tmp_path) as component:
-        component.wait_for(lambda: sandbox.streams == 1, "connection")
-        yield component
-
-
-def events(component: Component) -> list[Any]:
-    return [json.loads(line) for line in component.said.splitlines() if line.startswith("{")]
-
-
-def acknowledged(sandbox: Sandbox) -> bool:
-    return bool(sandbox.events) and all(event.acknowledged for event in sandbox.events)
-
-
-def test_the_sdk_for_node_receives_events_and_acknowledges_them(
-    listening: Component, sandbox: Sandbox
-) -> None:
-    meeting = sandbox.create_conference("周会")
-    sandbox.join(meeting, "somebody")
-    sandbox.end(meeting)
-    wait_for(lambda: acknowledged(sandbox), "acknowledgement")
-    started, joined, ended = events(listening)
-    assert [one["eventType"] for one in (started, joined, ended)] == [
-        "meeting_status_change",
-        "meeting_member_status_change",
-        "meeting_status_change",
-    ]
+    started, joined, ended = printed[:3]
+    assert [each["eventType"] for each in (started, joined, ended)] == [MEETING, MEMBER, MEETING]
     assert started["data"]["openConfModel"]["title"] == "周会"
-    assert (started["data"]["changeScene"], ended["data"]["changeScene"]) == (
-        "conference_created",
-        "conference_closed",
-    )
-    assert [event.acknowledgements for event in sandbox.events] == [["SUCCESS"]] * 3
-
-
-def test_the_sdk_for_node_gets_an_event_again_that_it_put_off(listening: Component, sandbox: Sandbox) -> None:
-    event_id = sandbox.push_event("later", {})
-    wait_for(lambda: acknowledged(sandbox), "acknowledgement")
-    assert [(one["eventId"], one["later"]) for one in events(listening)] == [
-        (event_id, True),
-        (event_id, False),
-    ]
-    assert sandbox.events[0].acknowledgements == ["LATER", "SUCCESS"]
-
-
-def test_the_sdk_for_node_connects_again_when_the_connection_is_closed(
-    listening: Component, sandbox: Sandbox
-) -> None:
-    sandbox.disconnect_streams()
-    wait_for(lambda: len(sandbox.calls_of("connect")) == 2 and sandbox.streams == 1, "second connection")
-    sandbox.push_event("anything", {})
-    wait_for(lambda: acknowledged(sandbox), "acknowledgement")
+    scenes = started["data"]["changeScene"], ended["data"]["changeScene"]
+    assert scenes == ("conference_created", "conference_closed")
+    received = [(each["eventId"], each["later"]) for each in printed[3:]]
+    assert received == [(postponed, True), (postponed, False), (last, False)]
+    acknowledgements = [event.acknowledgements for event in sandbox.events]
+    assert acknowledgements == [*[["SUCCESS"]] * 3, ["LATER", "SUCCESS"], ["SUCCESS"]]

@@ -94,21 +94,21 @@ def ask(sandbox_url: str, path: str) -> Any:
         return json.load(answer)[path]
 
 
+def connection(sandbox_url: str) -> dict[str, str]:
+    """Return the fields of a connection to a sandbox."""
+    credentials = {"login": "dingsandboxapp", "password": "sandbox-app-secret"}
+    return {"conn_type": "dingtalk", "host": sandbox_url, **credentials}
+
+
 def environment(home: Path, sandbox_url: str) -> dict[str, str]:
     """Return the environment of an Airflow that knows of nothing but the examples and the sandbox."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")}
-    connection = {
-        "conn_type": "dingtalk",
-        "host": sandbox_url,
-        "login": "dingsandboxapp",
-        "password": "sandbox-app-secret",
-    }
     return kept | {
         "AIRFLOW_HOME": str(home),
         "AIRFLOW__CORE__DAGS_FOLDER": str(Path(__file__).parents[2] / "example_dags"),
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
         "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{home}/airflow.db",
-        "AIRFLOW_CONN_DINGTALK_DEFAULT": json.dumps(connection),
+        "AIRFLOW_CONN_DINGTALK_DEFAULT": json.dumps(connection(sandbox_url)),
         "NO_PROXY": "127.0.0.1",
         "no_proxy": "127.0.0.1",
         # The processes of a host share access tokens through files in there.

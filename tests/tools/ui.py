@@ -5,7 +5,6 @@ It runs until it is told to stop, by Ctrl+C or SIGTERM, and leaves nothing behin
 
 from __future__ import annotations
 
-import json
 import signal
 import sys
 import tempfile
@@ -14,10 +13,13 @@ from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
+from demo import DemoError, connection, sandbox
+
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from system.airflow_processes import DeploymentError, running_sandbox, sandbox_connection
-from system.ui.standalone import USER, running_standalone
+from system.airflow_api import USER
+from system.airflow_processes import DeploymentError
+from system.ui.standalone import running_standalone
 
 EXAMPLES = Path(__file__).parents[2] / "example_dags"
 
@@ -31,23 +33,22 @@ def main() -> int:
     with suppress(KeyboardInterrupt), tempfile.TemporaryDirectory(prefix="dingconf-ui-") as directory:
         home = Path(directory)
         try:
-            with running_sandbox(home) as sandbox, running_standalone(home, EXAMPLES) as airflow:
+            with sandbox(home / "sandbox.log") as url, running_standalone(home, EXAMPLES) as airflow:
                 # With the port once more: see the connection type's placeholder for it.
-                fields = json.loads(sandbox_connection(sandbox))
-                airflow.connect({**fields, "port": int(sandbox.rpartition(":")[2])})
+                airflow.connect({**connection(url), "port": int(url.rpartition(":")[2])})
                 airflow.wait_for_dags(*dag_ids)
                 print(
                     f"\n  Airflow   {airflow.url}"
                     f"\n  login     {USER}"
                     f"\n  password  {airflow.password}"
-                    f"\n\nThe connection dingtalk_default leads to the DingTalk sandbox on {sandbox}."
+                    f"\n\nThe connection dingtalk_default leads to the DingTalk sandbox on {url}."
                     "\nTo begin with, run example_sandbox_tour, or example_lock_conference with the conference"
                     " id sandbox-open."
                     "\nCtrl+C ends it all.",
                     flush=True,
                 )
                 threading.Event().wait()
-        except DeploymentError as error:
+        except (DemoError, DeploymentError) as error:
             print(error, file=sys.stderr)
             return 1
     return 0

@@ -1,19 +1,10 @@
-"""What the deployments have in common: where each one lives, and what it says when a test fails."""
+"""What the deployments have in common: the logs that they show when a test fails."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 import pytest
-
-from airflow_provider_dingconf.sandbox import Sandbox
-
-
-@pytest.fixture(scope="module")
-def dingtalk() -> Iterator[Sandbox]:
-    """Return the DingTalk of a deployment."""
-    with Sandbox() as running:
-        yield running
 
 
 @pytest.hookimpl(wrapper=True)
@@ -22,5 +13,5 @@ def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
     report = yield
     deployment = getattr(item, "funcargs", {}).get("deployment")
     if report.failed and deployment is not None:
-        report.sections += deployment.said()
+        report.sections += deployment.log_ends()
     return report

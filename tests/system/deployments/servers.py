@@ -1,13 +1,11 @@
-"""PostgreSQL and Redis of one's own: from the system's packages, on free ports, with a directory to throw away."""
+"""Throw-away servers of PostgreSQL and Redis, from the system's packages, on free ports."""
 
 from __future__ import annotations
 
 import os
 import re
 import secrets
-import shlex
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -16,7 +14,7 @@ from pathlib import Path
 import psycopg2
 import redis
 
-from system.airflow_processes import Component, DeploymentError, free_port, running
+from system.airflow_processes import Component, DeploymentError, free_port, output_of, running
 
 USER = "airflow"
 HURRY = ("fsync=off", "synchronous_commit=off", "full_page_writes=off", "max_connections=200")
@@ -60,7 +58,7 @@ class Postgres:
 
     def dump(self) -> str:
         """Return all that is in the database, as text."""
-        return _run([_server("pg_dump"), "--inserts", "--dbname", self.url("postgresql")])
+        return output_of([_server("pg_dump"), "--inserts", "--dbname", self.url("postgresql")])
 
     def accepts(self) -> bool:
         """Return whether it lets one in."""
@@ -80,27 +78,11 @@ def running_postgres(logs: Path) -> Iterator[Postgres]:
         password = home / "password"
         password.write_text(secret)
         as_user = _not_root(home, password)
-        _run(
-            [
-                *as_user,
-                initdb,
-                f"--pgdata={home / 'data'}",
-                f"--username={USER}",
-                f"--pwfile={password}",
-                "--auth=scram-sha-256",
-                "--encoding=UTF8",
-                "--locale=C",
-                "--no-sync",
-            ]
-        )
-        settings = [
-            "listen_addresses=127.0.0.1",
-            f"port={port}",
-            f"unix_socket_directories={home}",
-            *HURRY,
-        ]
-        command = [*as_user, server, "-D", str(home / "data")]
-        command += [part for setting in settings for part in ("-c", setting)]
+        data, login = f"--pgdata={home / 'data'}", f"--username={USER}"
+        options = ("--auth=scram-sha-256", "--encoding=UTF8", "--locale=C", "--no-sync")
+        output_of([*as_user, initdb, data, login, f"--pwfile={password}", *options])
+        settings = ("listen_addresses=127.0.0.1", f"port={port}", f"unix_socket_directories={home}", *HURRY)
+        command = [*as_user, server, "-D", str(home / "data"), *(f"-c{setting}" for setting in settings)]
         postgres = Postgres(command, port, secret, logs)
         postgres.start()
         try:
@@ -115,15 +97,8 @@ def running_postgres(logs: Path) -> Iterator[Postgres]:
 def running_redis(logs: Path) -> Iterator[str]:
     """Run a Redis that keeps nothing for a block, and give its address."""
     port, password = free_port(), secrets.token_hex(16)
-    options = {
-        "--bind": "127.0.0.1",
-        "--port": str(port),
-        "--requirepass": password,
-        "--save": "",
-        "--appendonly": "no",
-        "--dir": str(logs),
-    }
-    command = [_server("redis-server"), *(part for option in options.items() for part in option)]
+    options = ["--bind", "127.0.0.1", "--port", str(port), "--requirepass", password]
+    options += ["--save", "", "--appendonly", "no", "--dir", str(logs)]
     url = f"redis://:{password}@127.0.0.1:{port}/0"
 
     def accepts() -> bool:
@@ -131,7 +106,7 @@ def running_redis(logs: Path) -> Iterator[str]:
             return bool(client.ping())
         return False
 
-    with running("redis", command, dict(os.environ), logs) as server:
+    with running("redis", [_server("redis-server"), *options], dict(os.environ), logs) as server:
         server.wait_for(accepts, "connection to Redis")
         yield url
 
@@ -159,10 +134,3 @@ def _not_root(*owned: Path) -> Sequence[str]:
         shutil.chown(path, "postgres", "postgres")
     # Nor where its user may not be, such as below /root.
     return ("env", "--chdir=/", "setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups")
-
-
-def _run(command: Sequence[str]) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise DeploymentError(f"`{shlex.join(command)}` failed:\n{done.stdout}\n{done.stderr}")
-    return done.stdout

@@ -12,7 +12,6 @@ from system.airflow_processes import PATIENCE, wait_for
 from system.deployments.deployment import SILENCE, Deployment, deployed
 from system.deployments.servers import running_redis
 
-MEETINGS = 30
 WORKERS = ("worker-1", "worker-2")
 
 
@@ -26,7 +25,7 @@ def deployment(tmp_path_factory: pytest.TempPathFactory, dingtalk: Sandbox) -> I
             "AIRFLOW__CELERY__RESULT_BACKEND": redis_url,
             "AIRFLOW__CELERY__SYNC_PARALLELISM": "1",
             "AIRFLOW__CELERY__WORKER_PREFETCH_MULTIPLIER": "1",
-            # Two workers on one host: each is told apart by its user's name, which is what this asks for.
+            # Two workers on one host: this names each by its user.
             "AIRFLOW__CORE__HOSTNAME_CALLABLE": "getpass.getuser",
             # A killed worker takes along what it was about to begin. No more is queued than can begin soon.
             "AIRFLOW__CORE__PARALLELISM": "8",
@@ -45,26 +44,8 @@ def deployment(tmp_path_factory: pytest.TempPathFactory, dingtalk: Sandbox) -> I
                 )
             for name in WORKERS:
                 running.components[name].wait_for_line(" ready.")
-            running.wait_for_dags("many_locks")
+            running.wait_for_dags("many_sections")
             yield running
-
-
-def test_two_workers_lock_many_meetings_with_one_token(deployment: Deployment, dingtalk: Sandbox) -> None:
-    meetings = [dingtalk.create_conference() for _ in range(MEETINGS)]
-    dingtalk.clear()
-    run = deployment.run("many_locks", conference_ids=meetings)
-    assert run.end(seconds=5 * PATIENCE) == "success"
-
-    calls = Counter(call.name for call in dingtalk.calls)
-    print(f"API calls: {dict(calls)}")
-    assert calls == {"token": 1, "lock": MEETINGS}
-    assert all(dingtalk.conference(meeting).locked for meeting in meetings)
-    assert Counter(call.conference_id for call in dingtalk.calls_of("lock")) == Counter(meetings)
-
-    done_by = Counter(task["hostname"] for task in run.tasks() if task["task_id"] == "lock")
-    assert {*done_by} == {"worker-1", "worker-2"}
-    assert done_by.total() == MEETINGS
-    print(f"locks by worker: {dict(done_by)}")
 
 
 @pytest.mark.parametrize("sections", [12, pytest.param(60, marks=pytest.mark.slow)])
@@ -82,5 +63,7 @@ def test_no_section_leaves_its_meeting_locked_when_one_worker_after_the_other_is
     run.end(seconds=5 * PATIENCE)
     assert {meeting for meeting in meetings if dingtalk.conference(meeting).locked} == set()
     assert {call.conference_id for call in dingtalk.calls_of("lock")} == {*meetings}
-    states = {(task["task_id"], task["state"]) for task in run.tasks()}
-    print(f"calls: {Counter(call.name for call in dingtalk.calls)}, states: {states}")
+    assert {task["hostname"] for task in run.tasks() if task["pid"]} == {*WORKERS}
+    calls = Counter(call.name for call in dingtalk.calls)
+    assert calls["token"] <= 1 + len(WORKERS), "a worker may be killed while it fetches the token"
+    print(calls, Counter((task["task_id"], task["state"]) for task in run.tasks()))

@@ -9,17 +9,16 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 
 from airflow_provider_dingconf.sandbox import Sandbox
+from system.airflow_api import Run
 from system.airflow_processes import PATIENCE, Component, wait_for
-from system.deployments.deployment import Deployment, Run, deployed
+from system.deployments.deployment import Deployment, deployed
 
 EXAMPLE = Path(__file__).parents[3] / "example_dags" / "example_lock_when_started.py"
-PAGE = 1000
 DATABASE_AWAY = 10
 """Seconds."""
 BETWEEN = 5
@@ -28,13 +27,6 @@ FIRST_SWEEP = 10
 """Seconds from an event to the sweep that follows it first."""
 ROUNDS = 20
 slow = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def dingtalk() -> Iterator[Sandbox]:
-    """Return a DingTalk that delivers an event again soon, where it was not acknowledged."""
-    with Sandbox(redelivery=10) as running:
-        yield running
 
 
 @pytest.fixture(scope="module")
@@ -47,31 +39,17 @@ def deployment(tmp_path_factory: pytest.TempPathFactory, dingtalk: Sandbox) -> I
     assert "minutes=5" in text
     (dags / EXAMPLE.name).write_text(text.replace("minutes=5", "seconds=3"))
     settings = {
-        "AIRFLOW__CORE__DAGS_FOLDER": str(dags),
-        "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
         "AIRFLOW__CORE__PARALLELISM": "4",
         # On a busy machine the wait is over when it begins, and Airflow's scheduler may take the end of the
         # deferral for that of the task that goes on after it, and fail that one.
         "AIRFLOW__CORE__DEFAULT_TASK_RETRIES": "5",
         "AIRFLOW__CORE__DEFAULT_TASK_RETRY_DELAY": "1",
     }
-    with deployed(home, dingtalk, **settings) as running:
+    with deployed(home, dingtalk, dags, **settings) as running:
         running.start("triggerer", "triggerer", "--skip-serve-logs")
         running.wait_for_dags("example_lock_when_started", "every_meeting")
         wait_for(lambda: dingtalk.streams == 1, "connection to the event stream")
         yield running
-
-
-def runs(deployment: Deployment, dag_id: str) -> list[Run]:
-    """Return the runs of a DAG so far."""
-    found = deployment.request("GET", f"dags/{dag_id}/dagRuns?limit={PAGE}&order_by=run_after")
-    return [Run(deployment, dag_id, run["dag_run_id"]) for run in found["dag_runs"]]
-
-
-def payloads(run: Run) -> list[dict[str, Any]]:
-    """Return what the asset events say that started a run."""
-    events = run.deployment.request("GET", f"{run.path}/upstreamAssetEvents")["asset_events"]
-    return [event["extra"]["payload"] for event in events]
 
 
 def started_by(deployment: Deployment) -> Counter[str]:
@@ -101,19 +79,27 @@ def wait_for_runs(deployment: Deployment, meetings: list[str], seconds: float = 
     wait_for(all_have, "run for each meeting", seconds, every=0.5)
 
 
+def wait_until_acknowledged(dingtalk: Sandbox) -> None:
+    """Wait until Airflow has stored all events."""
+    wait_for(lambda: all(event.acknowledged for event in dingtalk.events), "acknowledgement")
+
+
 def test_a_meeting_that_starts_is_locked_by_the_example_some_time_after(
     deployment: Deployment, dingtalk: Sandbox
 ) -> None:
     dingtalk.create_conference("Lunch")
     meeting = dingtalk.create_conference("Release 1.0")
     assert dingtalk.join(meeting, "in time")
-    run = wait_for(lambda: next((run for run in runs(deployment, "example_lock_when_started")), None), "run")
+    runs = "dags/example_lock_when_started/dagRuns"
+    first = wait_for(lambda: deployment.request("GET", runs)["dag_runs"], "run")[0]
+    run = Run(deployment, "example_lock_when_started", first["dag_run_id"])
     assert run.end() == "success"
-    assert [payload["title"] for payload in payloads(run)] == ["Release 1.0"]
+    events = deployment.request("GET", f"{run.path}/upstreamAssetEvents")["asset_events"]
+    assert [event["extra"]["payload"]["title"] for event in events] == ["Release 1.0"]
     assert not dingtalk.join(meeting, "latecomer")
     (lock,) = dingtalk.calls_of("lock")
     assert lock.conference_id == meeting
-    wait_for(lambda: all(event.acknowledged for event in dingtalk.events), "acknowledgement")
+    wait_until_acknowledged(dingtalk)
 
 
 def test_of_a_burst_each_meeting_starts_a_run_once(deployment: Deployment, dingtalk: Sandbox) -> None:
@@ -142,7 +128,7 @@ def test_an_event_that_comes_while_no_triggerer_runs_starts_its_run_afterwards(
     )
     deployment.start_again("triggerer")
     wait_for(lambda: started_by(deployment)[meeting] == 1, "run", every=1)
-    wait_for(lambda: all(event.acknowledged for event in dingtalk.events), "acknowledgement")
+    wait_until_acknowledged(dingtalk)
     assert started_by(deployment)["again"] == 0
 
 

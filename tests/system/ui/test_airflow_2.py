@@ -8,9 +8,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -18,7 +16,7 @@ from selenium.webdriver.common.keys import Keys
 
 from airflow_provider_dingconf.get_provider_info import CONNECTION_TYPE
 from airflow_provider_dingconf.sandbox import Sandbox
-from system.airflow_processes import PATIENCE, DeploymentError, environment, free_port, running
+from system.airflow_processes import DeploymentError, environment, free_port, output_of, running
 from system.ui.window import Window
 
 PROJECT = Path(__file__).parents[3]
@@ -26,23 +24,16 @@ USER = "admin"
 WRONG = "not-the-sandbox-secret"
 
 
-@dataclass(frozen=True)
-class Webserver:
-    """A running ``airflow webserver``."""
-
-    url: str
-    password: str
-
-
 @pytest.fixture(scope="module")
-def airflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Webserver]:
+def airflow(window: Window, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Return the address of a webserver where the window's user has logged in."""
     command = PROJECT / os.environ.get("AIRFLOW_2_BIN", ".matrix/3.10-2.11.2/bin/airflow")
     if not command.is_file():
         raise DeploymentError(
             f"{command} is missing: this test needs an environment with Airflow 2.11 and this provider. "
             "`make .matrix/3.10-2.11.2/.ready` sets it up; AIRFLOW_2_BIN names the `airflow` of another one."
         )
-    home, port, password = tmp_path_factory.mktemp("webserver"), free_port(), secrets.token_urlsafe(9)
+    home, port, password = tmp_path_factory.mktemp("webserver"), str(free_port()), secrets.token_urlsafe(9)
     env = environment(
         home,
         TMPDIR=str(home),
@@ -51,44 +42,24 @@ def airflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Webserver]:
     )
     env["PATH"] = f"{command.parent}{os.pathsep}{env['PATH']}"
     names = ("--username", USER, "--firstname", "Ada", "--lastname", "Min", "--email", "admin@example.com")
-    for arguments in (
-        ("db", "migrate"),
-        ("users", "create", *names, "--role", "Admin", "--password", password),
-    ):
-        done = subprocess.run(
-            [str(command), *arguments],
-            env=env,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=PATIENCE,
-            check=False,
-        )
-        if done.returncode:
-            raise DeploymentError(f"`airflow {arguments[0]} {arguments[1]}` failed:\n{done.stderr[-4000:]}")
-
-    webserver = [str(command), "webserver", "--hostname", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    output_of([str(command), "db", "migrate"], env)
+    output_of([str(command), "users", "create", *names, "--role", "Admin", "--password", password], env)
+    webserver = [str(command), "webserver", "--hostname", "127.0.0.1", "--port", port, "--workers", "1"]
+    url = f"http://127.0.0.1:{port}"
     with running("webserver", webserver, env, home / "component-logs") as component:
-        component.wait_for_address(f"http://127.0.0.1:{port}/health")
-        yield Webserver(f"http://127.0.0.1:{port}", password)
-
-
-@pytest.fixture(scope="module")
-def at_home(airflow: Webserver, window: Window) -> Window:
-    """Return the window of a person who has logged in."""
-    window.open(f"{airflow.url}/login/")
-    window.fill_in("input[name=username]", USER)
-    window.fill_in("input[name=password]", airflow.password)
-    window.click("input[type=submit]")
-    window.wait_for_text("DAGs")
-    return window
+        component.wait_for_address(f"{url}/health")
+        window.open(f"{url}/login/")
+        window.fill_in("input[name=username]", USER)
+        window.fill_in("input[name=password]", password)
+        window.click("input[type=submit]")
+        window.wait_for_text("DAGs")
+        yield url
 
 
 @pytest.fixture
-def form(airflow: Webserver, at_home: Window) -> Window:
-    """Return a window with the form of a new connection of the type DingTalk."""
-    window = at_home
-    window.open(f"{airflow.url}/connection/add")
+def form(airflow: str, window: Window) -> Window:
+    """Return the window with the form of a new connection of the type DingTalk."""
+    window.open(f"{airflow}/connection/add")
     window.click("[aria-labelledby=select2-conn_type-container]", until=".select2-search__field")
     window.find(".select2-search__field").send_keys("DingTalk", Keys.ENTER)
     window.wait_for_text("Client ID", "Client Secret")
@@ -112,12 +83,13 @@ def test_the_form_explains_itself(form: Window) -> None:
     for name, placeholder in CONNECTION_TYPE["ui-field-behaviour"]["placeholders"].items():
         assert form.find(f"#{name}").get_attribute("placeholder") == placeholder
     assert not form.all("#schema")
-
-    def kind(name: str) -> str | None:
-        return form.find(f"input[name$={name}]").get_attribute("type")
-
-    assert [kind(name) for name in ("password", "suite_ticket", "access_token")] == ["password"] * 3
-    assert kind("corp_id") == "text"
+    kinds = {
+        "password": "password",
+        "suite_ticket": "password",
+        "access_token": "password",
+        "corp_id": "text",
+    }
+    assert kinds == {name: form.find(f"input[name$={name}]").get_attribute("type") for name in kinds}
 
 
 def test_the_test_button_says_that_a_connection_works(form: Window, dingtalk: Sandbox) -> None:

@@ -45,16 +45,16 @@ class Window:
         return self.driver.find_element(By.TAG_NAME, "body").text
 
     def wait_for(self, condition: Callable[[], T], what: str) -> T:
-        """Ask until the answer is true, and return it; where the page changes meanwhile, ask again."""
+        """Wait until a condition is true, and return its value; a page that changes meanwhile is no error."""
 
-        def asked() -> T:
+        def value() -> T:
             try:
                 return condition()
             except WebDriverException as error:
                 raise AssertionError(error.msg) from None
 
         try:
-            return wait_for(asked, what)
+            return wait_for(value, what)
         except DeploymentError as error:
             self.driver.save_screenshot(str(self.pictures / "not-there.png"))
             raise DeploymentError(f"{error}\n--- {self.driver.current_url}\n{self.text[:4000]}") from None
@@ -85,7 +85,7 @@ class Window:
     def click(self, css: str, text: str = "", until: str | None = None) -> None:
         """Click an element as soon as that is possible; see :meth:`all`.
 
-        :param until: what can be seen afterwards; where it cannot, the element is clicked again.
+        :param until: what can be seen afterwards; until then, the element is clicked again.
         """
 
         def clicked() -> bool:
@@ -125,7 +125,7 @@ class Window:
         return address
 
     def picture(self, name: str, height: int = HEIGHT, fit: str | None = None) -> None:
-        """Take a picture, for the project's documentation where ``UPDATE_SCREENSHOTS=1`` asks for it.
+        """Take a picture, for the project's documentation if ``UPDATE_SCREENSHOTS`` is 1.
 
         :param height: of the window, for a page that is longer or shorter than others.
         :param fit: the button that fits what is shown into a window of another height.
@@ -147,11 +147,10 @@ class Window:
 
 
 @contextmanager
-def chromium(home: Path, pictures: Path) -> Iterator[Window]:
-    """Run a Chromium of its own for a block.
+def chromium(home: Path) -> Iterator[Window]:
+    """Run a Chromium for a block.
 
-    :param home: its profile: an empty directory, to throw away.
-    :param pictures: where the pictures go.
+    :param home: an empty directory to throw away, for its profile and the pictures.
     """
     options = webdriver.ChromeOptions()
     options.binary_location = _program("chromium")
@@ -169,22 +168,21 @@ def chromium(home: Path, pictures: Path) -> Iterator[Window]:
         "host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",  # no page of elsewhere is loaded
         "hide-scrollbars",
         "lang=en-US",
-        f"user-data-dir={home}",
+        f"user-data-dir={home / 'profile'}",
         f"window-size={WIDTH},{HEIGHT}",
     ):
         options.add_argument(f"--{option}")
     driver = webdriver.Chrome(options, Service(_program("chromedriver")))
     try:
-        yield Window(driver, pictures)
+        yield Window(driver, home)
     finally:
         driver.quit()
 
 
 def _program(name: str) -> str:
-    found = shutil.which(name)
-    if found is None:
-        raise DeploymentError(
-            f"`{name}` is missing: these tests need a browser, on Debian the packages "
-            "`chromium` and `chromium-driver`."
-        )
-    return found
+    if found := shutil.which(name):
+        return found
+    raise DeploymentError(
+        f"`{name}` is missing: these tests need a browser, on Debian the packages "
+        "`chromium` and `chromium-driver`."
+    )

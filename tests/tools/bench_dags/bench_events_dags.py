@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -15,14 +16,14 @@ from airflow_provider_dingconf.triggers import ConferenceEventTrigger
 
 
 class DatagramTrigger(BaseEventTrigger):
-    """Fires for every datagram that comes to a port: the least that a trigger can do."""
+    """Fires for every datagram that comes to a socket: the least that a trigger can do."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, address: str) -> None:
         super().__init__()
-        self.port = port
+        self.address = address
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
-        return "bench_events_dags.DatagramTrigger", {"port": self.port}
+        return "bench_events_dags.DatagramTrigger", {"address": self.address}
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         came: asyncio.Queue[str] = asyncio.Queue()
@@ -31,8 +32,9 @@ class DatagramTrigger(BaseEventTrigger):
             def datagram_received(self, data: bytes, addr: Any) -> None:
                 came.put_nowait(data.decode())
 
-        loop = asyncio.get_running_loop()
-        transport, _ = await loop.create_datagram_endpoint(Protocol, local_addr=("127.0.0.1", self.port))
+        transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(
+            Protocol, local_addr=self.address, family=socket.AF_UNIX
+        )
         try:
             while True:
                 yield TriggerEvent({"conference_id": await came.get()})
@@ -40,11 +42,10 @@ class DatagramTrigger(BaseEventTrigger):
             transport.close()
 
 
-def started_by(dag_id: str, trigger: BaseEventTrigger) -> None:
+for dag_id, trigger in {
+    "dingtalk": ConferenceEventTrigger(),
+    "control": DatagramTrigger(os.environ["BENCH_ADDRESS"]),
+}.items():
     asset = Asset(dag_id, watchers=[AssetWatcher(name="watcher", trigger=trigger)])
     with DAG(dag_id=dag_id, schedule=asset, max_active_runs=10_000, catchup=False):
         EmptyOperator(task_id="nothing")
-
-
-started_by("dingtalk", ConferenceEventTrigger())
-started_by("control", DatagramTrigger(int(os.environ["BENCH_PORT"])))

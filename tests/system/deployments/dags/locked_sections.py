@@ -15,30 +15,30 @@ from airflow_provider_dingconf.operators import LockConferenceOperator, conferen
 
 CONFERENCE = {"conference_id": Param(type="string")}
 LONGEST = 300
-"""Seconds for which work waits to be told that it may end."""
+"""Seconds for which work waits for the word that it is done."""
 
 
-def work_until_told(desk: str) -> None:
-    """Say which process works, then work until told to end."""
-    (Path(desk) / "pid.new").write_text(str(os.getpid()))
-    (Path(desk) / "pid.new").rename(Path(desk) / "pid")
+def work_until_done(directory: str) -> None:
+    """Write the process id, then wait until the test says that the work is done."""
+    (Path(directory) / "pid.new").write_text(str(os.getpid()))
+    (Path(directory) / "pid.new").rename(Path(directory) / "pid")
     until = time.monotonic() + LONGEST
-    while not (Path(desk) / "done").exists():
+    while not (Path(directory) / "done").exists():
         if time.monotonic() > until:
             raise TimeoutError("nobody said that the work is done")
         time.sleep(0.1)
 
 
-WORK = CONFERENCE | {"desk": Param(type="string")}
+WORK = CONFERENCE | {"directory": Param(type="string")}
 
 
 @task
-def work(desk: str) -> None:
-    work_until_told(desk)
+def work(directory: str) -> None:
+    work_until_done(directory)
 
 
 with DAG("locked_section", schedule=None, params=WORK), conference_lock("{{ params.conference_id }}"):
-    work("{{ params.desk }}")
+    work("{{ params.directory }}")
 
 with (
     DAG(
@@ -50,7 +50,7 @@ with (
     ),
     conference_lock("{{ params.conference_id }}", retries=0),
 ):
-    work("{{ params.desk }}")
+    work("{{ params.directory }}")
 
 with (
     DAG(
@@ -67,16 +67,16 @@ with (
     ),
     conference_lock("{{ params.conference_id }}"),
 ):
-    work("{{ params.desk }}")
+    work("{{ params.directory }}")
 
 with DAG("locked_block", schedule=None, params=WORK):
 
     @task(task_id="work", retries=1, retry_delay=timedelta(seconds=1))
-    def work_in_block(conference_id: str, desk: str) -> None:
+    def work_in_block(conference_id: str, directory: str) -> None:
         with DingTalkConferenceHook().locked(conference_id):
-            work_until_told(desk)
+            work_until_done(directory)
 
-    work_in_block("{{ params.conference_id }}", "{{ params.desk }}")
+    work_in_block("{{ params.conference_id }}", "{{ params.directory }}")
 
 with DAG("lock", schedule=None, params=CONFERENCE):
     LockConferenceOperator(task_id="lock", conference_id="{{ params.conference_id }}")
@@ -101,10 +101,7 @@ def conferences(params: dict[str, list[str]] | None = None) -> list[str]:
 
 
 with DAG("section_of_many", schedule=None, params=MANY | WORK), conference_lock(conferences()):
-    work("{{ params.desk }}")
-
-with DAG("many_locks", schedule=None, params=MANY, max_active_tasks=100):
-    LockConferenceOperator.partial(task_id="lock").expand(conference_id=conferences())
+    work("{{ params.directory }}")
 
 with DAG("many_sections", schedule=None, params=MANY, max_active_tasks=100):
 
