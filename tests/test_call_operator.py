@@ -176,6 +176,16 @@ def test_a_call_that_must_not_be_repeated_says_that_it_may_have_taken_effect(san
         execute(repeatable=False, on_error={"connectionLost": "retry"})
 
 
+@pytest.mark.parametrize("method", ["GET", "POST", "PUT", "PATCH", "DELETE"])
+def test_a_call_that_must_not_be_repeated_is_sent_once_over_a_connection_that_breaks(
+    sandbox: Sandbox, method: str
+) -> None:
+    sandbox.fail(Fault(path="/v1.0/once", drop=True, after=True))
+    with pytest.raises(AirflowFailException, match="may have taken effect"):
+        execute(method=method, path="/v1.0/once", path_params=None, json=None, repeatable=False)
+    assert [call.method for call in sandbox.calls_of("unknown")] == [method]
+
+
 @pytest.mark.parametrize("reason", ["it was not sent", "it was throttled"])
 def test_a_call_that_must_not_be_repeated_is_repeated_if_it_surely_took_no_effect(
     conn: Callable[..., None], sandbox: Sandbox, reason: str

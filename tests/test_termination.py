@@ -1,9 +1,11 @@
-"""SIGTERM, by which Airflow ends a task: a meeting that is locked for a block is then unlocked."""
+"""The end of a process: SIGTERM, by which Airflow ends a task, unlocks; and nothing open is an error."""
 
 from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -94,3 +96,14 @@ def test_a_thread_locks_for_a_block_and_leaves_the_signals_alone(sandbox: Sandbo
         inside = pool.submit(block, lambda: signal.getsignal(signal.SIGTERM)).result()
     assert inside is before
     assert not sandbox.conference("sandbox-open").locked
+
+
+def test_a_process_that_ends_with_an_open_connection_logs_no_error(sandbox: Sandbox, conn: Any) -> None:
+    program = f"""
+from {DingTalkConferenceHook.__module__} import DingTalkConferenceHook
+hook = DingTalkConferenceHook()
+hook.lock_conference("sandbox-open")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert sandbox.conference("sandbox-open").locked
+    assert "unclosed" not in (done.stdout + done.stderr).lower()
