@@ -19,7 +19,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -247,16 +247,14 @@ class RawServer:
         self.url = f"http://127.0.0.1:{self.port}"
         self._start(self._accept)
 
-    def read(self, file: Any) -> bool:
-        """Read one request to its end, and return whether there was one."""
-        lines = list(iter(file.readline, b"\r\n")) if (first := file.peek(1)) else []
-        if not first:
-            return False
-        head = b"".join(lines).decode()
+    def read(self, file: Any) -> bytes | None:
+        """Read one request, keep its head, and return its body; None if the client has hung up."""
+        if not file.peek(1):
+            return None
+        head = b"".join(iter(file.readline, b"\r\n")).decode()
         self.requests.append(head)
         length = re.search(r"(?im)^content-length: (\d+)", head)
-        file.read(int(length[1]) if length else 0)
-        return True
+        return bytes(file.read(int(length[1]) if length else 0))
 
     def wait_until_hung_up(self) -> None:
         """Wait until the clients have closed all their connections."""
@@ -292,24 +290,26 @@ class RawServer:
 
 @pytest.fixture
 def raw_server() -> Iterator[Callable[..., RawServer]]:
-    """Return what starts a raw server: from bytes, that each request is answered, or from a function."""
-    started: list[RawServer] = []
+    """Return what starts a raw server: from the response to each request, or from a function."""
+    with ExitStack() as servers:
 
-    def start(answer: bytes | Callable[[RawServer, socket.socket, Any], object]) -> RawServer:
-        def serve(connection: socket.socket, file: Any) -> None:
-            if callable(answer):
-                answer(server, connection, file)
-                return
-            while server.read(file):
-                connection.sendall(answer)
+        def start(
+            response: bytes | Callable[[RawServer, socket.socket, Any], object], *, hangs_up: bool = False
+        ) -> RawServer:
+            def serve(connection: socket.socket, file: Any) -> None:
+                if callable(response):
+                    response(server, connection, file)
+                    return
+                while server.read(file) is not None:
+                    connection.sendall(response)
+                    if hangs_up:
+                        return
 
-        server = RawServer(serve)
-        started.append(server)
-        return server
+            server = RawServer(serve)
+            servers.callback(server.close)
+            return server
 
-    yield start
-    for server in started:
-        server.close()
+        yield start
 
 
 class Certificates(NamedTuple):
