@@ -74,7 +74,7 @@ def test_a_lock_that_meets_a_fault_ends_in_its_error_and_leaves_nothing_open(
     with nothing_left_open():
         error, seconds, _ = lock(face, case, max_attempts=1)
     check(case, error, seconds, 1, behind)
-    check_hung_up(case)
+    check_hung_up(case.route)
 
 
 @pytest.mark.parametrize("name", ON_THE_TOKEN)
@@ -85,7 +85,7 @@ def test_a_token_call_that_meets_a_fault_ends_in_its_error_and_leaves_nothing_op
     with nothing_left_open():
         error, seconds, _ = lock(face, case, max_attempts=1)
     check(case, error, seconds, 1, behind)
-    check_hung_up(case)
+    check_hung_up(case.route)
 
 
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
@@ -113,7 +113,7 @@ def test_a_redirect_is_not_followed_and_nothing_is_left_open(
     assert case.route.count() == case.route.count(call) == 1
     assert case.route.sent < 32 * MIB, "it was read on and on"
     assert elsewhere.connections == 0
-    check_hung_up(case)
+    check_hung_up(case.route)
 
 
 @pytest.mark.parametrize("name", fault_proxy.TOLERABLE)
@@ -125,7 +125,7 @@ def test_a_response_of_a_strange_length_is_read_or_refused(
         error, _, result = lock(face, case, max_attempts=1)
     assert isinstance(error, UNUSUAL) or (error is None and result["success"])
     assert case.route.count() == 1
-    check_hung_up(case)
+    check_hung_up(case.route)
 
 
 @pytest.mark.parametrize("seconds", [2, 300])
@@ -177,7 +177,7 @@ def test_a_response_too_big_costs_little_memory(
     assert peak < 8 * MIB
     if name != "a flood of 100 Continue":
         assert case.route.sent < 32 * MIB, "it was read on and on"
-    check_hung_up(case)
+    check_hung_up(case.route)
 
 
 def test_a_response_of_1_mib_is_read(face: Face, case_of: Callable[..., Case]) -> None:
@@ -294,7 +294,7 @@ def test_a_fault_that_lasts_is_met_as_often_as_allowed_and_no_more(
     for name, case, (error, seconds, _) in zip(names, cases, ends, strict=True):
         try:
             check(case, error, seconds, 3, behind)
-            check_hung_up(case)
+            check_hung_up(case.route)
         except AssertionError as failed:
             failures.append(f"{name}: {failed}")
     assert not failures, "\n".join(failures)

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from .rows import wait_for
+from .rows import check_hung_up
 from .soak import PASSING, SHARE, TOKEN_REFUSED, WARM_UP, Plan, Soaked, soaked
 
 CALLS = 10_000
@@ -80,5 +80,4 @@ def test_memory_descriptors_and_threads_stay_flat(soak: Soaked) -> None:
     assert max(cost["descriptors"] for cost in said["costs"]) <= said["before"]["descriptors"] + 2 * WORKERS
     assert said["after"]["descriptors"] == said["before"]["descriptors"]
     assert said["after"]["threads"] <= said["before"]["threads"] + 1
-    wait_for(lambda: not route.open)
-    assert route.open == 0
+    check_hung_up(route)

@@ -21,7 +21,7 @@ from airflow_provider_dingconf.sandbox import Sandbox
 
 from .conftest import nothing_left_open
 from .fault_proxy import DRIPPED, FAULTS, FaultProxy, Route, refusal
-from .rows import ON_THE_TOKEN, ROWS, Case, check, check_hung_up, wait_for
+from .rows import ON_THE_TOKEN, ROWS, Case, check, check_hung_up
 
 ATTEMPTS = 2
 
@@ -126,7 +126,7 @@ def test_a_task_that_meets_a_fault_gets_the_state_of_the_table(
     def look(task: Task) -> None:
         assert isinstance(task.raised, STATES[task.error.outcome])
         check(task.case, task.error, task.seconds, ATTEMPTS, behind)
-        check_hung_up(task.case)
+        check_hung_up(task.case.route)
 
     assert not complaints(tasks, look)
 
@@ -280,5 +280,4 @@ def test_a_block_in_a_task_that_did_not_end_well_unlocks_through_faults(
 
 
 def test_the_tasks_leave_no_connection_open(ran: Ran) -> None:
-    wait_for(lambda: not any(route.open for route in ran.routes.values()))
-    assert [name for name, route in ran.routes.items() if route.open] == []
+    check_hung_up(*ran.routes.values())
