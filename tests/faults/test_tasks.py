@@ -21,9 +21,14 @@ from airflow_provider_dingconf.sandbox import Sandbox
 
 from .conftest import nothing_left_open
 from .fault_proxy import DRIPPED, FAULTS, FaultProxy, Route, refusal
-from .rows import ON_THE_TOKEN, ROWS, Case, check, check_hung_up
+from .rows import ON_THE_TOKEN, ROWS, Case, check, check_each, check_hung_up
 
 ATTEMPTS = 2
+STATES = {
+    Outcome.FAIL: AirflowFailException,
+    Outcome.SKIP: AirflowSkipException,
+    Outcome.RETRY: DingTalkError,
+}
 
 
 class Instance:
@@ -33,102 +38,54 @@ class Instance:
         pass
 
 
-@dataclass
-class Task:
-    """A task over the connection of a case, and how it ended.
-
-    :param raised: what its last execution raised.
-    :param seconds: how long that took.
-    """
-
-    case: Case
-    operator: LockConferenceOperator
-    result: Any = None
-    raised: BaseException | None = None
-    seconds: float = 0.0
-
-    def execute(self) -> None:
-        began = time.monotonic()
-        try:
-            self.result = self.operator.execute({"ti": Instance()})
-        except BaseException as raised:
-            self.raised = raised
-        self.seconds = time.monotonic() - began
-
-    @property
-    def error(self) -> DingTalkError:
-        """What went wrong, from under the exception that gives the task its state."""
-        error = self.raised
-        if isinstance(error, (AirflowFailException, AirflowSkipException)):
-            assert str(error) == str(error.__cause__)
-            error = error.__cause__
-        assert isinstance(error, DingTalkError), repr(self.raised)
-        return error
+def execute(case: Case) -> tuple[BaseException | None, float]:
+    """Execute a task over the connection of a case; return what it raised, and the seconds that it took."""
+    operator = LockConferenceOperator(
+        task_id=case.conn_id,
+        conference_id=case.meeting,
+        dingtalk_conn_id=case.conn_id,
+        max_attempts=ATTEMPTS,
+        max_seconds=case.row.max_seconds,
+    )
+    began, raised = time.monotonic(), None
+    try:
+        operator.execute({"ti": Instance()})
+    except BaseException as error:
+        raised = error
+    return raised, time.monotonic() - began
 
 
-STATES = {
-    Outcome.FAIL: AirflowFailException,
-    Outcome.SKIP: AirflowSkipException,
-    Outcome.RETRY: DingTalkError,
-}
-
-
-@pytest.fixture
-def tasks_of(case_of: Callable[..., Case]) -> Callable[..., dict[str, Task]]:
-    """Return what makes a task for each of some rows."""
-
-    def make(names: list[str], call: str) -> dict[str, Task]:
-        made = {}
-        for number, name in enumerate(names):
-            # A hundred beginnings at once may take the second that such a row has before its call is sent.
-            longer = {"max_seconds": 10.0} if name in DRIPPED else {}
-            case = case_of(name, call, **longer)
-            operator = LockConferenceOperator(
-                task_id=f"lock_{number}",
-                conference_id=case.meeting,
-                dingtalk_conn_id=case.conn_id,
-                max_attempts=ATTEMPTS,
-                max_seconds=case.row.max_seconds,
-            )
-            made[name] = Task(case, operator)
-        return made
-
-    return make
-
-
-def execute_all(tasks: dict[str, Task]) -> None:
-    """Execute tasks at the same time."""
-    with ThreadPoolExecutor(max_workers=len(tasks)) as threads:
-        list(threads.map(Task.execute, tasks.values()))
-
-
-def complaints(tasks: dict[str, Task], look: Callable[[Task], None]) -> list[str]:
-    """Return what a look at each task complains of."""
-    found = []
-    for name, task in tasks.items():
-        try:
-            look(task)
-        except AssertionError as failed:
-            found.append(f"{name}: {failed}")
-    return found
+def execute_all(cases: dict[str, Case]) -> dict[str, tuple[BaseException | None, float]]:
+    """Execute a task for each case, all at the same time."""
+    with ThreadPoolExecutor(max_workers=len(cases)) as threads:
+        return dict(zip(cases, threads.map(execute, cases.values()), strict=True))
 
 
 @pytest.mark.parametrize("call", ["lock", "token"])
 def test_a_task_that_meets_a_fault_gets_the_state_of_the_table(
-    call: str, tasks_of: Callable[..., dict[str, Task]], behind: Sandbox
+    call: str, case_of: Callable[..., Case], behind: Sandbox
 ) -> None:
     names = [name for name in ROWS if call == "lock" or name in ON_THE_TOKEN]
-    execute_all(tasks_of(["401"], "lock"))  # it fetches a token: what lives as long as the process
-    tasks = tasks_of(names, call)
+    execute(case_of("401", "lock"))  # it fetches a token: some things live as long as the process
+    # A hundred beginnings at once may take the second that a dripped row has before its call is sent.
+    cases = {
+        name: case_of(name, call, **({"max_seconds": 10.0} if name in DRIPPED else {})) for name in names
+    }
     with nothing_left_open():
-        execute_all(tasks)
+        endings = execute_all(cases)
 
-    def look(task: Task) -> None:
-        assert isinstance(task.raised, STATES[task.error.outcome])
-        check(task.case, task.error, task.seconds, ATTEMPTS, behind)
-        check_hung_up(task.case.route)
+    def check_one(name: str) -> None:
+        raised, seconds = endings[name]
+        error = (
+            raised.__cause__ if isinstance(raised, (AirflowFailException, AirflowSkipException)) else raised
+        )
+        assert isinstance(error, DingTalkError)
+        assert str(raised) == str(error)
+        assert isinstance(raised, STATES[error.outcome])
+        check(cases[name], error, seconds, ATTEMPTS, behind)
+        check_hung_up(cases[name].route)
 
-    assert not complaints(tasks, look)
+    check_each(cases, check_one)
 
 
 # Tasks that Airflow runs
@@ -175,7 +132,7 @@ with DAG("faults", schedule=None, default_args={"retries": 0}) as dag:
 
 @dataclass(frozen=True)
 class TaskRow:
-    """What becomes of a task.
+    """How a task ends.
 
     :param plan: what goes wrong.
     :param calls: lock calls, and token calls.
@@ -196,7 +153,7 @@ def _always(name: str, call: str = "lock") -> dict[str, Any]:
 
 TASK_ROWS = {
     "reset_once": TaskRow({"lock": [FAULTS["reset after reading"]]}, "success", (2, 1), locked=True),
-    "answer_lost": TaskRow({"lock": [FAULTS["answer lost by reset"]]}, "success", (2, 1), locked=True),
+    "response_lost": TaskRow({"lock": [FAULTS["response lost by reset"]]}, "success", (2, 1), locked=True),
     "closed_for_ever": TaskRow(
         _always("closed in the body"), "failed", (2, 1), arguments={"max_attempts": 2}
     ),
@@ -212,6 +169,7 @@ TASK_ROWS = {
 UNLOCK = {"unlock": [FAULTS["503 with HTML"]]}
 """What goes wrong with the unlock, after work that did not end well."""
 WORK = ("fails", "outlasts_its_time")
+in_one_process = pytest.mark.xdist_group("tasks that Airflow runs")
 
 
 @dataclass
@@ -225,7 +183,7 @@ class Ran:
 
 @pytest.fixture(scope="module")
 def ran(airflow_db: None, layer: FaultProxy, behind: Sandbox) -> Iterator[Ran]:
-    """Run the DAG once, each task over a connection of its own."""
+    """Run the DAG once, each task over another connection."""
     token_cache.forget()
     made = Ran({}, {}, {})
     with pytest.MonkeyPatch.context() as patch:
@@ -252,6 +210,7 @@ def ran(airflow_db: None, layer: FaultProxy, behind: Sandbox) -> Iterator[Ran]:
     token_cache.forget()
 
 
+@in_one_process
 @pytest.mark.parametrize("name", TASK_ROWS)
 def test_a_task_whose_call_meets_a_fault_ends_as_the_table_says(name: str, ran: Ran, behind: Sandbox) -> None:
     row, route = TASK_ROWS[name], ran.routes[name]
@@ -260,6 +219,7 @@ def test_a_task_whose_call_meets_a_fault_ends_as_the_table_says(name: str, ran: 
     assert behind.conference(ran.meetings[name]).locked is row.locked
 
 
+@in_one_process
 @pytest.mark.parametrize("name", WORK)
 def test_a_teardown_unlocks_after_work_that_did_not_end_well_through_faults(
     name: str, ran: Ran, behind: Sandbox
@@ -270,6 +230,7 @@ def test_a_teardown_unlocks_after_work_that_did_not_end_well_through_faults(
     assert not behind.conference(ran.meetings[f"sections_{name}"]).locked
 
 
+@in_one_process
 @pytest.mark.parametrize("name", WORK)
 def test_a_block_in_a_task_that_did_not_end_well_unlocks_through_faults(
     name: str, ran: Ran, behind: Sandbox
@@ -279,5 +240,6 @@ def test_a_block_in_a_task_that_did_not_end_well_unlocks_through_faults(
     assert not behind.conference(ran.meetings[f"blocks_{name}"]).locked
 
 
+@in_one_process
 def test_the_tasks_leave_no_connection_open(ran: Ran) -> None:
     check_hung_up(*ran.routes.values())
