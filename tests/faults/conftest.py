@@ -24,6 +24,11 @@ pytest.register_assert_rewrite(f"{__package__}.rows")
 from .rows import PATIENCE, ROWS, Case  # noqa: E402 - after the line that says how it is imported
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the tests that share a long run: pytest-xdist deals out the first ones in large pieces."""
+    items.sort(key=lambda item: item.path.name not in {"test_soak.py", "test_tasks.py"})
+
+
 @pytest.fixture(scope="package")
 def behind() -> Iterator[Sandbox]:
     """Return the sandbox behind the layer."""

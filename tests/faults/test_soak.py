@@ -16,7 +16,6 @@ CALLS = 10_000
 WORKERS = 100
 SEED = int(os.environ.get("SOAK_SEED", "20261124"))
 MIB = 2**20
-pytestmark = pytest.mark.xdist_group("soak")
 
 
 @pytest.fixture(scope="module")

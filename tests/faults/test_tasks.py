@@ -169,7 +169,6 @@ TASK_ROWS = {
 UNLOCK = {"unlock": [FAULTS["503 with HTML"]]}
 """What goes wrong with the unlock, after work that did not end well."""
 WORK = ("fails", "outlasts_its_time")
-in_one_process = pytest.mark.xdist_group("tasks that Airflow runs")
 
 
 @dataclass
@@ -210,7 +209,6 @@ def ran(airflow_db: None, layer: FaultProxy, behind: Sandbox) -> Iterator[Ran]:
     token_cache.forget()
 
 
-@in_one_process
 @pytest.mark.parametrize("name", TASK_ROWS)
 def test_a_task_whose_call_meets_a_fault_ends_as_the_table_says(name: str, ran: Ran, behind: Sandbox) -> None:
     row, route = TASK_ROWS[name], ran.routes[name]
@@ -219,7 +217,6 @@ def test_a_task_whose_call_meets_a_fault_ends_as_the_table_says(name: str, ran: 
     assert behind.conference(ran.meetings[name]).locked is row.locked
 
 
-@in_one_process
 @pytest.mark.parametrize("name", WORK)
 def test_a_teardown_unlocks_after_work_that_did_not_end_well_through_faults(
     name: str, ran: Ran, behind: Sandbox
@@ -230,7 +227,6 @@ def test_a_teardown_unlocks_after_work_that_did_not_end_well_through_faults(
     assert not behind.conference(ran.meetings[f"sections_{name}"]).locked
 
 
-@in_one_process
 @pytest.mark.parametrize("name", WORK)
 def test_a_block_in_a_task_that_did_not_end_well_unlocks_through_faults(
     name: str, ran: Ran, behind: Sandbox
@@ -240,6 +236,5 @@ def test_a_block_in_a_task_that_did_not_end_well_unlocks_through_faults(
     assert not behind.conference(ran.meetings[f"blocks_{name}"]).locked
 
 
-@in_one_process
 def test_the_tasks_leave_no_connection_open(ran: Ran) -> None:
     check_hung_up(*ran.routes.values())
