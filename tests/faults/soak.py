@@ -45,9 +45,9 @@ PASSING = (
 
 def faults_of_a_call(dice: random.Random) -> Iterator[Fault | None]:
     """Yield the faults that a call meets before it succeeds, and None: one call in five meets one."""
-    number = dice.random()
-    if number < SHARE:
-        yield dice.choice(TOKEN_REFUSED if number < SHARE / 5 else PASSING)
+    refused = dice.random() < SHARE / 5
+    if refused or dice.random() < SHARE * 4 / 5:
+        yield dice.choice(TOKEN_REFUSED if refused else PASSING)
         while dice.random() < SHARE:
             yield dice.choice(PASSING)
     yield None

@@ -13,7 +13,7 @@ from .rows import check_hung_up
 from .soak import PASSING, SHARE, TOKEN_REFUSED, WARM_UP, Plan, Soaked, soaked
 
 CALLS = 10_000
-WORKERS = 100
+WORKERS = 200
 SEED = int(os.environ.get("SOAK_SEED", "20261124"))
 MIB = 2**20
 
