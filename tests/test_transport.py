@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from conftest import make_certificates
 
 from airflow_provider_dingconf.dingtalk.errors import (
     CallTimeoutError,
@@ -292,7 +293,7 @@ def tls(face: Face, tls_sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> Tl
 
 
 @pytest.fixture
-def other_authority(make_certificates: Callable[[Path], Certificates], tmp_path: Path) -> Path:
+def other_authority(tmp_path: Path) -> Path:
     """Return the file of an authority that does not know the server."""
     return Path(make_certificates(tmp_path).authority)
 
