@@ -132,13 +132,8 @@ def awaited_with_a_child(pipe: Connection, meeting: str) -> None:
     asyncio.run(work())
 
 
-def operator(pipe: Connection, meeting: str) -> None:
-    """Run an operator as Airflow does: SIGTERM calls ``on_kill``, and Airflow 2 raises an exception then."""
-    task = LockConferenceOperator(task_id="lock", conference_id=meeting)
-
-    class Instance:
-        def xcom_push(self, key: str, value: Any) -> None:
-            pass
+def killer_of(task: Any) -> Any:
+    """Return what handles SIGTERM for a task: it calls ``on_kill``, and Airflow 2 raises an exception then."""
 
     def handle(signum: int, frame: Any) -> None:
         task.on_kill()
@@ -147,7 +142,18 @@ def operator(pipe: Connection, meeting: str) -> None:
 
             raise AirflowTaskTerminated("Task received SIGTERM signal")
 
-    signal.signal(signal.SIGTERM, handle)
+    return handle
+
+
+def operator(pipe: Connection, meeting: str) -> None:
+    """Run an operator as Airflow does."""
+    task = LockConferenceOperator(task_id="lock", conference_id=meeting)
+
+    class Instance:
+        def xcom_push(self, key: str, value: Any) -> None:
+            pass
+
+    signal.signal(signal.SIGTERM, killer_of(task))
     task.execute({"ti": Instance()})
     pipe.send("done")
     time.sleep(FOREVER)
