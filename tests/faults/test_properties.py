@@ -46,6 +46,7 @@ from airflow_provider_dingconf.dingtalk.errors import (  # noqa: E402
     ServerError,
     ThrottledError,
 )
+from airflow_provider_dingconf.get_provider_info import CONNECTION_TYPE  # noqa: E402
 from airflow_provider_dingconf.hooks import DingTalkConferenceHook  # noqa: E402
 from airflow_provider_dingconf.sandbox import Fault, Sandbox  # noqa: E402
 
@@ -150,19 +151,10 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(WORDS, inner, max_size=3),
     max_leaves=6,
 )
-NUMBERS = st.floats() | st.integers() | TEXTS
-EXTRAS = st.fixed_dictionaries(
-    {},
-    optional={
-        "corp_id": st.just("corp") | WORDS | JSON,
-        "suite_ticket": st.just(TICKET) | TEXTS | JSON,
-        "access_token": st.just(TOKEN) | TEXTS | JSON,
-        "timeout": NUMBERS | st.lists(NUMBERS, min_size=2, max_size=2) | JSON,
-        "proxies": st.dictionaries(st.sampled_from(["http", "https", "all"]), PROXIES, max_size=2) | JSON,
-        "verify": st.booleans() | TEXTS | JSON,
-        "cert": st.lists(TEXTS, min_size=2, max_size=2) | TEXTS | JSON,
-        "token_cache": st.booleans() | st.just("/dev/null/x") | JSON,
-    },
+EXTRAS = st.dictionaries(
+    st.sampled_from(sorted(CONNECTION_TYPE["conn-fields"])),
+    JSON | TEXTS | st.dictionaries(st.sampled_from(["http", "https", "all"]), PROXIES, max_size=2),
+    max_size=5,
 )
 APP = {"login": "app", "password": SECRET}
 FIELDS = st.fixed_dictionaries(
