@@ -305,17 +305,6 @@ def test_an_extra_that_is_no_object_is_an_error(extra: str, hint: str) -> None:
 # Files of certificates
 
 
-def test_files_of_certificates_are_taken_as_they_are(certificates: Certificates, tmp_path: Path) -> None:
-    pair = list(certificates.client)
-    both = tmp_path / "both.pem"
-    both.write_text("".join(Path(file).read_text() for file in pair))
-    assert by_form(extra={"verify": certificates.authority}).verify == certificates.authority
-    assert by_form(extra={"verify": str(tmp_path)}).verify == str(tmp_path)
-    assert by_form(extra={"cert": str(both)}).cert == str(both)
-    assert by_form(extra={"cert": pair}).cert == tuple(pair)
-    assert by_form(extra={"cert": json.dumps(pair)}).cert == tuple(pair)
-
-
 def test_files_that_hold_no_certificate_are_errors(certificates: Certificates, tmp_path: Path) -> None:
     empty = tmp_path / "empty.pem"
     empty.touch()

@@ -344,15 +344,6 @@ def test_a_connection_that_is_not_defined_is_airflows_own_error(face: Face) -> N
         face.do("lock_conference", "1", hook=face.hook(dingtalk_conn_id="no_such_connection"))
 
 
-def test_a_connection_as_a_uri_works_as_well(
-    face: Face, sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("AIRFLOW_CONN_OTHER", sandbox.connection_uri("unified"))
-    hook = face.hook(dingtalk_conn_id="other")
-    assert face.do("lock_conference", "sandbox-open", hook=hook)["success"]
-    assert sandbox.calls_of("token")[0].json()["grant_type"] == "client_credentials"
-
-
 @pytest.mark.parametrize("kind", [*KINDS, "static_token that may not read"])
 @SYNC_TOO
 def test_the_test_button_passes_a_good_connection(
