@@ -344,9 +344,9 @@ def test_a_renewed_file_of_authorities_counts_in_a_running_process(
     tls.lock(verify=str(other_authority))
 
 
-@pytest.mark.parametrize("separate", [True, False], ids=["certificate and key", "one file"])
+@pytest.mark.parametrize("how", ["a list", "a list as a text", "one file"])
 def test_a_client_certificate_is_shown(
-    face: Face, monkeypatch: pytest.MonkeyPatch, certificates: Certificates, tmp_path: Path, separate: bool
+    face: Face, monkeypatch: pytest.MonkeyPatch, certificates: Certificates, tmp_path: Path, how: str
 ) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(*certificates.server)
@@ -357,7 +357,9 @@ def test_a_client_certificate_is_shown(
     with Sandbox(ssl_context=context) as sandbox:
         sandbox.create_conference(conference_id="meeting")
         tls = TlsFace(face, sandbox, monkeypatch)
-        tls.lock(verify=certificates.authority, cert=list(certificates.client) if separate else str(both))
+        pair = list(certificates.client)
+        cert = {"a list": pair, "a list as a text": json.dumps(pair), "one file": str(both)}[how]
+        tls.lock(verify=certificates.authority, cert=cert)
         with pytest.raises(ConnectionLostError):
             tls.lock(verify=certificates.authority)
 
@@ -397,7 +399,7 @@ class ForwardProxy:
         status = self.statuses.pop(0) if self.statuses else 200
         if status != 200 or f"\nProxy-Authorization: Basic {SENT}\r" not in head:
             # As badly behaved as a proxy can be: it quotes what it was sent, the credentials included.
-            page = f"<html><title>{PASSWORD} {WRITTEN} {status} by the proxy: {head}</title></html>".encode()
+            page = f"<html><title>{status} by the proxy: {head} {PASSWORD} {WRITTEN}</title></html>".encode()
             reason = f"Refused user:{PASSWORD} {SENT}".encode()
             fields = b"Content-Type: text/html\r\nConnection: close\r\nContent-Length: %d" % len(page)
             connection.sendall(b"HTTP/1.1 %d %s\r\n%s\r\n\r\n%s" % (status, reason, fields, page))

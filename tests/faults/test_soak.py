@@ -40,14 +40,9 @@ def test_every_call_ends_as_asked(plan: Plan, soak: Soaked) -> None:
         if sandbox.conference(meeting).locked != (actions[-1] == "lock")
     ]
     assert not wrong
-
-
-def test_one_call_in_five_met_a_fault(plan: Plan, soak: Soaked) -> None:
-    route = soak.route
-    planned = Counter(fault for faults in plan.faults.values() for fault in faults if fault)
-    hit = Counter(fault for kind, fault in route.hit if kind != "token")
-    assert hit == planned
-    assert CALLS * SHARE <= hit.total() <= 1.6 * CALLS * SHARE
+    hit = Counter(fault for kind, fault in soak.route.hit if kind != "token")
+    assert hit == Counter(fault for faults in plan.faults.values() for fault in faults if fault)
+    assert CALLS * SHARE <= hit.total() <= 1.6 * CALLS * SHARE, "not one call in five met a fault"
     assert len(hit) == len({*PASSING, *TOKEN_REFUSED})
 
 
