@@ -304,11 +304,11 @@ def test_every_parameter_of_a_public_name_is_documented(name: str) -> None:
     module, *owners, last = name.split(".")
     try:
         owner = importlib.import_module(f"airflow_provider_dingconf.{module}")
-    except ImportError as error:
+        for each in owners:
+            owner = getattr(owner, each)
+        found = getattr(owner, last)
+    except ImportError as error:  # events are for Airflow 3
         pytest.skip(str(error))
-    for each in owners:
-        owner = getattr(owner, each)
-    found = getattr(owner, last)
     assert inspect.getdoc(found)
     if last in WITHOUT_PARAMETERS or not callable(found):
         return
