@@ -1,4 +1,4 @@
-"""What every test gets: an Airflow home of its own, a clean environment, and a DingTalk to talk to."""
+"""What every test gets: another Airflow home, a clean environment, and a DingTalk to talk to."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -30,7 +30,7 @@ from airflow_provider_dingconf.sandbox import Sandbox
 if TYPE_CHECKING:
     from airflow_provider_dingconf.hooks import DingTalkConferenceHook
 
-# `DAG.test()` of Airflow 3.0 goes on logging to the output of a test that has ended; Python would say so in others.
+# `DAG.test()` of Airflow 3.0 goes on logging to the output of a test that has ended; Python would report that in others.
 logging.raiseExceptions = False
 
 # Before anything imports Airflow, which reads these once.
@@ -58,7 +58,7 @@ _NOT_FOR_TESTS = ("AIRFLOW_CONN_", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
-    """Run a test that is a coroutine in an event loop that ends with it."""
+    """Run a test that is a coroutine in an event loop that ends with the test."""
     if not inspect.iscoroutinefunction(pyfuncitem.obj):
         return None
     arguments = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
@@ -178,7 +178,7 @@ class Face:
 
         results: list[Any] = []
 
-        async def awaited() -> None:
+        async def lock() -> None:
             async with hook:
                 for meeting in meetings:
                     try:
@@ -187,7 +187,7 @@ class Face:
                         results.append(error)
                     after()
 
-        asyncio.run(awaited())
+        asyncio.run(lock())
         return results
 
     def inside(
@@ -207,10 +207,10 @@ class Face:
 
         if self.awaited:
             asyncio.run(awaited())
-        else:
-            with hook.locked(*args, **named) as result:
-                assert result["success"]
-                block()
+            return
+        with hook.locked(*args, **named) as result:
+            assert result["success"]
+            block()
 
     def close(self) -> None:
         """Close the connections of all hooks."""
@@ -230,7 +230,7 @@ def face(request: pytest.FixtureRequest) -> Iterator[Face]:
 
 
 class RawServer:
-    """A server below HTTP: it sends what it is told to, and counts what a client does.
+    """A server below HTTP, which records what a client does.
 
     :param serve: is given each connection, and a file to read from it.
     """
@@ -247,16 +247,14 @@ class RawServer:
         self.url = f"http://127.0.0.1:{self.port}"
         self._start(self._accept)
 
-    def read(self, file: Any) -> bool:
-        """Read one request to its end, and return whether there was one."""
-        lines = list(iter(file.readline, b"\r\n")) if (first := file.peek(1)) else []
-        if not first:
-            return False
-        head = b"".join(lines).decode()
+    def read(self, file: Any) -> bytes | None:
+        """Read one request, keep its head, and return its body; None if the client has hung up."""
+        if not file.peek(1):
+            return None
+        head = b"".join(iter(file.readline, b"\r\n")).decode()
         self.requests.append(head)
         length = re.search(r"(?im)^content-length: (\d+)", head)
-        file.read(int(length[1]) if length else 0)
-        return True
+        return bytes(file.read(int(length[1]) if length else 0))
 
     def wait_until_hung_up(self) -> None:
         """Wait until the clients have closed all their connections."""
@@ -292,24 +290,26 @@ class RawServer:
 
 @pytest.fixture
 def raw_server() -> Iterator[Callable[..., RawServer]]:
-    """Return what starts a raw server: from bytes, that each request is answered, or from a function."""
-    started: list[RawServer] = []
+    """Return what starts a raw server: from the response to each request, or from a function."""
+    with ExitStack() as servers:
 
-    def start(answer: bytes | Callable[[RawServer, socket.socket, Any], object]) -> RawServer:
-        def serve(connection: socket.socket, file: Any) -> None:
-            if callable(answer):
-                answer(server, connection, file)
-                return
-            while server.read(file):
-                connection.sendall(answer)
+        def start(
+            response: bytes | Callable[[RawServer, socket.socket, Any], object], *, hangs_up: bool = False
+        ) -> RawServer:
+            def serve(connection: socket.socket, file: Any) -> None:
+                if callable(response):
+                    response(server, connection, file)
+                    return
+                while server.read(file) is not None:
+                    connection.sendall(response)
+                    if hangs_up:
+                        return
 
-        server = RawServer(serve)
-        started.append(server)
-        return server
+            server = RawServer(serve)
+            servers.callback(server.close)
+            return server
 
-    yield start
-    for server in started:
-        server.close()
+        yield start
 
 
 class Certificates(NamedTuple):
@@ -321,15 +321,9 @@ class Certificates(NamedTuple):
 
 
 @pytest.fixture(scope="session")
-def make_certificates() -> Callable[[Path], Certificates]:
-    """Return what makes an authority, and writes its files into a directory."""
-    return _certificates
-
-
-@pytest.fixture(scope="session")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
     """Return the files of an authority."""
-    return _certificates(tmp_path_factory.mktemp("authority"))
+    return make_certificates(tmp_path_factory.mktemp("authority"))
 
 
 @pytest.fixture(scope="session")
@@ -347,64 +341,51 @@ def tls_sandbox(tls_context: ssl.SSLContext) -> Iterator[Sandbox]:
         yield sandbox
 
 
-def _certificates(directory: Path) -> Certificates:
+def make_certificates(directory: Path) -> Certificates:
+    """Make an authority, a server of this machine and a client, and write their files into a directory."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec
     from cryptography.x509.oid import NameOID
 
+    now, hour = datetime.datetime.now(datetime.timezone.utc), datetime.timedelta(hours=1)
+    authority_key = ec.generate_private_key(ec.SECP256R1())
+    of_authority = authority_key.public_key()
+    authority = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "authority")])
+
     def write(name: str, content: bytes) -> str:
         (directory / name).write_bytes(content)
         return str(directory / name)
 
-    def certified(name: str, issuer: Any, extension: Any) -> tuple[Any, Any, tuple[str, str]]:
-        key = ec.generate_private_key(ec.SECP256R1())
-        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-        now = datetime.datetime.now(datetime.timezone.utc)
-        issuer_key, issuer_name = issuer or (key, subject)
-        made = (
-            x509.CertificateBuilder()
-            .subject_name(subject)
-            .issuer_name(issuer_name)
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(now - datetime.timedelta(hours=1))
-            .not_valid_after(now + datetime.timedelta(hours=1))
-            .add_extension(extension, critical=issuer is None)
-            .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
-            .add_extension(
-                x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key.public_key()), critical=False
-            )
+    def certified(name: str, key: Any, *extensions: tuple[Any, bool]) -> tuple[str, str]:
+        made = x509.CertificateBuilder(
+            issuer_name=authority,
+            subject_name=x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)]),
+            public_key=key.public_key(),
+            serial_number=x509.random_serial_number(),
+            not_valid_before=now - hour,
+            not_valid_after=now + hour,
         )
-        if issuer is None:
-            usage = dict.fromkeys(
-                ("digital_signature", "content_commitment", "key_encipherment", "data_encipherment",
-                 "key_agreement", "encipher_only", "decipher_only"), False
-            )  # fmt: skip
-            made = made.add_extension(
-                x509.KeyUsage(**usage, key_cert_sign=True, crl_sign=True), critical=True
-            )
-        signed = made.sign(issuer_key, hashes.SHA256())
-        files = (
-            write(f"{name}.pem", signed.public_bytes(serialization.Encoding.PEM)),
-            write(
-                f"{name}.key",
-                key.private_bytes(
-                    serialization.Encoding.PEM,
-                    serialization.PrivateFormat.PKCS8,
-                    serialization.NoEncryption(),
-                ),
-            ),
-        )
-        return key, subject, files
+        for extension, critical in (
+            (x509.SubjectKeyIdentifier.from_public_key(key.public_key()), False),
+            (x509.AuthorityKeyIdentifier.from_issuer_public_key(of_authority), False),
+            *extensions,
+        ):
+            made = made.add_extension(extension, critical=critical)
+        pem, no_password = serialization.Encoding.PEM, serialization.NoEncryption()
+        signed = made.sign(authority_key, hashes.SHA256()).public_bytes(pem)
+        private = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, no_password)
+        return write(f"{name}.pem", signed), write(f"{name}.key", private)
 
-    key, subject, authority = certified("authority", None, x509.BasicConstraints(ca=True, path_length=None))
+    usage = inspect.signature(x509.KeyUsage).parameters
+    signs = x509.KeyUsage(**{name: name in {"key_cert_sign", "crl_sign"} for name in usage})
+    is_authority = x509.BasicConstraints(ca=True, path_length=None)
     address = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))])
     name = x509.SubjectAlternativeName([x509.DNSName("client.example")])
     return Certificates(
-        authority[0],
-        certified("server", (key, subject), address)[2],
-        certified("client", (key, subject), name)[2],
+        certified("authority", authority_key, (is_authority, True), (signs, True))[0],
+        certified("server", ec.generate_private_key(ec.SECP256R1()), (address, False)),
+        certified("client", ec.generate_private_key(ec.SECP256R1()), (name, False)),
     )
 
 

@@ -1,4 +1,4 @@
-"""The layer that breaks connections, and a look at what a call leaves open."""
+"""The layer that breaks connections, and what a call leaves open."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import os
 import ssl
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
@@ -20,10 +21,12 @@ from airflow_provider_dingconf.sandbox import Sandbox
 from .fault_proxy import Fault, FaultProxy
 
 pytest.register_assert_rewrite(f"{__package__}.rows")
-from .rows import ROWS, Case  # noqa: E402 - after the line that says how it is imported
+from .rows import PATIENCE, ROWS, Case  # noqa: E402 - after the line that says how it is imported
 
-if TYPE_CHECKING:
-    from conftest import Certificates
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the tests that share a long run: pytest-xdist deals out the first ones in large pieces."""
+    items.sort(key=lambda item: item.path.name not in {"test_soak.py", "test_tasks.py"})
 
 
 @pytest.fixture(scope="package")
@@ -34,11 +37,9 @@ def behind() -> Iterator[Sandbox]:
 
 
 @pytest.fixture(scope="package")
-def layer(behind: Sandbox, certificates: Certificates) -> Iterator[FaultProxy]:
+def layer(behind: Sandbox, tls_context: ssl.SSLContext) -> Iterator[FaultProxy]:
     """Return the layer; a client that does not know its authority refuses its certificate."""
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(*certificates.server)
-    with FaultProxy(behind, context) as running:
+    with FaultProxy(behind, tls_context) as running:
         yield running
 
 
@@ -74,7 +75,7 @@ def case_of(layer: FaultProxy, behind: Sandbox, connect: Callable[..., None]) ->
         }
         number = route.url.rpartition(":")[0].rpartition("/")[2].replace(".", "_")
         case = Case(row, call, route, f"fault_{number}", behind.create_conference(name))
-        # What is to go wrong with the lock alone needs a token without a call.
+        # If the lock alone is to go wrong, its token costs no call.
         kind = "static_token" if call == "lock" and not row.fresh_token else "internal"
         connect(urls[row.scheme], case.conn_id, kind, timeout=[row.connect_timeout, row.read_timeout])
         return case
@@ -82,13 +83,13 @@ def case_of(layer: FaultProxy, behind: Sandbox, connect: Callable[..., None]) ->
     return make
 
 
-def descriptors() -> list[str]:
+def descriptors() -> Counter[str]:
     """Return what the open file descriptors of this process lead to."""
-    found = []
+    found: Counter[str] = Counter()
     for name in os.listdir("/proc/self/fd"):  # noqa: PTH208 - the names alone: the files vanish
         with suppress(FileNotFoundError):
-            found.append(os.readlink(f"/proc/self/fd/{name}"))  # noqa: PTH115
-    return sorted(found)
+            found[os.readlink(f"/proc/self/fd/{name}")] += 1  # noqa: PTH115
+    return found
 
 
 @contextmanager
@@ -97,14 +98,7 @@ def nothing_left_open() -> Iterator[None]:
     threads, files = set(threading.enumerate()), descriptors()
     yield
     # The other end of a connection closes a little later.
-    give_up = time.monotonic() + 60
-    while time.monotonic() < give_up:
-        new = set(threading.enumerate()) - threads
-        if not new and len(descriptors()) <= len(files):
-            return
+    give_up = time.monotonic() + PATIENCE
+    while (new := set(threading.enumerate()) - threads) or descriptors().total() > files.total():
+        assert time.monotonic() < give_up, f"left open: {new} {descriptors() - files}"
         time.sleep(0.005)
-    left = list(descriptors())
-    for known in files:
-        if known in left:
-            left.remove(known)
-    raise AssertionError(f"left open: {new} {left}")

@@ -1,8 +1,8 @@
-"""A layer in front of the sandbox that breaks real TCP connections, as a plan says.
+"""A layer in front of the sandbox that breaks real TCP connections, according to a plan.
 
-What goes wrong is data: a row of :data:`FAULTS` says whether the request is read, whether the sandbox gets it,
-what goes back, how fast, and how the connection ends. A :class:`Route` is an address of its own in front of
-the sandbox, with a plan and records of its own, so that faults can be tried side by side.
+What goes wrong is data: a row of :data:`FAULTS` holds whether the request is read, whether the sandbox receives
+it, what goes back, how fast, and how the connection ends. Each :class:`Route` is another address in front of the
+sandbox, with another plan and other records: many faults can be tried side by side.
 """
 
 from __future__ import annotations
@@ -19,11 +19,10 @@ import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
     import ssl
-    from types import TracebackType
 
     from typing_extensions import Self
 
@@ -36,13 +35,13 @@ MIB = 1024 * 1024
 class Fault:
     """How a connection breaks.
 
-    :param reads: whether the request is read; otherwise the connection breaks as soon as it stands.
-    :param takes_effect: whether the sandbox gets the request, so that only its answer is lost.
     :param says: what goes back, piece by piece.
-    :param pause: seconds between the pieces.
-    :param endless: whether the last piece is said again and again.
     :param ends: what becomes of the connection: it is closed, reset, kept for the next request, or nothing more
         happens on it until the client hangs up.
+    :param reads: whether the request is read; otherwise the connection breaks as soon as it stands.
+    :param takes_effect: whether the sandbox receives the request: only its response is lost.
+    :param pause: seconds between the pieces.
+    :param endless: whether the last piece is repeated for ever.
     """
 
     says: tuple[bytes, ...] = ()
@@ -54,7 +53,7 @@ class Fault:
 
 
 def http(status: int | str, body: bytes = b"", **headers: str | None) -> bytes:
-    """Return an answer as it goes over the wire; a header of None is left out."""
+    """Return a response as it goes over the wire, without the headers that are None."""
     usual = {"Content_Type": "application/json", "Content_Length": str(len(body))} | headers
     lines = [f"{name.replace('_', '-')}: {value}" for name, value in usual.items() if value is not None]
     return "\r\n".join([f"HTTP/1.1 {status} Reason", *lines, "", ""]).encode() + body
@@ -66,9 +65,21 @@ def chunked(*chunks: bytes, last: bytes = b"0\r\n\r\n") -> bytes:
     return http(200, Content_Length=None, Transfer_Encoding="chunked") + body + last
 
 
-def split(said: bytes, size: int = 1) -> tuple[bytes, ...]:
-    """Return bytes in pieces."""
-    return tuple(said[at : at + size] for at in range(0, len(said), size))
+def responds(status: int, body: bytes = b"", **headers: str | None) -> Fault:
+    """Return the fault that is one response, after which the connection is kept."""
+    return Fault((http(status, body, **headers),), ends="keep")
+
+
+def redirect(status: int, to: str) -> Fault:
+    """Return the fault that is a redirect to another place."""
+    return responds(status, HTML, Location=to, Content_Type="text/html")
+
+
+def refusal(status: int, code: str, *, old: bool = False, **headers: str | None) -> Fault:
+    """Return the fault that is an error of DingTalk's, in its usual or its older form."""
+    usual = f'{{"code":"{code}","requestid":"R1","message":"no"}}'
+    body = f'{{"errcode":{code},"errmsg":"no"}}' if old else usual
+    return responds(status, body.encode(), **headers)
 
 
 GOOD = b'{"success":true}'
@@ -79,18 +90,13 @@ _HEAD = http(200, GOOD)[: -len(GOOD)]
 _LINES = http(200, GOOD).partition(b"Content-Length")[0]
 
 
-def says(said: bytes, **options: Any) -> Fault:
-    """Return the fault that is one answer, after which the connection is kept."""
-    return Fault((said,), **{"ends": "keep"} | options)
-
-
 HANGING_UP = {
     "reset before reading": Fault(reads=False, ends="reset"),
     "closed before reading": Fault(reads=False),
     "reset after reading": Fault(ends="reset"),
     "closed after reading": Fault(),
-    "answer lost by reset": Fault(ends="reset", takes_effect=True),
-    "answer lost by closing": Fault(takes_effect=True),
+    "response lost by reset": Fault(ends="reset", takes_effect=True),
+    "response lost by closing": Fault(takes_effect=True),
     "closed in the status line": Fault((b"HTTP/1.1 2",)),
     "reset in the headers": Fault((_LINES,), ends="reset"),
     "closed before the body": Fault((_HEAD,)),
@@ -106,8 +112,8 @@ SLOW = {
     "headers dripped": Fault((_LINES + b"X-More: ", b"1"), pause=0.05, endless=True),
     "body dripped": Fault((http(200, GOOD, Content_Length="1000"), b" "), pause=0.05, endless=True),
     "chunks dripped": Fault((chunked(GOOD, last=b""), b"1\r\n \r\n"), pause=0.05, endless=True),
-    "headers slower than the timeout": Fault(split(_HEAD, 9), pause=9.0),
-    "body slower than the timeout": Fault((_HEAD, *split(GOOD, 4)), pause=9.0),
+    "headers slower than the timeout": Fault((_HEAD[:9], _HEAD[9:]), pause=9.0),
+    "body slower than the timeout": Fault((_HEAD, GOOD[:4], GOOD[4:8], GOOD[8:]), pause=9.0),
     "100 Continue for ever": Fault((b"HTTP/1.1 100 Continue\r\n\r\n",), pause=0.01, endless=True),
 }
 DRIPPED = frozenset(name for name, fault in SLOW.items() if fault.endless)
@@ -115,9 +121,9 @@ BIG = {
     "body without end": Fault((http(200, Content_Length=None), b"[" * 65536), endless=True),
     "chunks without end": Fault((chunked(last=b""), b"8000\r\n%s\r\n" % (b" " * 32768)), endless=True),
     "length of a terabyte": Fault((http(200, Content_Length=str(2**40)), b" " * 65536), endless=True),
-    "body of 1 MiB and a byte": says(http(200, GOOD.ljust(MIB + 1))),
-    "gzip bomb": says(http(200, gzip.compress(bytes(64 * MIB)), Content_Encoding="gzip")),
-    "deflate bomb": says(http(200, zlib.compress(bytes(64 * MIB)), Content_Encoding="deflate")),
+    "body of 1 MiB and a byte": responds(200, GOOD.ljust(MIB + 1)),
+    "gzip bomb": responds(200, gzip.compress(bytes(64 * MIB)), Content_Encoding="gzip"),
+    "deflate bomb": responds(200, zlib.compress(bytes(64 * MIB)), Content_Encoding="deflate"),
 }
 IN_THE_HEADERS = {
     "closed in the headers": Fault((_LINES,)),
@@ -146,55 +152,40 @@ TOLERABLE = {
     "length and chunks": Fault((chunked(GOOD).replace(b"\r\n", b"\r\nContent-Length: 5\r\n", 1),)),
 }
 WRONG_BODIES = {
-    "no gzip": says(http(200, b"\x1f\x8bnone", Content_Encoding="gzip")),
-    "half a gzip": says(http(200, gzip.compress(GOOD)[:12], Content_Encoding="gzip")),
-    "unknown encoding": says(http(200, b"\x0b\x07\x80", Content_Encoding="br")),
-    "gzip within gzip": says(http(200, gzip.compress(gzip.compress(GOOD)), Content_Encoding="gzip, gzip")),
-    "no content": says(http(204, Content_Length=None, Content_Type=None)),
-    "empty": says(http(200)),
-    "text": says(http(200, b"OK", Content_Type="text/plain")),
-    "garbage in the body": says(http(200, GARBAGE)),
-    "half a JSON": says(http(200, b'{"success":')),
-    "JSON list": says(http(200, b"[true]")),
-    "JSON string": says(http(200, b'"success"')),
-    "JSON number": says(http(200, b"1")),
-    "JSON null": says(http(200, b"null")),
-    "JSON object in a list": says(http(200, b"[%s]" % GOOD)),
-    "JSON 100,000 deep": says(http(200, b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}")),
-    "JSON number of 10,000 digits": says(http(200, b'{"success":%s}' % (b"1" * 10_000))),
-    "JSON of another call": says(http(200, b'{"result":{"success":true}}')),
-    "empty JSON": says(http(200, b"{}")),
+    "no gzip": responds(200, b"\x1f\x8bnone", Content_Encoding="gzip"),
+    "half a gzip": responds(200, gzip.compress(GOOD)[:12], Content_Encoding="gzip"),
+    "unknown encoding": responds(200, b"\x0b\x07\x80", Content_Encoding="br"),
+    "gzip within gzip": responds(200, gzip.compress(gzip.compress(GOOD)), Content_Encoding="gzip, gzip"),
+    "no content": responds(204, Content_Length=None, Content_Type=None),
+    "empty": responds(200),
+    "text": responds(200, b"OK", Content_Type="text/plain"),
+    "garbage in the body": responds(200, GARBAGE),
+    "half a JSON": responds(200, b'{"success":'),
+    "JSON list": responds(200, b"[true]"),
+    "JSON string": responds(200, b'"success"'),
+    "JSON number": responds(200, b"1"),
+    "JSON null": responds(200, b"null"),
+    "JSON object in a list": responds(200, b"[%s]" % GOOD),
+    "JSON 100,000 deep": responds(200, b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}"),
+    "JSON number of 10,000 digits": responds(200, b'{"success":%s}' % (b"1" * 10_000)),
+    "JSON of another call": responds(200, b'{"result":{"success":true}}'),
+    "empty JSON": responds(200, b"{}"),
 }
 NOT_CONFIRMED = {
-    f"success is {value.decode()}": says(http(200, b'{"success":%s}' % value))
+    f"success is {value.decode()}": responds(200, b'{"success":%s}' % value)
     for value in (b"false", b"null", b"1", b'"true"', b"[true]", b'{"success":true}', b"NaN")
 }
 GATEWAY = {
-    f"{status} {name}": says(http(status, body))
+    f"{status} {name}": responds(status, body)
     for status in (502, 503, 504)
     for name, body in {"with HTML": HTML, "with nothing": b"", "with JSON": b'{"code":"x"}'}.items()
 }
 BANS = {
-    "ban in JSON": says(http(200, b'{"status":1111,"wait":5,"source":"x5","punish":"deny","uuid":"u"}')),
-    "ban in JSON, 403": says(http(403, b'{"status":1111,"wait":5,"source":"x5","punish":"deny"}')),
-    "ban in HTML": says(http(200, BAN_PAGE, Content_Type="text/html")),
-    "ban in HTML, 403": says(http(403, HTML, Content_Type="text/html")),
+    "ban in JSON": responds(200, b'{"status":1111,"wait":5,"source":"x5","punish":"deny","uuid":"u"}'),
+    "ban in JSON, 403": responds(403, b'{"status":1111,"wait":5,"source":"x5","punish":"deny"}'),
+    "ban in HTML": responds(200, BAN_PAGE, Content_Type="text/html"),
+    "ban in HTML, 403": responds(403, HTML, Content_Type="text/html"),
 }
-
-
-def redirect(status: int, to: str) -> Fault:
-    """Return the fault that is a redirect to another place."""
-    return says(http(status, HTML, Location=to, Content_Type="text/html"))
-
-
-def refusal(status: int, code: str, *, old: bool = False, **headers: str | None) -> Fault:
-    """Return the fault that is an error of DingTalk's, in its usual or its older form."""
-    body = (
-        f'{{"errcode":{code},"errmsg":"no"}}'
-        if old
-        else f'{{"code":"{code}","requestid":"R1","message":"no"}}'
-    )
-    return says(http(status, body.encode(), **headers))
 
 
 FAULTS: Mapping[str, Fault] = {
@@ -220,7 +211,7 @@ class Request:
     kind: str
     """``token``, ``lock``, ``unlock`` or ``other``."""
     conference_id: str
-    """Empty where the call is about none."""
+    """Empty if the call is about none."""
     wire: bytes = field(repr=False)
 
 
@@ -230,10 +221,11 @@ connection. None is no fault, and so is whatever comes after the last."""
 
 
 class Route:
-    """An address in front of the sandbox, with a plan of faults, and records of what came.
+    """An address in front of the sandbox.
 
     :param url: what leads here, over http.
     :param https_url: what leads here, over https.
+    :param plan: what goes wrong.
     """
 
     def __init__(self, url: str, https_url: str, plan: Plan) -> None:
@@ -247,20 +239,23 @@ class Route:
         self.open = 0
         """Connections that stand now."""
         self.sent = 0
-        """Bytes said by faults."""
+        """Bytes sent by faults."""
 
     def count(self, *kinds: str) -> int:
-        """Return how many requests of these kinds came; of any kind, where none is named."""
+        """Return how many requests of these kinds came; of any kind, if none is named."""
         return sum(request.kind in kinds or not kinds for request in self.requests)
 
-    def next_fault(self, *keys: str) -> Fault | None:
+    def next_fault(self, kind: str, conference_id: str = "") -> Fault | None:
         """Return what goes wrong now."""
-        plan = next((self._plan[key] for key in keys if key in self._plan), iter(()))
-        return next(plan, None)
+        plan = next((self._plan[key] for key in (conference_id, kind) if key in self._plan), iter(()))
+        fault = next(plan, None)
+        if fault:
+            self.hit.append((kind, fault))
+        return fault
 
 
 class FaultProxy:
-    """The layer, in a thread of its own, for the length of a ``with`` block.
+    """The layer, in a thread, for the length of a ``with`` block.
 
     :param sandbox: what is behind it, served over http.
     :param ssl_context: what serves https.
@@ -273,7 +268,7 @@ class FaultProxy:
         self._numbers = itertools.count(2)
 
     def __enter__(self) -> Self:
-        self._http, self._https = (socket.create_server(("0.0.0.0", 0), backlog=1024) for _ in range(2))  # noqa: S104 - each route is a loopback address of its own
+        self._http, self._https = (socket.create_server(("0.0.0.0", 0), backlog=1024) for _ in range(2))  # noqa: S104 - each route is another loopback address
         # A port that is taken, but on which nobody listens: it refuses.
         self._refusing = socket.socket()
         self._refusing.bind(("127.0.0.1", 0))
@@ -285,12 +280,7 @@ class FaultProxy:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc_info: object) -> None:
         self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join()
         self._refusing.close()
@@ -299,12 +289,10 @@ class FaultProxy:
         """Return a new address, on which the plan holds."""
         number = next(self._numbers)
         address = f"127.{number >> 16 & 255}.{number >> 8 & 255}.{number & 255}"
-        urls = (
-            f"{scheme}://{address}:{listener.getsockname()[1]}"
-            for scheme, listener in (("http", self._http), ("https", self._https))
-        )
-        self._routes[address] = Route(*urls, plan or {})
-        return self._routes[address]
+        http, https = (each.getsockname()[1] for each in (self._http, self._https))
+        route = Route(f"http://{address}:{http}", f"https://{address}:{https}", plan or {})
+        self._routes[address] = route
+        return route
 
     def _run(self) -> None:
         self._loop.run_until_complete(self._serve())
@@ -330,35 +318,15 @@ class FaultProxy:
         route = self._routes[writer.get_extra_info("sockname")[0]]
         route.connections += 1
         route.open += 1
+        upstream = _Upstream(self._sandbox.port)
         try:
             with suppress(OSError, asyncio.CancelledError, asyncio.IncompleteReadError):
-                await self._connection(route, reader, writer)
+                await _connection(route, reader, writer, upstream)
         finally:
             route.open -= 1
+            upstream.close()
             writer.close()
             self._tasks.discard(task)
-
-    async def _connection(
-        self, route: Route, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
-        fault = route.next_fault("connection")
-        if fault:
-            route.hit.append(("connection", fault))
-            await _break(fault, route, reader, writer)
-            return
-        async with _Upstream(self._sandbox.port) as upstream:
-            while request := await _request(reader):
-                route.requests.append(request)
-                fault = route.next_fault(request.conference_id, request.kind)
-                if fault is None:
-                    writer.write(await upstream.answer(request.wire))
-                    await writer.drain()
-                    continue
-                route.hit.append((request.kind, fault))
-                if fault.takes_effect:
-                    await upstream.answer(request.wire)
-                if not await _break(fault, route, reader, writer):
-                    return
 
 
 class _Upstream:
@@ -368,39 +336,51 @@ class _Upstream:
         self._port = port
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *exc_info: object) -> None:
-        if self._streams:
-            self._streams[1].close()
-
-    async def answer(self, wire: bytes) -> bytes:
-        if self._streams is None:
-            self._streams = await asyncio.open_connection("127.0.0.1", self._port)
-        reader, writer = self._streams
+    async def response(self, wire: bytes) -> bytes:
+        reader, writer = self._streams = self._streams or await asyncio.open_connection(
+            "127.0.0.1", self._port
+        )
         writer.write(wire)
         return await _message(reader)
 
+    def close(self) -> None:
+        if self._streams:
+            self._streams[1].close()
 
-async def _request(reader: asyncio.StreamReader) -> Request | None:
-    try:
-        wire = await _message(reader)
-    except asyncio.IncompleteReadError:
-        return None
-    line, _, rest = wire.partition(b"\r\n")
-    found = re.search(rb"/videoConferences/([^/ ?]+)/lock ", line)
-    kind = "token" if b"/oauth2/" in line else "other"
-    if found:
-        kind = "unlock" if b'"unlock"' in rest else "lock"
-    return Request(kind, found[1].decode() if found else "", wire)
+
+async def _connection(
+    route: Route, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, upstream: _Upstream
+) -> None:
+    """Serve a connection until it ends."""
+    fault = route.next_fault("connection")
+    if fault:
+        await _break(fault, route, reader, writer)
+        return
+    while True:
+        request = _request(await _message(reader))
+        route.requests.append(request)
+        fault = route.next_fault(request.kind, request.conference_id)
+        response = b"" if fault and not fault.takes_effect else await upstream.response(request.wire)
+        if fault is None:
+            writer.write(response)
+            await writer.drain()
+        elif not await _break(fault, route, reader, writer):
+            return
 
 
 async def _message(reader: asyncio.StreamReader) -> bytes:
-    """Return a request, or an answer of the sandbox's, which all say how long they are."""
+    """Return a request, or a response of the sandbox, which all declare their length."""
     head = await reader.readuntil(b"\r\n\r\n")
     length = re.search(rb"(?i)\r\ncontent-length: *(\d+)", head)
     return head + await reader.readexactly(int(length[1]) if length else 0)
+
+
+def _request(wire: bytes) -> Request:
+    line, _, rest = wire.partition(b"\r\n")
+    found = re.search(rb"/videoConferences/([^/ ?]+)/lock ", line)
+    if found:
+        return Request("unlock" if b'"unlock"' in rest else "lock", found[1].decode(), wire)
+    return Request("token" if b"/oauth2/" in line else "other", "", wire)
 
 
 async def _break(
@@ -412,7 +392,7 @@ async def _break(
         pieces = itertools.chain(pieces, itertools.repeat(fault.says[-1]))
     for number, piece in enumerate(pieces):
         if number and fault.pause:
-            with suppress(asyncio.TimeoutError):  # a client that hangs up need not be told the rest
+            with suppress(asyncio.TimeoutError):  # a client that hangs up needs no more pieces
                 await asyncio.wait_for(reader.read(), fault.pause)
                 return False
         writer.write(piece)

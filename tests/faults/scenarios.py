@@ -1,6 +1,6 @@
-"""What the processes do that the tests of interruptions start: each a function of the pipe to the test.
+"""What the processes of ``test_interruptions`` do: each scenario is a function of the pipe to the test.
 
-They live in a module that imports no pytest, since the processes import it.
+They are in a module that imports no pytest, since the processes import it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import os
 import signal
 import threading
 import time
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import timeout
@@ -21,7 +22,6 @@ from airflow_provider_dingconf.hooks import DingTalkConferenceHook
 from airflow_provider_dingconf.operators import LockConferenceOperator
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from multiprocessing.connection import Connection
 
 FOREVER = 120
@@ -31,35 +31,20 @@ def run(name: str, pipe: Connection, environment: dict[str, str], *args: Any) ->
     """Run one scenario, the target of a process."""
     os.environ.update(environment)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    SCENARIOS[name](pipe, *args)
+    globals()[name](pipe, *args)
 
 
-def locked(pipe: Connection, meeting: str) -> None:
-    with DingTalkConferenceHook().locked(meeting):
+def locked(pipe: Connection, *meetings: str) -> None:
+    """Work inside a block for each meeting, one in the other."""
+    with ExitStack() as blocks:
+        for meeting in meetings:
+            blocks.enter_context(DingTalkConferenceHook().locked(meeting))
         pipe.send("inside")
         time.sleep(FOREVER)
 
 
-def locked_that_fails(pipe: Connection, meeting: str) -> None:
-    with DingTalkConferenceHook().locked(meeting):
-        raise ZeroDivisionError
-
-
-def locked_that_interrupts(pipe: Connection, meeting: str) -> None:
-    with DingTalkConferenceHook().locked(meeting):
-        raise KeyboardInterrupt
-
-
-def locked_with_a_handler(pipe: Connection, meeting: str) -> None:
-    signal.signal(signal.SIGTERM, lambda signum, frame: pipe.send("handled"))
-    try:
-        locked(pipe, meeting)
-    finally:
-        pipe.send("handler is back" if signal.getsignal(signal.SIGTERM).__name__ == "<lambda>" else "lost")
-
-
 def locked_in_a_thread(pipe: Connection, meeting: str) -> None:
-    """Work in a thread that the main thread ends, as it must: Python delivers it no signal."""
+    """Work in a thread that the main thread has to end: Python handles no signal in a thread."""
     over = threading.Event()
 
     def work() -> None:
@@ -67,37 +52,27 @@ def locked_in_a_thread(pipe: Connection, meeting: str) -> None:
             pipe.send("inside")
             over.wait()
 
-    def end(signum: int, frame: Any) -> None:
-        over.set()
-
-    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGTERM, lambda signum, frame: over.set())
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-
-
-def nested(pipe: Connection, outer: str, inner: str) -> None:
-    with DingTalkConferenceHook().locked(outer):
-        locked(pipe, inner)
-
-
-def timed_out(pipe: Connection, meeting: str) -> None:
-    """Work under Airflow's execution timeout."""
-    DingTalkConferenceHook().test_connection()  # so that all that is slow at first is done
-    with timeout(2), DingTalkConferenceHook().locked(meeting):
-        pipe.send("inside")
-        time.sleep(FOREVER)
-
-
-def timed_out_in_the_call(pipe: Connection, meeting: str) -> None:
-    DingTalkConferenceHook().test_connection()
-    with timeout(2):
-        DingTalkConferenceHook().lock_conference(meeting)
+    raise SystemExit(128 + signal.SIGTERM)
 
 
 def locking(pipe: Connection, meeting: str) -> None:
-    """Lock without a block, as an operator does."""
+    """Lock without a block."""
     DingTalkConferenceHook().lock_conference(meeting)
+
+
+def timed_out(pipe: Connection, meeting: str, where: str) -> None:
+    """Reach Airflow's execution timeout in the call that locks, inside the block, or while it unlocks."""
+    DingTalkConferenceHook().test_connection()  # what takes long the first time only
+    with timeout(2):
+        if where == "call":
+            DingTalkConferenceHook().lock_conference(meeting)
+        with DingTalkConferenceHook().locked(meeting):
+            pipe.send("inside")
+            time.sleep(FOREVER if where == "block" else 0)
 
 
 def awaited(pipe: Connection, meeting: str) -> None:
@@ -157,30 +132,8 @@ def awaited_with_a_child(pipe: Connection, meeting: str) -> None:
     asyncio.run(work())
 
 
-def timed_out_in_the_unlock(pipe: Connection, meeting: str) -> None:
-    DingTalkConferenceHook().test_connection()
-    with timeout(3), DingTalkConferenceHook().locked(meeting):
-        pass
-
-
-def cancelled(pipe: Connection, meeting: str) -> None:
-    async def work(inside: asyncio.Event) -> None:
-        async with DingTalkConferenceHook().alocked(meeting):
-            inside.set()
-            await asyncio.sleep(FOREVER)
-
-    async def main() -> None:
-        inside = asyncio.Event()
-        task = asyncio.ensure_future(work(inside))
-        await inside.wait()
-        task.cancel()
-        await task
-
-    asyncio.run(main())
-
-
 def killer_of(task: Any) -> Any:
-    """Return what handles SIGTERM for a task."""
+    """Return what handles SIGTERM for a task: it calls ``on_kill``, and Airflow 2 raises an exception then."""
 
     def handle(signum: int, frame: Any) -> None:
         task.on_kill()
@@ -193,7 +146,7 @@ def killer_of(task: Any) -> Any:
 
 
 def operator(pipe: Connection, meeting: str) -> None:
-    """Run an operator as Airflow does: SIGTERM calls ``on_kill``, and Airflow 2 raises an exception then."""
+    """Run an operator as Airflow does."""
     task = LockConferenceOperator(task_id="lock", conference_id=meeting)
 
     class Instance:
@@ -206,38 +159,15 @@ def operator(pipe: Connection, meeting: str) -> None:
     time.sleep(FOREVER)
 
 
-def lock_when_told(pipe: Connection, meeting: str) -> None:
-    """Lock each time the test says so, by a clock that goes fast by so many seconds; say what came of it."""
-    hook, tell = DingTalkConferenceHook(max_attempts=1), time.time
+def lock_on_request(pipe: Connection, meeting: str) -> None:
+    """Lock each time that the test sends by how many seconds the clock is fast; send the result."""
+    hook, clock = DingTalkConferenceHook(max_attempts=1), time.time
     pipe.send("ready")
     while True:
         fast = pipe.recv()
-        time.time = lambda fast=fast: tell() + fast
+        time.time = lambda fast=fast: clock() + fast
         try:
             hook.lock_conference(meeting)
             pipe.send(("locked", None))
         except DingTalkError as error:
             pipe.send((type(error).__name__, error.retry_after))
-
-
-SCENARIOS: dict[str, Callable[..., None]] = {
-    scenario.__name__: scenario
-    for scenario in (
-        locked,
-        locked_that_fails,
-        locked_that_interrupts,
-        locked_with_a_handler,
-        locked_in_a_thread,
-        nested,
-        timed_out,
-        timed_out_in_the_call,
-        locking,
-        awaited,
-        awaited_with_a_handler,
-        awaited_with_a_child,
-        timed_out_in_the_unlock,
-        cancelled,
-        operator,
-        lock_when_told,
-    )
-}

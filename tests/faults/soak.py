@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import random
@@ -44,20 +43,18 @@ PASSING = (
 """Faults after which the same call succeeds."""
 
 
-def faults_of_a_call(dice: random.Random) -> Iterator[Fault]:
-    """Yield the faults that a call meets before it is let through: one call in five meets one."""
-    if dice.random() < SHARE / 5:
-        yield dice.choice(TOKEN_REFUSED)
-    elif dice.random() < SHARE * 4 / 5:
-        yield dice.choice(PASSING)
-    else:
-        return
-    while dice.random() < SHARE:
-        yield dice.choice(PASSING)
+def faults_of_a_call(dice: random.Random) -> Iterator[Fault | None]:
+    """Yield the faults that a call meets before it succeeds, and None: one call in five meets one."""
+    refused = dice.random() < SHARE / 5
+    if refused or dice.random() < SHARE * 4 / 5:
+        yield dice.choice(TOKEN_REFUSED if refused else PASSING)
+        while dice.random() < SHARE:
+            yield dice.choice(PASSING)
+    yield None
 
 
 def faults_of_tokens(dice: random.Random) -> Iterator[Fault | None]:
-    """Yield what each token call meets, but for the first, with which the soak has not begun."""
+    """Yield what each token call meets, but for the first, before the soak begins."""
     yield None
     while True:
         yield dice.choice(PASSING) if dice.random() < SHARE else None
@@ -67,7 +64,7 @@ class Plan:
     """The calls of each meeting and the faults that they meet, the same for the same seed.
 
     :param calls: how many in all.
-    :param workers: half of them threads, half coroutines, each with a meeting of its own.
+    :param workers: half of them threads, half coroutines, each with another meeting.
     """
 
     def __init__(self, seed: int, calls: int, workers: int) -> None:
@@ -77,9 +74,7 @@ class Plan:
         for number in range(workers):
             meeting, dice = f"soak-{seed}-{number}", random.Random(f"{seed} {number}")  # noqa: S311 - to be replayed
             self.actions[meeting] = [dice.choice(["lock", "unlock"]) for _ in range(calls // workers)]
-            self.faults[meeting] = [
-                fault for _ in self.actions[meeting] for fault in (*faults_of_a_call(dice), None)
-            ]
+            self.faults[meeting] = [fault for _ in self.actions[meeting] for fault in faults_of_a_call(dice)]
         self.tokens = faults_of_tokens(random.Random(seed))  # noqa: S311 - to be replayed
 
 
@@ -87,24 +82,24 @@ class Plan:
 class Soaked:
     """What came of a plan.
 
-    :param said: what the client says of its calls, and of what they cost.
-    :param route: what it took, with the faults.
+    :param report: what the client counted of its calls, and what they cost.
+    :param route: what the calls went through, with the faults.
     :param sandbox: the sandbox behind.
     """
 
-    said: dict[str, Any]
+    report: dict[str, Any]
     route: Route
     sandbox: Sandbox
 
     @property
     def fewest_calls(self) -> int:
         """How many calls there must be: what was asked for, once more after each fault, and one for a token."""
-        return self.said["done"] + WARM_UP + len(self.route.hit) + 1
+        return self.report["done"] + WARM_UP + len(self.route.hit) + 1
 
 
 @contextmanager
 def soaked(plan: Plan, temporary: Path) -> Iterator[Soaked]:
-    """Let a process of its own carry out a plan.
+    """Let another process carry out a plan.
 
     :param temporary: a directory for the files that share the access token.
     """
@@ -112,28 +107,20 @@ def soaked(plan: Plan, temporary: Path) -> Iterator[Soaked]:
         for meeting in plan.actions:
             sandbox.create_conference(conference_id=meeting)
         route = layer.route({**plan.faults, "token": plan.tokens})
-        asked = {
-            "work": plan.actions,
-            "threads": list(itertools.islice(plan.actions, len(plan.actions) // 2)),
-            "warm": sandbox.create_conference(),
+        python_path = [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
+        environment = {
+            "PYTHONPATH": os.pathsep.join(python_path),
+            "TMPDIR": str(temporary),
+            "AIRFLOW__LOGGING__LOGGING_LEVEL": "ERROR",
+            "AIRFLOW_CONN_DINGTALK_DEFAULT": sandbox.connection_json(host=route.url, extra={"timeout": 60}),
         }
         client = subprocess.run(
             [sys.executable, Path(__file__).with_name("soak_client.py")],
-            input=json.dumps(asked),
+            input=json.dumps({"work": plan.actions, "warm": sandbox.create_conference()}),
             capture_output=True,
             text=True,
             check=False,
-            env={
-                **os.environ,
-                "PYTHONPATH": os.pathsep.join(
-                    [str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]
-                ),
-                "TMPDIR": str(temporary),
-                "AIRFLOW__LOGGING__LOGGING_LEVEL": "ERROR",
-                "AIRFLOW_CONN_DINGTALK_DEFAULT": sandbox.connection_json(
-                    host=route.url, extra={"timeout": 60}
-                ),
-            },
+            env={**os.environ, **environment},
         )
         if client.returncode:
             raise RuntimeError(f"SOAK_SEED={plan.seed}\n{client.stderr[-3000:]}")

@@ -1,6 +1,6 @@
-"""The client of the soak, a process of its own: workers in threads and in one event loop, and what they cost.
+"""The client of the soak: a process with workers in threads and in one event loop, and what they cost.
 
-Reads a JSON object from standard input (the actions of each meeting, and which meetings are for threads), and
+It reads a JSON object from standard input (the actions of each meeting, and a meeting to warm up with), and
 writes one.
 """
 
@@ -12,6 +12,7 @@ import os
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -31,85 +32,64 @@ def cost() -> dict[str, int]:
 
 
 class Soak:
-    """Calls of many workers, counted."""
+    """Calls of many workers, counted.
+
+    :param work: the actions of each meeting.
+    """
 
     def __init__(self, work: dict[str, list[str]]) -> None:
         self.work = work
         self.total = sum(map(len, work.values()))
-        self.attempts = 0
-        self.done = 0
-        self.failed: list[str] = []
-        self.costs: list[dict[str, int]] = []
+        self.report: dict[str, Any] = {"done": 0, "attempts": 0, "failed": [], "costs": []}
         self._lock = threading.Lock()
-
-    def hook(self) -> DingTalkConferenceHook:
-        return DingTalkConferenceHook(max_attempts=30, max_seconds=600)
 
     def count(self, result: dict[str, Any]) -> None:
         with self._lock:
-            self.done += 1
-            self.attempts += result["attempts"]
-            if self.done % (self.total // 5) == 0:
-                self.costs.append(cost())
+            self.report["done"] += 1
+            self.report["attempts"] += result["attempts"]
+            if self.report["done"] % max(self.total // 5, 1) == 0:
+                self.report["costs"].append(cost())
 
-    def thread(self, meeting: str) -> None:
-        hook = self.hook()
+    def in_a_thread(self, meeting: str) -> None:
         try:
-            for action in self.work[meeting]:
-                self.count(getattr(hook, f"{action}_conference")(meeting))
+            with closing(DingTalkConferenceHook(max_attempts=30, max_seconds=600)) as hook:
+                for action in self.work[meeting]:
+                    self.count(getattr(hook, f"{action}_conference")(meeting))
         except DingTalkError as error:
-            self.failed.append(f"{meeting}: {error}")
-        finally:
-            hook.close()
+            self.report["failed"].append(f"{meeting}: {error}")
 
-    async def coroutine(self, meeting: str) -> None:
+    async def in_a_coroutine(self, meeting: str) -> None:
         try:
-            async with self.hook() as hook:
+            async with DingTalkConferenceHook(max_attempts=30, max_seconds=600) as hook:
                 for action in self.work[meeting]:
                     self.count(await getattr(hook, f"a{action}_conference")(meeting))
         except DingTalkError as error:
-            self.failed.append(f"{meeting}: {error}")
+            self.report["failed"].append(f"{meeting}: {error}")
 
-    async def coroutines(self, meetings: list[str]) -> None:
-        await asyncio.gather(*map(self.coroutine, meetings))
+    def run(self) -> None:
+        """Let half of the workers be threads, and half coroutines."""
+        meetings = list(self.work)
+        waiting, awaiting = meetings[: len(meetings) // 2], meetings[len(meetings) // 2 :]
 
+        async def coroutines() -> None:
+            await asyncio.gather(*map(self.in_a_coroutine, awaiting))
 
-def warm_up(meeting: str) -> None:
-    """Make a call of each kind, so that the token is there, and what lives as long as the process."""
-
-    async def lock() -> None:
-        async with DingTalkConferenceHook() as hook:
-            await hook.alock_conference(meeting)
-
-    hook = DingTalkConferenceHook()
-    hook.lock_conference(meeting)
-    hook.close()
-    asyncio.run(lock())
+        with ThreadPoolExecutor(max_workers=len(waiting) + 1) as threads:
+            loop = threads.submit(asyncio.run, coroutines())
+            list(threads.map(self.in_a_thread, waiting))
+            loop.result()
 
 
 def main() -> None:
     asked = json.load(sys.stdin)
-    warm_up(asked["warm"])
+    # The token, and what lives as long as the process, are there first.
+    warm_up = Soak({asked["warm"]: ["lock"]})
+    warm_up.in_a_thread(asked["warm"])
+    asyncio.run(warm_up.in_a_coroutine(asked["warm"]))
     before = cost()
     soak = Soak(asked["work"])
-    waiting = asked["threads"]
-    awaiting = [meeting for meeting in soak.work if meeting not in set(waiting)]
-    with ThreadPoolExecutor(max_workers=len(waiting) + 1) as threads:
-        loop = threads.submit(asyncio.run, soak.coroutines(awaiting))
-        list(threads.map(soak.thread, waiting))
-        loop.result()
-    print(
-        json.dumps(
-            {
-                "before": before,
-                "after": cost(),
-                "costs": soak.costs,
-                "attempts": soak.attempts,
-                "done": soak.done,
-                "failed": soak.failed,
-            }
-        )
-    )
+    soak.run()
+    print(json.dumps(soak.report | {"before": before, "after": cost()}))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""10,000 calls, of which one in five meets a fault: what was asked is done, with no call too many, at no cost."""
+"""10,000 calls, of which one in five meets a fault: all succeed, with no call too many, and nothing grows."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from .rows import wait_for
+from .rows import check_hung_up
 from .soak import PASSING, SHARE, TOKEN_REFUSED, WARM_UP, Plan, Soaked, soaked
 
 CALLS = 10_000
-WORKERS = 100
+WORKERS = 200
 SEED = int(os.environ.get("SOAK_SEED", "20261124"))
 MIB = 2**20
 
@@ -31,35 +31,30 @@ def soak(plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Soake
 
 
 def test_every_call_ends_as_asked(plan: Plan, soak: Soaked) -> None:
-    said, sandbox = soak.said, soak.sandbox
-    assert said["failed"] == []
-    assert said["done"] == CALLS
+    report, sandbox = soak.report, soak.sandbox
+    assert report["failed"] == []
+    assert report["done"] == CALLS
     wrong = [
         meeting
         for meeting, actions in plan.actions.items()
         if sandbox.conference(meeting).locked != (actions[-1] == "lock")
     ]
     assert not wrong
-
-
-def test_one_call_in_five_met_a_fault(plan: Plan, soak: Soaked) -> None:
-    route = soak.route
-    planned = Counter(fault for faults in plan.faults.values() for fault in faults if fault)
-    hit = Counter(fault for kind, fault in route.hit if kind != "token")
-    assert hit == planned
-    assert CALLS * SHARE <= hit.total() <= 1.6 * CALLS * SHARE
+    hit = Counter(fault for kind, fault in soak.route.hit if kind != "token")
+    assert hit == Counter(fault for faults in plan.faults.values() for fault in faults if fault)
+    assert CALLS * SHARE <= hit.total() <= 1.6 * CALLS * SHARE, "not one call in five met a fault"
     assert len(hit) == len({*PASSING, *TOKEN_REFUSED})
 
 
 def test_no_call_was_made_too_many(plan: Plan, soak: Soaked) -> None:
-    said, route, sandbox = soak.said, soak.route, soak.sandbox
+    report, route, sandbox = soak.report, soak.route, soak.sandbox
     hit = Counter("token call" if kind == "token" else fault in TOKEN_REFUSED for kind, fault in route.hit)
     passing, refused, on_tokens = hit[False], hit[True], hit["token call"]
     assert route.count("lock", "unlock") == CALLS + WARM_UP + passing + refused
     assert route.count("other") == 0
     # A refused token costs the fetch of another one, which calls that come together share.
     assert route.count("token") <= 1 + refused + on_tokens
-    assert said["attempts"] == CALLS + passing + on_tokens
+    assert report["attempts"] == CALLS + passing + on_tokens
     lost = sum(fault.takes_effect for kind, fault in route.hit if kind != "token")
     assert len(sandbox.calls_of("lock", "unlock")) == CALLS + WARM_UP + lost
     for meeting, actions in plan.actions.items():
@@ -74,11 +69,12 @@ def test_no_call_was_made_too_many(plan: Plan, soak: Soaked) -> None:
 
 
 def test_memory_descriptors_and_threads_stay_flat(soak: Soaked) -> None:
-    said, route = soak.said, soak.route
-    first, last = said["costs"][0], said["costs"][-1]
+    report, route = soak.report, soak.route
+    first, last = report["costs"][0], report["costs"][-1]
     assert last["bytes"] - first["bytes"] < 48 * MIB
-    assert max(cost["descriptors"] for cost in said["costs"]) <= said["before"]["descriptors"] + 2 * WORKERS
-    assert said["after"]["descriptors"] == said["before"]["descriptors"]
-    assert said["after"]["threads"] <= said["before"]["threads"] + 1
-    wait_for(lambda: not route.open)
-    assert route.open == 0
+    assert (
+        max(cost["descriptors"] for cost in report["costs"]) <= report["before"]["descriptors"] + 2 * WORKERS
+    )
+    assert report["after"]["descriptors"] == report["before"]["descriptors"]
+    assert report["after"]["threads"] <= report["before"]["threads"] + 1
+    check_hung_up(route)

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
-import json
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -20,10 +17,15 @@ from airflow_provider_dingconf.operators import LockConferenceOperator
 from airflow_provider_dingconf.sandbox import Sandbox
 
 from .conftest import nothing_left_open
-from .fault_proxy import DRIPPED, FAULTS, FaultProxy, Route, refusal
-from .rows import ON_THE_TOKEN, ROWS, Case, check, check_hung_up, wait_for
+from .fault_proxy import DRIPPED, FAULTS, FaultProxy, Route
+from .rows import ON_THE_TOKEN, ROWS, Case, check, check_each, check_hung_up
 
 ATTEMPTS = 2
+STATES = {
+    Outcome.FAIL: AirflowFailException,
+    Outcome.SKIP: AirflowSkipException,
+    Outcome.RETRY: DingTalkError,
+}
 
 
 class Instance:
@@ -33,120 +35,67 @@ class Instance:
         pass
 
 
-@dataclass
-class Task:
-    """A task over the connection of a case, and how it ended.
-
-    :param raised: what its last execution raised.
-    :param seconds: how long that took.
-    """
-
-    case: Case
-    operator: LockConferenceOperator
-    result: Any = None
-    raised: BaseException | None = None
-    seconds: float = 0.0
-
-    def execute(self) -> None:
-        began = time.monotonic()
-        try:
-            self.result = self.operator.execute({"ti": Instance()})
-        except BaseException as raised:
-            self.raised = raised
-        self.seconds = time.monotonic() - began
-
-    @property
-    def error(self) -> DingTalkError:
-        """What went wrong, from under the exception that gives the task its state."""
-        error = self.raised
-        if isinstance(error, (AirflowFailException, AirflowSkipException)):
-            assert str(error) == str(error.__cause__)
-            error = error.__cause__
-        assert isinstance(error, DingTalkError), repr(self.raised)
-        return error
+def execute(case: Case) -> tuple[BaseException | None, float]:
+    """Execute a task over the connection of a case; return what it raised, and the seconds that it took."""
+    operator = LockConferenceOperator(
+        task_id=case.conn_id,
+        conference_id=case.meeting,
+        dingtalk_conn_id=case.conn_id,
+        max_attempts=ATTEMPTS,
+        max_seconds=case.row.max_seconds,
+    )
+    began, raised = time.monotonic(), None
+    try:
+        operator.execute({"ti": Instance()})
+    except BaseException as error:
+        raised = error
+    return raised, time.monotonic() - began
 
 
-STATES = {
-    Outcome.FAIL: AirflowFailException,
-    Outcome.SKIP: AirflowSkipException,
-    Outcome.RETRY: DingTalkError,
-}
-
-
-@pytest.fixture
-def tasks_of(case_of: Callable[..., Case]) -> Callable[..., dict[str, Task]]:
-    """Return what makes a task for each of some rows."""
-
-    def make(names: list[str], call: str) -> dict[str, Task]:
-        made = {}
-        for number, name in enumerate(names):
-            # A hundred beginnings at once may take the second that such a row has before its call is sent.
-            longer = {"max_seconds": 10.0} if name in DRIPPED else {}
-            case = case_of(name, call, **longer)
-            operator = LockConferenceOperator(
-                task_id=f"lock_{number}",
-                conference_id=case.meeting,
-                dingtalk_conn_id=case.conn_id,
-                max_attempts=ATTEMPTS,
-                max_seconds=case.row.max_seconds,
-            )
-            made[name] = Task(case, operator)
-        return made
-
-    return make
-
-
-def execute_all(tasks: dict[str, Task]) -> None:
-    """Execute tasks at the same time."""
-    with ThreadPoolExecutor(max_workers=len(tasks)) as threads:
-        list(threads.map(Task.execute, tasks.values()))
-
-
-def complaints(tasks: dict[str, Task], look: Callable[[Task], None]) -> list[str]:
-    """Return what a look at each task complains of."""
-    found = []
-    for name, task in tasks.items():
-        try:
-            look(task)
-        except AssertionError as failed:
-            found.append(f"{name}: {failed}")
-    return found
+def execute_all(cases: dict[str, Case]) -> dict[str, tuple[BaseException | None, float]]:
+    """Execute a task for each case, all at the same time."""
+    with ThreadPoolExecutor(max_workers=len(cases)) as threads:
+        return dict(zip(cases, threads.map(execute, cases.values()), strict=True))
 
 
 @pytest.mark.parametrize("call", ["lock", "token"])
 def test_a_task_that_meets_a_fault_gets_the_state_of_the_table(
-    call: str, tasks_of: Callable[..., dict[str, Task]], behind: Sandbox
+    call: str, case_of: Callable[..., Case], behind: Sandbox
 ) -> None:
     names = [name for name in ROWS if call == "lock" or name in ON_THE_TOKEN]
-    execute_all(tasks_of(["401"], "lock"))  # it fetches a token: what lives as long as the process
-    tasks = tasks_of(names, call)
+    execute(case_of("401", "lock"))  # it fetches a token: some things live as long as the process
+    cases = {name: case_of(name, call) for name in names}
+    dripped = {name: cases.pop(name) for name in DRIPPED}  # their second is not spent on all the others
     with nothing_left_open():
-        execute_all(tasks)
+        endings = execute_all(cases) | execute_all(dripped)
+    cases |= dripped
 
-    def look(task: Task) -> None:
-        assert isinstance(task.raised, STATES[task.error.outcome])
-        check(task.case, task.error, task.seconds, ATTEMPTS, behind)
-        check_hung_up(task.case)
+    def check_one(name: str) -> None:
+        raised, seconds = endings[name]
+        error = (
+            raised.__cause__ if isinstance(raised, (AirflowFailException, AirflowSkipException)) else raised
+        )
+        assert isinstance(error, DingTalkError)
+        assert str(raised) == str(error)
+        assert isinstance(raised, STATES[error.outcome])
+        check(cases[name], error, seconds, ATTEMPTS, behind)
+        check_hung_up(cases[name].route)
 
-    assert not complaints(tasks, look)
+    check_each(cases, check_one)
 
 
 # Tasks that Airflow runs
 
 DAG_FILE = '''
-"""A task for each of some faults, and locked sections and blocks whose work does not end well."""
+"""Locked sections, and blocks in a task, whose work does not end well."""
 
-import json
-import os
 import time
 from datetime import timedelta
 
 from airflow.providers.common.compat.sdk import DAG, task
 
 from airflow_provider_dingconf.hooks import DingTalkConferenceHook
-from airflow_provider_dingconf.operators import LockConferenceOperator, conference_lock
-
-TASKS = json.loads(os.environ["FAULT_TASKS"])
+from airflow_provider_dingconf.operators import conference_lock
 
 
 def fails() -> None:
@@ -157,128 +106,62 @@ def outlasts_its_time() -> None:
     time.sleep(120)
 
 
-def block(work, conference_id: str, dingtalk_conn_id: str) -> None:
-    with DingTalkConferenceHook(dingtalk_conn_id).locked(conference_id):
+def block(work: str) -> None:
+    with DingTalkConferenceHook(f"block_{work}").locked(f"block_{work}"):
         globals()[work]()
 
 
 with DAG("faults", schedule=None, default_args={"retries": 0}) as dag:
-    for name, arguments in TASKS["locks"].items():
-        LockConferenceOperator(task_id=name, **arguments)
-    for name, arguments in TASKS["sections"].items():
-        with conference_lock(name=name, **arguments):
-            task(task_id=f"work_{name}", execution_timeout=timedelta(seconds=1))(globals()[name])()
-    for name, arguments in TASKS["blocks"].items():
-        task(task_id=f"block_{name}", execution_timeout=timedelta(seconds=3))(block)(name, **arguments)
+    for work in (fails, outlasts_its_time):
+        name = work.__name__
+        with conference_lock(f"section_{name}", name=name, dingtalk_conn_id=f"section_{name}"):
+            task(task_id=f"work_{name}", execution_timeout=timedelta(seconds=1))(work)()
+        task(task_id=f"block_{name}", execution_timeout=timedelta(seconds=3))(block)(name)
 '''
-
-
-@dataclass(frozen=True)
-class TaskRow:
-    """What becomes of a task.
-
-    :param plan: what goes wrong.
-    :param calls: lock calls, and token calls.
-    :param locked: whether the meeting is locked in the end.
-    """
-
-    plan: dict[str, Any]
-    state: str
-    calls: tuple[int, int]
-    locked: bool = False
-    scheme: str = "http"
-    arguments: dict[str, Any] = field(default_factory=dict)
-
-
-def _always(name: str, call: str = "lock") -> dict[str, Any]:
-    return {call: itertools.repeat(FAULTS[name])}
-
-
-TASK_ROWS = {
-    "reset_once": TaskRow({"lock": [FAULTS["reset after reading"]]}, "success", (2, 1), locked=True),
-    "answer_lost": TaskRow({"lock": [FAULTS["answer lost by reset"]]}, "success", (2, 1), locked=True),
-    "closed_for_ever": TaskRow(
-        _always("closed in the body"), "failed", (2, 1), arguments={"max_attempts": 2}
-    ),
-    "ban": TaskRow(_always("ban in HTML"), "failed", (1, 1)),
-    "refused_token": TaskRow({"lock": [refusal(401, "any")]}, "success", (2, 2), locked=True),
-    "closed_meeting": TaskRow({"lock": [refusal(400, "confClosed")]}, "skipped", (1, 1)),
-    "token_garbage": TaskRow({"token": [FAULTS["garbage"]]}, "success", (1, 2), locked=True),
-    "no_token": TaskRow(
-        _always("closed after reading", "token"), "failed", (0, 2), arguments={"max_attempts": 2}
-    ),
-    "certificate": TaskRow({}, "failed", (0, 0), scheme="https"),
-}
-UNLOCK = {"unlock": [FAULTS["503 with HTML"]]}
-"""What goes wrong with the unlock, after work that did not end well."""
 WORK = ("fails", "outlasts_its_time")
-
-
-@dataclass
-class Ran:
-    """What Airflow made of the DAG."""
-
-    states: dict[str, str]
-    routes: dict[str, Route]
-    meetings: dict[str, str]
+Ran = tuple[dict[str, str], dict[str, Route]]
+"""The states of tasks, and what the calls about each meeting went through."""
 
 
 @pytest.fixture(scope="module")
 def ran(airflow_db: None, layer: FaultProxy, behind: Sandbox) -> Iterator[Ran]:
-    """Run the DAG once, each task over a connection of its own."""
+    """Run the DAG once; the first unlock of each meeting meets a fault."""
     token_cache.forget()
-    made = Ran({}, {}, {})
+    routes = {
+        f"{kind}_{name}": layer.route({"unlock": [FAULTS["503 with HTML"]]})
+        for kind in ("section", "block")
+        for name in WORK
+    }
     with pytest.MonkeyPatch.context() as patch:
-
-        def leads(name: str, row: TaskRow) -> dict[str, Any]:
-            route = made.routes[name] = layer.route(row.plan)
-            made.meetings[name] = behind.create_conference(name)
-            url = route.https_url if row.scheme == "https" else route.url
-            fields = behind.connection(host=url, extra={"timeout": 20})
-            patch.setenv(f"AIRFLOW_CONN_{name.upper()}", json.dumps(fields))
-            return {"conference_id": made.meetings[name], "dingtalk_conn_id": name, **row.arguments}
-
-        tasks = {
-            "locks": {name: leads(name, row) for name, row in TASK_ROWS.items()},
-            **{
-                kind: {name: leads(f"{kind}_{name}", TaskRow(UNLOCK, "", (1, 1))) for name in WORK}
-                for kind in ("sections", "blocks")
-            },
-        }
-        patch.setenv("FAULT_TASKS", json.dumps(tasks))
+        for name, route in routes.items():
+            behind.create_conference(conference_id=name)
+            conn = behind.connection_json(host=route.url, extra={"timeout": 20})
+            patch.setenv(f"AIRFLOW_CONN_{name.upper()}", conn)
         run = run_dag("faults", DAG_FILE)
-        made.states = {ti.task_id: str(ti.state) for ti in run.get_task_instances()}
-    yield made
+    yield {ti.task_id: str(ti.state) for ti in run.get_task_instances()}, routes
     token_cache.forget()
 
 
-@pytest.mark.parametrize("name", TASK_ROWS)
-def test_a_task_whose_call_meets_a_fault_ends_as_the_table_says(name: str, ran: Ran, behind: Sandbox) -> None:
-    row, route = TASK_ROWS[name], ran.routes[name]
-    assert ran.states[name] == row.state
-    assert (route.count("lock"), route.count("token"), route.count("unlock", "other")) == (*row.calls, 0)
-    assert behind.conference(ran.meetings[name]).locked is row.locked
+def check_unlocked(meeting: str, ran: Ran, behind: Sandbox) -> None:
+    _, routes = ran
+    assert (routes[meeting].count("lock"), routes[meeting].count("unlock")) == (1, 2)
+    assert not behind.conference(meeting).locked
+    check_hung_up(routes[meeting])
 
 
 @pytest.mark.parametrize("name", WORK)
 def test_a_teardown_unlocks_after_work_that_did_not_end_well_through_faults(
     name: str, ran: Ran, behind: Sandbox
 ) -> None:
-    assert ran.states[f"work_{name}"] == "failed"
-    assert ran.states[f"unlock_{name}"] == "success"
-    assert ran.routes[f"sections_{name}"].count("unlock") == 2
-    assert not behind.conference(ran.meetings[f"sections_{name}"]).locked
+    states, _ = ran
+    assert (states[f"work_{name}"], states[f"unlock_{name}"]) == ("failed", "success")
+    check_unlocked(f"section_{name}", ran, behind)
 
 
 @pytest.mark.parametrize("name", WORK)
 def test_a_block_in_a_task_that_did_not_end_well_unlocks_through_faults(
     name: str, ran: Ran, behind: Sandbox
 ) -> None:
-    assert ran.states[f"block_{name}"] == "failed"
-    assert ran.routes[f"blocks_{name}"].count("unlock") == 2
-    assert not behind.conference(ran.meetings[f"blocks_{name}"]).locked
-
-
-def test_the_tasks_leave_no_connection_open(ran: Ran) -> None:
-    wait_for(lambda: not any(route.open for route in ran.routes.values()))
-    assert [name for name, route in ran.routes.items() if route.open] == []
+    states, _ = ran
+    assert states[f"block_{name}"] == "failed"
+    check_unlocked(f"block_{name}", ran, behind)
