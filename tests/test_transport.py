@@ -399,7 +399,7 @@ class ForwardProxy:
         status = self.statuses.pop(0) if self.statuses else 200
         if status != 200 or f"\nProxy-Authorization: Basic {SENT}\r" not in head:
             # As badly behaved as a proxy can be: it quotes what it was sent, the credentials included.
-            page = f"<html><title>{status} by the proxy: {head} {PASSWORD} {WRITTEN}</title></html>".encode()
+            page = f"<html><title>{PASSWORD} {WRITTEN} {status} by the proxy: {head}</title></html>".encode()
             reason = f"Refused user:{PASSWORD} {SENT}".encode()
             fields = b"Content-Type: text/html\r\nConnection: close\r\nContent-Length: %d" % len(page)
             connection.sendall(b"HTTP/1.1 %d %s\r\n%s\r\n\r\n%s" % (status, reason, fields, page))

@@ -233,14 +233,13 @@ class DingTalkClient:
 
     async def _exchange(self, call: Call, attempts: Attempts, until: float) -> CallResult:
         """Get a token, send the call and read the response; if the token is refused, repeat it once."""
-        secrets = self.settings.secrets
         if call.endpoint.with_credentials:
-            return await self._send(call, None, until, secrets)
+            return await self._send(call, None, until)
         while True:
             token = self.settings.static_token or await self._tokens.get(attempts.refused, until)
             before, attempts.uncertain = attempts.uncertain, True
             try:
-                return await self._send(call, token.value, until, (*secrets, token.value))
+                return await self._send(call, token.value, until)
             except DingTalkError as error:
                 if error.unsent or isinstance(error, _TOOK_NO_EFFECT):
                     attempts.uncertain = before
@@ -249,9 +248,12 @@ class DingTalkClient:
                 attempts.refused = token
 
     async def _send(
-        self, call: Call, token: str | None, until: float, secrets: tuple[str, ...]
+        self, call: Call, token: str | None, until: float, secrets: tuple[str, ...] = ()
     ) -> CallResult:
-        """Send a call and read the response, unless DingTalk banned this address: calls prolong a ban."""
+        """Send a call and read the response, unless DingTalk banned this address: calls prolong a ban.
+
+        :param secrets: those in the call that are neither the token nor the connection's.
+        """
         banned = self._ban.seconds_left(time.time())
         if banned:
             lifted = f"delete {self._ban.file}" if self._ban.file else "restart this process"
@@ -264,7 +266,8 @@ class DingTalkClient:
         session, seconds = self.sessions[asyncio.get_running_loop()].session, seconds_left(until)
         try:
             response = await session.send(call.request(token), seconds)
-            result = read_response(call, response, time.time(), secrets)
+            hidden = (*self.settings.secrets, *secrets, *filter(None, [token]))
+            result = read_response(call, response, time.time(), hidden)
         except BaseException as error:
             self._count(call, error)
             raise
@@ -297,10 +300,7 @@ class DingTalkClient:
     # Meetings
 
     async def lock(
-        self,
-        action: str,
-        meeting: Reference,
-        attempts: Attempts | None = None,
+        self, action: str, meeting: Reference, attempts: Attempts | None = None
     ) -> ConferenceResult:
         """Lock or unlock a meeting; a lock that is cancelled before its response came is rolled back.
 

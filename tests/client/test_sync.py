@@ -1,4 +1,4 @@
-"""Signals reach the thread that waits, whatever other threads the process has."""
+"""Waiting for the background event loop: signals reach the thread that waits, and no result is lost to one."""
 
 from __future__ import annotations
 
@@ -7,9 +7,13 @@ import select
 import signal
 import subprocess
 import sys
+import threading
+import time
 from typing import TYPE_CHECKING
 
 import pytest
+
+from airflow_provider_dingconf.client.sync import run
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -75,3 +79,26 @@ def test_a_signal_that_comes_with_another_one_is_handled_in_time(
         handled, _, _ = select.select([process.stdout], [], [], LATE_SECONDS)
         assert handled
         os.read(process.stdout.fileno(), 1)
+
+
+def test_a_result_that_comes_at_the_moment_of_an_interruption_is_undone() -> None:
+    undone: list[str] = []
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    async def work() -> str:
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGALRM)
+        time.sleep(0.05)  # the main thread has been interrupted when the result is there
+        return "locked"
+
+    async def undo(result: str) -> None:
+        undone.append(result)
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run(work, undo)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert undone == ["locked"]
