@@ -1,11 +1,12 @@
-"""The metrics: StatsD counts what uses up the monthly quota."""
+"""The metrics: a StatsD server sees what uses up the monthly quota."""
 
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections import Counter
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from airflow.providers.common.compat.sdk import Stats
@@ -16,37 +17,84 @@ from airflow_provider_dingconf.hooks import DingTalkConferenceHook
 from airflow_provider_dingconf.metrics import has_dotted_names
 from airflow_provider_dingconf.sandbox import Fault, Sandbox
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 pytestmark = pytest.mark.usefixtures("conn")
 QPS = "Forbidden.AccessDenied.QpsLimitForApi"
 KICK = "/v1.0/conference/videoConferences/{conference_id}/members/kick"
 
 
-class StatsD(Counter[str]):
-    """A StatsD client that counts the counters of this package by name, without Airflow's prefix."""
+def start_statsd() -> None:
+    """Let Airflow send its metrics as it does when a task's process starts."""
+    try:
+        from airflow.sdk.observability.metrics import stats_utils
+    except ImportError:  # Airflow before 3.2 decides once, when it is imported
+        from airflow.metrics.statsd_logger import get_statsd_logger
 
-    def incr(self, name: str, count: int = 1, _rate: float = 1) -> None:
-        self[name] += count
+        type(Stats).factory = get_statsd_logger
+        type(Stats).instance = Stats.instance = None
+        return
+    import inspect
+
+    options = inspect.signature(Stats.initialize).parameters
+    factory = stats_utils.get_stats_factory(*([Stats] if "export_legacy_names" not in options else []))
+    legacy = {"export_legacy_names": True} if "export_legacy_names" in options else {}
+    Stats.initialize(factory=factory, **legacy)
+
+
+def stop_statsd() -> None:
+    """Let Airflow send no metrics, as it does by default."""
+    try:
+        from airflow.sdk.observability.metrics import stats_utils  # noqa: F401
+    except ImportError:
+        from airflow.metrics.base_stats_logger import NoStatsLogger
+
+        type(Stats).factory = NoStatsLogger
+        type(Stats).instance = Stats.instance = None
+    else:
+        start_statsd()
+
+
+class Listener:
+    """A StatsD server: it counts the counters that it gets."""
+
+    def __init__(self) -> None:
+        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self._socket.bind(("127.0.0.1", 0))
+        self._socket.setblocking(False)  # what was sent to this machine is there
+        self.port = self._socket.getsockname()[1]
 
     def counted(self, prefix: str = "") -> dict[str, int]:
-        """Return the counters since the last time."""
-        found = {name: count for name, count in self.items() if name.startswith(f"dingtalk.{prefix}")}
-        self.clear()
-        return found
+        """Return the counters of this package since the last look, by name without Airflow's prefix."""
+        found: Counter[str] = Counter()
+        with suppress(BlockingIOError):
+            while True:
+                name, _, rest = self._socket.recv(65536).decode().partition(":")
+                if name.startswith(f"airflow.dingtalk.{prefix}"):  # else it is one of Airflow's own
+                    found[name.removeprefix("airflow.")] += int(rest.removesuffix("|c"))
+        return dict(found)
+
+    def close(self) -> None:
+        self._socket.close()
 
 
 @pytest.fixture
-def statsd(monkeypatch: pytest.MonkeyPatch) -> StatsD:
-    """Return the client of Airflow's StatsD logger, which drops names that StatsD does not take."""
-    try:
-        from airflow.metrics.statsd_logger import SafeStatsdLogger
-    except ImportError:  # Airflow 3.2 and later
-        from airflow.sdk._shared.observability.metrics.statsd_logger import SafeStatsdLogger
-    client = StatsD()
-    monkeypatch.setattr(Stats, "incr", SafeStatsdLogger(client).incr, raising=False)
-    return client
+def statsd(monkeypatch: pytest.MonkeyPatch) -> Iterator[Listener]:
+    """Return a StatsD server that Airflow sends its metrics to."""
+    pytest.importorskip("statsd")
+    listener = Listener()
+    with monkeypatch.context() as patch:
+        patch.setenv("AIRFLOW__METRICS__STATSD_ON", "True")
+        patch.setenv("AIRFLOW__METRICS__STATSD_HOST", "127.0.0.1")
+        patch.setenv("AIRFLOW__METRICS__STATSD_PORT", str(listener.port))
+        start_statsd()
+        yield listener
+    stop_statsd()
+    listener.close()
 
 
-def test_a_lock_counts_itself_and_its_token(face: Any, statsd: StatsD) -> None:
+def test_a_lock_counts_itself_and_its_token(face: Any, statsd: Listener) -> None:
     face.do("lock_conference", "sandbox-open")
     assert statsd.counted() == {
         "dingtalk.calls": 2,
@@ -58,7 +106,7 @@ def test_a_lock_counts_itself_and_its_token(face: Any, statsd: StatsD) -> None:
     assert statsd.counted() == {"dingtalk.calls": 1, "dingtalk.calls.unlock.success": 1}
 
 
-def test_each_attempt_counts_by_its_outcome(face: Any, statsd: StatsD, sandbox: Sandbox) -> None:
+def test_each_attempt_counts_by_its_outcome(face: Any, statsd: Listener, sandbox: Sandbox) -> None:
     unknown = {"status": 400, "body": {"code": "id-17", "message": "?"}}
     for fault in ({"code": QPS}, {"code": "systemError"}, {"drop": True}, unknown):
         sandbox.fail(Fault(call="lock", times=1, **fault))
@@ -74,7 +122,7 @@ def test_each_attempt_counts_by_its_outcome(face: Any, statsd: StatsD, sandbox: 
     }
 
 
-def test_throttles_and_refused_tokens_count(face: Any, statsd: StatsD, sandbox: Sandbox) -> None:
+def test_throttles_and_refused_tokens_count(face: Any, statsd: Listener, sandbox: Sandbox) -> None:
     for code in (QPS, "InvalidAuthentication"):
         sandbox.fail(Fault(call="lock", code=code, times=1))
     face.do("lock_conference", "sandbox-open")
@@ -83,7 +131,7 @@ def test_throttles_and_refused_tokens_count(face: Any, statsd: StatsD, sandbox: 
     assert counted["dingtalk.calls"] == len(sandbox.calls) == 5
 
 
-def test_a_bulk_lock_counts_every_call(face: Any, statsd: StatsD, sandbox: Sandbox) -> None:
+def test_a_bulk_lock_counts_every_call(face: Any, statsd: Listener, sandbox: Sandbox) -> None:
     meetings = [sandbox.create_conference() for _ in range(9)]
     sandbox.fail(Fault(call="lock", code="systemError", times=2))
     face.do("lock_conferences", [*meetings, "sandbox-ended"])
@@ -96,7 +144,7 @@ def test_a_bulk_lock_counts_every_call(face: Any, statsd: StatsD, sandbox: Sandb
     }
 
 
-def test_polls_and_the_address_of_an_event_stream_count(statsd: StatsD, sandbox: Sandbox) -> None:
+def test_polls_and_the_address_of_an_event_stream_count(statsd: Listener, sandbox: Sandbox) -> None:
     sandbox.create_conference(conference_id="m", room_code="1234567890", schedule_conference_id="s")
 
     async def make() -> None:
@@ -125,7 +173,7 @@ def test_polls_and_the_address_of_an_event_stream_count(statsd: StatsD, sandbox:
     }
 
 
-def test_a_call_that_is_not_sent_does_not_count(face: Any, statsd: StatsD, sandbox: Sandbox) -> None:
+def test_a_call_that_is_not_sent_does_not_count(face: Any, statsd: Listener, sandbox: Sandbox) -> None:
     sandbox.fail(Fault(code="addressBanned"))
     for _ in range(2):
         with pytest.raises(DingTalkError):
@@ -137,7 +185,7 @@ def test_a_call_that_is_not_sent_does_not_count(face: Any, statsd: StatsD, sandb
     }
 
 
-def test_a_call_that_is_cancelled_counts(statsd: StatsD, sandbox: Sandbox) -> None:
+def test_a_call_that_is_cancelled_counts(statsd: Listener, sandbox: Sandbox) -> None:
     sandbox.fail(Fault(call="info", delay=9.0))
 
     async def make() -> None:
@@ -176,7 +224,7 @@ def test_a_failure_of_the_metrics_breaks_no_call(
     face: Any, monkeypatch: pytest.MonkeyPatch, sandbox: Sandbox
 ) -> None:
     def fail(*_: Any, **__: Any) -> None:
-        raise OSError("no StatsD")
+        raise OSError("no Listener")
 
     monkeypatch.setattr(Stats, "incr", fail, raising=False)
     assert face.do("lock_conference", "sandbox-open")["success"] is True
