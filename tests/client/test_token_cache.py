@@ -262,15 +262,14 @@ def test_a_ban_holds_for_processes_whose_clocks_differ(file: DatedFile, skew: fl
     assert AddressBan(SETTINGS.base_url, file).seconds_left(now=2e9 + skew + 300) == 0
 
 
-@pytest.mark.parametrize("how", ["it is cleared", "its file is deleted"])
-def test_a_ban_ends_for_all_processes_when(tmp_path: Path, how: str) -> None:
+def test_a_ban_ends_for_all_processes_when_its_file_is_deleted(tmp_path: Path) -> None:
     settings = replace(SETTINGS, token_cache=str(tmp_path / "cache"))
     ban = address_ban_of(settings)
     ban.put(now=1_000, seconds=300)
     assert ban.seconds_left(now=1_001)
     (file,) = (tmp_path / "cache").iterdir()
     assert str(ban.file) == f"{file.name!r} of the directory 'cache' in {str(tmp_path)!r}"
-    ban.clear() if how == "it is cleared" else file.unlink()
+    file.unlink()
     assert ban.seconds_left(now=1_002) == 0
     token_cache.forget()
     assert address_ban_of(settings).seconds_left(now=1_002) == 0
