@@ -10,7 +10,7 @@ from airflow_provider_dingconf import triggers
 
 @pytest.mark.skipif(not airflow_version.startswith("2."), reason="Airflow 3 has what it needs")
 @pytest.mark.parametrize("name", ["ConferenceEventTrigger", "triggering_conferences"])
-def test_an_older_airflow_is_told_which_version_it_needs(name: str) -> None:
+def test_the_error_on_an_older_airflow_names_the_version_that_is_needed(name: str) -> None:
     with pytest.raises(ImportError, match=r"needs Airflow 3\.0 or later; this is Airflow 2\.11"):
         getattr(triggers, name)
 

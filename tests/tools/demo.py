@@ -1,4 +1,4 @@
-"""``make demo``: the sandbox tour in a real Airflow, told a line a step, and checked.
+"""``make demo``: the sandbox tour in a real Airflow, with a line for each step, and checked.
 
 It starts a sandbox and an Airflow of its own, with a database in a temporary directory, runs the DAG
 ``example_sandbox_tour`` and then asks both what happened: the sandbox which calls it got, what it answered
@@ -172,7 +172,7 @@ def tell(sandbox_url: str, states: Mapping[str, str]) -> bool:
 
 def main() -> int:
     """Run the demo, and return the exit status."""
-    # A process that is told to stop ends the sandbox first.
+    # A process that is asked to stop ends the sandbox first.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     began = time.monotonic()
     home = Path(tempfile.mkdtemp(prefix="dingconf-demo-"))

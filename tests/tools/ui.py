@@ -1,6 +1,6 @@
 """``make ui``: an Airflow to look at in the browser, with the example DAGs and a connection to a sandbox.
 
-It runs until it is told to stop, by Ctrl+C or SIGTERM, and leaves nothing behind.
+It runs until Ctrl+C or SIGTERM, and leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ EXAMPLES = Path(__file__).parents[2] / "example_dags"
 
 
 def main() -> int:
-    """Run until told to stop, and return the exit status."""
+    """Run until a signal comes, and return the exit status."""
     for stop in (signal.SIGINT, signal.SIGTERM):
         signal.signal(stop, signal.default_int_handler)
     dag_ids = sorted(path.stem for path in EXAMPLES.glob("example_*.py"))
