@@ -1,25 +1,19 @@
 """The sandbox from a shell: ``python -m airflow_provider_dingconf.sandbox``."""
 
-from __future__ import annotations
-
 import argparse
 import signal
 import sys
 import threading
 import time
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import Annotated, Any, Final
 
 from pydantic import Field, FiniteFloat, PositiveInt, TypeAdapter, ValidationError
 
-from airflow_provider_dingconf.sandbox.faults import listing
+from airflow_provider_dingconf.sandbox.faults import Call, listing
 from airflow_provider_dingconf.sandbox.server import Sandbox
 from airflow_provider_dingconf.sandbox.state import REDELIVERY, TOKEN_LIFETIME
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from airflow_provider_dingconf.sandbox.state import Call
 
 
 def _read(kind: Any) -> Callable[[str], Any]:

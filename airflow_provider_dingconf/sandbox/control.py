@@ -4,74 +4,53 @@ Each row of :data:`ROUTES` calls a method of the sandbox, or a function, with th
 the fields of the body; its annotations check them. Secrets and access tokens in the responses are masked.
 """
 
-from __future__ import annotations
-
 import re
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
 from functools import cache
-from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import urlsplit
+from typing import Any, Final
 
 from aiohttp import web
 from pydantic import ConfigDict, ValidationError, validate_call
-from pydantic_core import from_json
+from pydantic_core import from_json, to_jsonable_python
 
-from airflow_provider_dingconf.sandbox.faults import Fault
-from airflow_provider_dingconf.sandbox.meetings import Conference, Meetings
+from airflow_provider_dingconf.sandbox.faults import Call, Fault
+from airflow_provider_dingconf.sandbox.meetings import Meetings
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    from airflow_provider_dingconf.sandbox.server import Sandbox
-    from airflow_provider_dingconf.sandbox.state import Call
-
+_THIS_MACHINE: Final = re.compile(r"(https?://)?(127\.0\.0\.1|localhost|\[::1\])(:\d+)?", re.IGNORECASE)
 _SECRET: Final = re.compile(r"secret|ticket|password|authorization|cookie|(?<!next)token", re.IGNORECASE)
 _MASK: Final = "***"
 
 
 async def respond(
-    sandbox: Sandbox, request: web.BaseRequest, row: Callable[..., Any] | None, path: Mapping[str, str]
+    sandbox: Meetings, request: web.BaseRequest, row: Callable[..., Any] | None, path: Mapping[str, str]
 ) -> web.Response:
     """Return the response to a call: of a row of :data:`ROUTES`, with these parameters of its path."""
+    # A web page that rebinds its own host name to 127.0.0.1 sends that name as the host.
+    callers = request.headers.get("Host", ""), request.headers.get("Origin", "http://localhost")
+    if not all(map(_THIS_MACHINE.fullmatch, callers)):
+        return _error("Only this machine may call the sandbox.", 403)
+    if row is None:
+        return _error(f"The sandbox has no such call. It has {', '.join(ROUTES)}.", 404)
     try:
-        if not all(map(_loopback, (request.headers.get("Host", ""), request.headers.get("Origin")))):
-            return _error(403, "Only this machine may call the sandbox.")
-        if row is None:
-            return _error(404, f"The sandbox has no such call. It has {', '.join(ROUTES)}.")
         body = from_json(await request.read() or b"{}")
         if not isinstance(body, dict):
-            return _error(400, "The body is not a JSON object.")
+            return _error("The body is not a JSON object.")
         with sandbox.lock:
             result = _checked(row)(sandbox, *path.values(), **body)
-            shown = asdict(result) if isinstance(result, Conference) else result or {}
-            return web.json_response(_masked(shown))
+            return web.json_response(_masked(to_jsonable_python(result or {})))
     except web.HTTPRequestEntityTooLarge as large:
-        return _error(large.status, large.text)
+        return _error(large.text, large.status)
     except KeyError as missing:
-        return _error(404, f"There is no meeting {missing}.")
+        return _error(f"There is no meeting {missing}.", 404)
     except ValidationError as wrong:
         complaints = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in wrong.errors()]
-        return _error(400, "; ".join(complaints))
+        return _error("; ".join(complaints))
     except ValueError as wrong:
-        return _error(400, str(wrong))
+        return _error(str(wrong))
 
 
-def _error(status: int, message: str | None) -> web.Response:
+def _error(message: str | None, status: int = 400) -> web.Response:
     return web.json_response({"error": message}, status=status)
-
-
-def _loopback(url: str | None) -> bool:
-    """Return whether a ``Host`` or ``Origin`` header, if any, names this machine.
-
-    A web page that rebinds its own host name to 127.0.0.1 sends that name.
-    """
-    if url is None:
-        return True
-    try:
-        host = urlsplit(url if "//" in url else f"//{url}").hostname
-    except ValueError:
-        return False
-    return host in ("127.0.0.1", "localhost", "::1")
 
 
 @cache
@@ -86,23 +65,6 @@ def _masked(value: Any) -> Any:
     return [_masked(inner) for inner in value] if isinstance(value, list) else value
 
 
-def _call(call: Call) -> dict[str, Any]:
-    path, mark, query = call.path.partition("?")
-    pairs = [pair.partition("=") for pair in query.split("&")]
-    try:
-        body = call.json() if call.body else None
-    except ValueError:
-        body = f"{len(call.body)} bytes that are not JSON, or have too many levels"
-    names = ("method", "conference_id", "status", "code", "request_id", "time")
-    return {
-        "call": call.name,
-        "path": path + mark + "&".join(k + is_ + (_MASK if _SECRET.search(k) else v) for k, is_, v in pairs),
-        "headers": [[name, _MASK if _SECRET.search(name) else value] for name, value in call.headers],
-        "body": body,
-        **{name: getattr(call, name) for name in names},
-    }
-
-
 # What the calls do
 
 
@@ -115,8 +77,23 @@ def _join(sandbox: Any, conference_id: str, user: str) -> Any:
     return {"joined": sandbox.join(conference_id, user), "reason": reason}
 
 
+def _call(call: Call) -> dict[str, Any]:
+    path, mark, query = call.path.partition("?")
+    pairs = [pair.partition("=") for pair in query.split("&")]
+    try:
+        body = call.json() if call.body else None
+    except ValueError:
+        body = f"{len(call.body)} bytes that are not JSON, or have too many levels"
+    return vars(call) | {
+        "call": call.name,
+        "path": path + mark + "&".join(k + is_ + (_MASK if _SECRET.search(k) else v) for k, is_, v in pairs),
+        "headers": [[name, _MASK if _SECRET.search(name) else value] for name, value in call.headers],
+        "body": body,
+    }
+
+
 def _events(sandbox: Any) -> Any:
-    events = [asdict(event) | {"app": event.app.client_id} for event in sandbox.events]
+    events = [vars(event) | {"app": event.app.client_id} for event in sandbox.events]
     return {"connections": sandbox.streams, "events": events}
 
 
@@ -128,7 +105,7 @@ _MEETINGS: Final = "/sandbox/conferences"
 _MEETING: Final = _MEETINGS + "/{conference_id}"
 
 ROUTES: Final[Mapping[str, Callable[..., Any]]] = {
-    f"GET {_MEETINGS}": lambda box: {"conferences": [*map(asdict, box.conferences.values())]},
+    f"GET {_MEETINGS}": lambda box: {"conferences": [*box.conferences.values()]},
     f"POST {_MEETINGS}": _create,
     f"GET {_MEETING}": Meetings.conference,
     f"POST {_MEETING}/start": Meetings.start,

@@ -1,7 +1,5 @@
 """The sandbox as a server on the loopback address, in a thread of this process."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import os
@@ -9,23 +7,19 @@ import re
 import socket
 import tempfile
 import threading
+from collections.abc import Awaitable, Callable, Mapping
 from functools import cache, partial
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import quote, unquote, urlencode
 
 from aiohttp import web
 
 from airflow_provider_dingconf.sandbox import calls, control
-from airflow_provider_dingconf.sandbox.state import CORP_ID, HOST, INTERNAL_APP, KINDS, THIRD_PARTY_APP, Call
+from airflow_provider_dingconf.sandbox.faults import Call, Fault, Response
+from airflow_provider_dingconf.sandbox.state import CORP_ID, HOST, INTERNAL_APP, KINDS, THIRD_PARTY_APP, Kind
 from airflow_provider_dingconf.sandbox.stream import hang_up
-
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
-
-    from airflow_provider_dingconf.sandbox.faults import Fault, Response
-    from airflow_provider_dingconf.sandbox.state import Kind
 
 T = TypeVar("T")
 
@@ -53,7 +47,7 @@ class Sandbox(calls.Calls):
     suite_secret = THIRD_PARTY_APP.client_secret
     corp_id = CORP_ID
 
-    def __enter__(self) -> Sandbox:
+    def __enter__(self) -> "Sandbox":
         """Start to serve.
 
         :raises OSError: the port is in use.
@@ -99,22 +93,20 @@ class Sandbox(calls.Calls):
 
     def connection_uri(self, kind: Kind = "internal", **overrides: Any) -> str:
         """Return :meth:`connection` as a URI, written as Airflow's ``Connection.get_uri`` writes it."""
-        fields = self.connection(kind, **overrides)
+        fields = {"port": "", "schema": "", **self.connection(kind, **overrides)}
         scheme, separator, address = fields["host"].rpartition("://")
-        login, password = (quote(fields[name] or "", safe="") for name in ("login", "password"))
+        login, password, host, schema = (
+            quote(part or "", safe="")
+            for part in (fields["login"], fields["password"], address, fields["schema"])
+        )
         extra = fields["extra"]
-        flat = all(isinstance(value, str) for value in extra.values())
-        parts = [
-            f"{fields['conn_type']}://{scheme}{separator}",
-            f"{login}:{password}@" if login or password else "",
-            quote(address, safe=""),
-            f":{fields['port']}" if fields.get("port") else "",
-            f"/{quote(fields.get('schema') or '', safe='')}" if fields.get("schema") or extra else "",
-            f"?{urlencode(extra if flat else {'__extra__': json.dumps(extra)})}" if extra else "",
-        ]
-        return "".join(parts)
-
-    # The server
+        if not all(isinstance(value, str) for value in extra.values()):
+            extra = {"__extra__": json.dumps(extra)}
+        user = f"{login}:{password}@" if login or password else ""
+        port = f":{fields['port']}" if fields["port"] else ""
+        rest = f"/{schema}" if schema or extra else ""
+        query = f"?{urlencode(extra)}" if extra else ""
+        return f"{fields['conn_type']}://{scheme}{separator}{user}{host}{port}{rest}{query}"
 
     async def _serve(self, started: threading.Event) -> None:
         """Serve until stopped; responses under way are then cancelled, as the loop ends."""
@@ -136,17 +128,12 @@ class Sandbox(calls.Calls):
         route, parameters = _match(calls.ROUTES, request.method, path)
         route = route or calls.UNKNOWN
         body = await request.read()
-        call = Call(
-            name=route.name_of(body),
-            method=request.method,
-            path=request.raw_path,
-            headers=[(k.decode(), v.decode(errors="surrogateescape")) for k, v in request.raw_headers],
-            body=body,
-            conference_id=parameters.get("conferenceId"),
-            parameters={**request.query, **parameters},
-        )
-        self._calls.append(call)
-        response = await _through(self.take_fault(call), partial(self._admitted, route, call))
+        headers = [(k.decode(), v.decode(errors="surrogateescape")) for k, v in request.raw_headers]
+        call = Call(route.name_of(body), request.method, request.raw_path, headers, body)
+        call.parameters = {**request.query, **parameters}
+        call.conference_id = parameters.get("conferenceId")
+        self.calls.append(call)
+        response = await _through(self.take_fault(call), partial(self._respond, route, call))
         call.status, call.code = response.status or None, response.code
         if self.on_call is not None:
             self.on_call(call)
@@ -154,22 +141,27 @@ class Sandbox(calls.Calls):
             return await self._stream(response.body, request)
         if not response.status:
             hang_up(request)
-        body, headers = response.payload(call.request_id)
-        if response.complete:
-            return web.Response(status=response.status, body=body, headers=headers)
-        headers["Content-Length"] = str(len(body))
-        half = web.Response(status=response.status, body=body[: len(body) // 2], headers=headers)
-        half.force_close()
-        return half
+        return response.sent(call.request_id)
 
-    async def _admitted(self, route: calls.Route, call: Call) -> Response:
+    async def _respond(self, route: calls.Route, call: Call) -> Response:
         async def respond() -> Response:
-            return self.respond(route, call)
+            with self.lock:
+                result = route.respond(self, call)
+            return result if isinstance(result, Response) else Response(200, result)
 
         try:
             return await _through(self.admit(route, call), respond)
         except calls.RefusalError as refusal:
             return refusal.response
+
+
+async def _through(fault: Fault | None, proceed: Callable[[], Awaitable[Response]]) -> Response:
+    """Return the response to a call that a fault may hit."""
+    if fault is None:
+        return await proceed()
+    response = await proceed() if fault.after else None
+    await asyncio.sleep(fault.delay)
+    return fault.response or response or await proceed()
 
 
 def _match(rows: Mapping[str, T], method: str, path: str) -> tuple[T | None, dict[str, str]]:
@@ -183,15 +175,3 @@ def _match(rows: Mapping[str, T], method: str, path: str) -> tuple[T | None, dic
 @cache
 def _pattern(row: str) -> re.Pattern[str]:
     return re.compile(re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>[^/]+)", re.escape(row)))
-
-
-async def _through(fault: Fault | None, proceed: Callable[[], Awaitable[Response]]) -> Response:
-    """Return the response to a call that a fault may hit."""
-    if fault is None:
-        return await proceed()
-    if fault.after:
-        response = await proceed()
-        await asyncio.sleep(fault.delay)
-        return fault.response or response
-    await asyncio.sleep(fault.delay)
-    return fault.response or await proceed()

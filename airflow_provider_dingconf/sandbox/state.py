@@ -3,31 +3,23 @@
 The server's thread and the callers' threads share it: see :class:`Shared`.
 """
 
-from __future__ import annotations
-
 import math
 import secrets
+import ssl
 import threading
 import time
-import uuid
-from collections import Counter, defaultdict, deque
-from dataclasses import KW_ONLY, dataclass, field
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import KW_ONLY, dataclass
 from functools import wraps
 from inspect import isfunction
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import Any, Final, Literal
 
-from pydantic_core import from_json
-
-from airflow_provider_dingconf.sandbox.faults import RESERVED, SLOW, Fault
-
-if TYPE_CHECKING:
-    import ssl
-    from collections.abc import Callable, Mapping
+from airflow_provider_dingconf.sandbox.faults import RESERVED, SLOW, Call, Fault
 
 HOST: Final = "127.0.0.1"
 TOKEN_LIFETIME: Final = 7200.0  # seconds, as with DingTalk
-REDELIVERY: Final = 60.0
-"""Seconds after which an event that nobody acknowledged is delivered again."""
+REDELIVERY: Final = 60.0  # seconds after which an event that nobody acknowledged is delivered again
 
 
 @dataclass(frozen=True)
@@ -50,7 +42,7 @@ APPS: Final = {app.client_id: app for app in (INTERNAL_APP, THIRD_PARTY_APP, UNP
 Kind = Literal["internal", "third_party", "unified", "static_token", "unpermitted"]
 """The app of a connection, and how it obtains its access token."""
 
-KINDS: Final[Mapping[Kind, tuple[App, Callable[[State], dict[str, Any]]]]] = {
+KINDS: Final[Mapping[Kind, tuple[App, Callable[[Any], dict[str, Any]]]]] = {
     "internal": (INTERNAL_APP, lambda _: {}),
     "third_party": (THIRD_PARTY_APP, lambda box: {"corp_id": CORP_ID, "suite_ticket": box.suite_ticket}),
     "unified": (INTERNAL_APP, lambda _: {"corp_id": CORP_ID}),
@@ -60,34 +52,13 @@ KINDS: Final[Mapping[Kind, tuple[App, Callable[[State], dict[str, Any]]]]] = {
 """The app of each kind of connection, and its ``extra``."""
 
 
-def now() -> int:
-    """Return the time as DingTalk gives it, in milliseconds since the epoch."""
-    return int(time.time() * 1000)
+class Shared:
+    """An object for several threads: one of the public methods of its classes runs at a time."""
 
-
-@dataclass
-class Call:
-    """One call the sandbox received, unchanged, and the status and error code of its response."""
-
-    name: str  # one of ``faults.CallName``
-    method: str
-    path: str  # not decoded, with the query
-    headers: list[tuple[str, str]]
-    body: bytes
-    conference_id: str | None = None
-    parameters: dict[str, str] = field(default_factory=dict)  # of the path and of the query, decoded
-    request_id: str = field(default_factory=lambda: str(uuid.uuid4()).upper())
-    time: float = field(default_factory=time.monotonic)  # when it came, in seconds
-    status: int | None = None  # None: no response yet, or never
-    code: str | None = None
-
-    def header(self, name: str) -> str | None:
-        """Return the value of a header, in any case; None if it was not sent."""
-        return next((value for key, value in self.headers if key.lower() == name.lower()), None)
-
-    def json(self) -> Any:
-        """Return the body as JSON; a ValueError says that it is none, or of too many levels."""
-        return from_json(self.body)
+    def __init_subclass__(cls) -> None:
+        for name, method in list(vars(cls).items()):
+            if isfunction(method) and not name.startswith("_"):
+                setattr(cls, name, _guarded(method))
 
 
 def _guarded(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -97,15 +68,6 @@ def _guarded(method: Callable[..., Any]) -> Callable[..., Any]:
             return method(self, *args, **kwargs)
 
     return call
-
-
-class Shared:
-    """An object for several threads: one of the public methods of its classes runs at a time."""
-
-    def __init_subclass__(cls) -> None:
-        for name, method in list(vars(cls).items()):
-            if isfunction(method) and not name.startswith("_"):
-                setattr(cls, name, _guarded(method))
 
 
 @dataclass(eq=False, repr=False)
@@ -129,22 +91,21 @@ class State(Shared):
 
     def __post_init__(self) -> None:
         self.lock = threading.RLock()
-        self._used = 0  # calls that count towards the quota
-        self._recent: dict[tuple[str, object], deque[float]] = defaultdict(deque)
-        """When each app called each API within the last second, as far as the rate limit let it."""
-        self._calls: list[Call] = []
-        self._tokens: dict[str, tuple[App, float]] = {}
+        self.calls: list[Call] = []
+        """Every call until now, in order of arrival, without those of the control interface."""
         self.tickets: dict[str, tuple[App, float]] = {}
         """The tickets for event streams: each with its app, and when it expires."""
+        self._tokens: dict[str, tuple[App, float]] = {}
         self._faults: list[tuple[Fault, float, list[Call]]] = []  # when each ends, and what it has hit
         self._failures: Counter[str] = Counter()
+        self._used = 0  # calls that count towards the quota
+        self._recent: dict[tuple[str, object], list[float]] = {}
+        """When each app called each API within the last second, as far as the rate limit let it."""
 
     @property
     def url(self) -> str:
         """The host of a connection to the sandbox."""
         return f"{'https' if self.ssl_context else 'http'}://{HOST}:{self.port}"
-
-    # Access tokens
 
     def issue_token(self, app: App = INTERNAL_APP) -> str:
         """Return an access token: for an internal app the valid one, renewed, else a new one."""
@@ -165,8 +126,6 @@ class State(Shared):
     def expire_tokens(self) -> None:
         """End the lifetime of every access token issued until now."""
         self._tokens = {token: (app, self.clock()) for token, (app, _) in self._tokens.items()}
-
-    # Faults
 
     def fail(self, fault: Fault) -> None:
         """Put a fault in force. The first one in force that hits a call applies to it."""
@@ -195,17 +154,10 @@ class State(Shared):
         succeeds = fault and fault.times and self._failures[conference_id] % (fault.times + 1) == 0
         return None if succeeds else fault
 
-    # Records
-
-    @property
-    def calls(self) -> list[Call]:
-        """Every call until now, in order of arrival, without those of the control interface."""
-        return list(self._calls)
-
     def calls_of(self, *names: str) -> list[Call]:
         """Return the calls with these names (see ``faults.CallName``)."""
-        return [call for call in self._calls if call.name in names]
+        return [call for call in self.calls if call.name in names]
 
     def clear(self) -> None:
         """Forget the calls until now."""
-        self._calls.clear()
+        self.calls = []
