@@ -12,6 +12,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
 from airflow_provider_dingconf.dingtalk.calls import TOKEN_HEADER
@@ -34,11 +35,6 @@ class Route(NamedTuple):
     scope: str | None = None  # the permission point it needs, Read or Write; None: no access token either
     counts: bool = True  # whether limits apply to it
 
-    def name_of(self, body: bytes) -> str:
-        """Return the name of a call with this body: the lock call can unlock."""
-        unlocks = self.name == "lock" and re.search(rb'"action"\s*:\s*"unlock"', body)
-        return "unlock" if unlocks else self.name
-
 
 class RefusalError(Exception):
     """Raised for a call that gets an error response."""
@@ -52,9 +48,6 @@ def _require(value: T | None, code: str, message: str | None = None) -> T:
     if not value:
         raise RefusalError(error(code, message))
     return value
-
-
-# What a call sent
 
 
 def _object(call: Call, code: str = "paramsError") -> dict[str, Any]:
@@ -79,9 +72,9 @@ def _are_texts(values: Any) -> bool:
     return isinstance(values, list) and all(isinstance(value, str) for value in values)
 
 
-def _app(code: str, client_id: str, client_secret: str) -> App:
+def _app(code: str, client_id: str, client_secret: str, third_party: bool | None = None) -> App:
     app = _require(APPS.get(client_id), code)
-    _require(app.client_secret == client_secret, code)
+    _require(app.client_secret == client_secret and third_party in (None, app.third_party), code)
     return app
 
 
@@ -100,20 +93,16 @@ def _page(call: Call, key: str, items: list[Any], most: int = _PAGE, has_more: b
 class Calls(Meetings):
     """What the calls do."""
 
-    # Access tokens
-
     def _token(self, app: App) -> Any:
         return {"accessToken": self.issue_token(app), "expireIn": math.ceil(self.token_lifetime)}
 
     def _internal_token(self, call: Call) -> Any:
-        app = _app("invalidClientIdOrSecret", *_fields(call, "appKey", "appSecret"))
-        _require(not app.third_party, "invalidClientIdOrSecret")
+        app = _app("invalidClientIdOrSecret", *_fields(call, "appKey", "appSecret"), third_party=False)
         return self._token(app)
 
     def _corp_token(self, call: Call) -> Any:
         key, secret, corp_id, ticket = _fields(call, "suiteKey", "suiteSecret", "authCorpId", "suiteTicket")
-        app = _app("invalidSuiteKey", key, secret)
-        _require(app.third_party, "invalidSuiteKey")
+        app = _app("invalidSuiteKey", key, secret, third_party=True)
         _require(ticket == self.suite_ticket, "invalidSuiteTicket")
         _require(corp_id == CORP_ID, "invalidAuthInfo")
         return self._token(app)
@@ -125,10 +114,7 @@ class Calls(Meetings):
         _require(right_corp or client_id in APPS, "unknownError")
         app = _app("invalid.client", client_id, secret)
         _require(right_corp, "unauthorized.client")
-        token, lifetime = self._token(app).values()
-        return {"access_token": token, "expires_in": lifetime}
-
-    # Meetings
+        return {"access_token": self.issue_token(app), "expires_in": math.ceil(self.token_lifetime)}
 
     def _meeting(self, call: Call, code: str) -> Conference:
         try:
@@ -193,8 +179,6 @@ class Calls(Meetings):
         held = [one.described("schedule") for one in found if one.start_time]
         return _page(call, "conferenceList", sorted(held, key=lambda one: one["startTime"]))
 
-    # Event streams, and unknown paths
-
     def _open(self, call: Call) -> Any:
         app = _app("authFailed", *_fields(call, "clientId", "clientSecret"))
         _fields(call, "subscriptions", kind=list)
@@ -213,13 +197,8 @@ class Calls(Meetings):
         message = "Specified api is not found, please check your url and method."
         return error("InvalidAction.NotFound", message) if versioned else RESPONSES["404-errcode"]
 
-    # Who may call
-
     def admit(self, route: Route, call: Call) -> Fault | None:
-        """Check the limits and the access token of a call; return what its meeting rehearses.
-
-        :raises RefusalError: a limit is exceeded, the token is not valid, or the app lacks a permission.
-        """
+        """Check a call's limits, access token and permission; return what its meeting rehearses."""
         if not route.counts:
             return None
         self._used += 1
@@ -255,55 +234,10 @@ class Calls(Meetings):
         return app.client_id
 
 
-# The table
-
-
-# What the other conference calls of DingTalk's official SDK return, and the calls; ``~`` is a meeting.
-_SAMPLES: Final = """
-{"success": true} PUT scheduleConferences, POST scheduleConferences/cancel, PUT scheduleConferences/settings,
- POST videoConferences/mcus/invite, POST ~/allMembers/mute, POST ~/coHosts/set, POST ~/focus,
- POST ~/members/kick, POST ~/members/mute, POST ~/members/updateNick, POST ~/subtitleEvents,
- POST ~/users/invite
-{"code": "200"} POST videoConferences/enterpriseSetting/record/whiteAccount, POST ~/cloudRecords/start,
- POST ~/cloudRecords/stop, POST ~/minutes/pause, POST ~/minutes/start, POST ~/streamOuts/stop
-{"code": "200", "case": ""} PUT ~, PUT ~/extInfo
-{"list": [], "nextToken": ""} GET videoConferences/histories/dataLists, GET ~/details
-{"result": {"customShortLink": "link"}} POST customShortLinks
-{"phones": [], "requestId": "id", "roomCode": "1", "scheduleConferenceId": "s", "url": "url"}
- POST scheduleConferences
-{"endTime": 1, "phones": [], "requestId": "id", "roomCode": "1", "scheduleConferenceId": "s", "startTime": 1,
- "title": "title", "url": "url"} GET scheduleConferences/{scheduleConferenceId}/infos
-{"scheduleConfSettingModel": {"cohostUnionIds": [], "confAllowedCorpId": "corp", "hostUnionId": "host",
- "lockRoom": 1, "moziConfVirtualExtraSetting": {"enableChat": 1, "enableWebAnonymousJoin": true,
- "joinBeforeHost": 1, "lockMediaStatusMicMute": 1, "lockNick": 1, "moziConfExtensionAppSettings": [],
- "waitingRoom": 1}, "muteOnJoin": 1, "screenShareForbidden": 1}} GET scheduleConferences/settings
-{"memberModelMap": {}, "onGoingConfIdList": []} GET users/lists
-{"loginInfo": {"loginUrl": "url"}, "success": true} POST videoConferences/createAutoLoginUrl
-{"hasMore": false, "paragraphList": []} GET ~/cloudRecords/getTexts
-{"videoList": []} GET ~/cloudRecords/getVideos
-{"duration": 1, "fileSize": 1, "mp4FileUrl": "url", "playUrl": "url", "status": 1}
- GET ~/cloudRecords/videos/getPlayInfos
-{"minutesDocUrl": "url"} GET ~/flashMinutes/document/generate
-{"code": "200", "taskUuid": "id"} POST ~/flashMinutes/recordPermissions
-{"recordMinutesUrls": []} GET ~/flashMinutes/recordUrls
-{"flashMinutesSummary": {"status": 1, "summary": []}} GET ~/flashMinutes/summaries
-{"conferenceId": "id", "creatorId": "creator", "creatorNick": "Creator", "deptName": "dept", "endTime": 1,
- "freeType": "type", "scene": "scene", "startTime": 1, "timeLength": 1, "title": "title", "userCount": 1}
- GET ~/infos
-{"metricMap": {}} POST ~/lastMetricDatas/query
-{"metricDataList": []} GET ~/metricDatas
-{"audioList": []} GET ~/minutes/audioInfos
-{"action": [], "fullSummary": "text"} GET ~/minutes/meetingResult
-{"summary": {"actions": [], "autoChapters": [], "conversationalSummary": [], "keySentences": [],
- "keywords": [], "paragraphSummary": "text", "questionsAnsweringSummary": []}} POST ~/minutes/summaries/query
-{"hasMore": false, "nextToken": "", "paragraphList": []} GET ~/minutes/textInfos
-{"failStreamMap": {}, "successStreamMap": {}} POST ~/streamOuts/start
-"""
-
-
 def _samples() -> Iterator[tuple[str, Route]]:
-    for text, rows in re.findall(r"^(\{.*?\}) ([A-Z]+ .*)$", _SAMPLES.replace("\n ", " "), re.MULTILINE):
-        body = json.loads(text)
+    """Yield what the other conference calls of DingTalk's official SDK return; ``~`` is a meeting."""
+    samples = json.loads(Path(__file__).with_name("samples.json").read_text())
+    for rows, body in samples.items():
         for row in rows.split(", "):
             method, path = row.replace("~", "videoConferences/{conferenceId}").split()
             route = Route("other", lambda *_, body=body: body, "Read" if method == "GET" else "Write")
@@ -333,5 +267,4 @@ ROUTES: Final[Mapping[str, Route]] = {
 }
 """The calls the sandbox knows by method and path, in the order in which they are tried."""
 
-UNKNOWN: Final = Route("unknown", Calls._unknown, counts=False)
-"""Any other call."""
+UNKNOWN: Final = Route("unknown", Calls._unknown, counts=False)  # any other call

@@ -202,11 +202,10 @@ class Fault:
 
     def hits(self, call: Call) -> bool:
         """Return whether the fault is for this call."""
-        return (
-            self.call in ("any", call.name)
-            and re.search(self.path or "", call.path) is not None
-            and re.search(self.sent or "", call.body.decode(errors="replace")) is not None
-        )
+        if self.call not in ("any", call.name):
+            return False
+        body = call.body.decode(errors="replace")
+        return bool(re.search(self.path or "", call.path) and re.search(self.sent or "", body))
 
     @property
     def response(self) -> Response | None:
@@ -219,11 +218,9 @@ class Fault:
         return Response(self.status or usual.status, body, headers, complete=not self.drop)
 
 
-Status = Literal["not_started", "started", "ended"]
-"""Of a meeting."""
+Status = Literal["not_started", "started", "ended"]  # of a meeting
 
 SLOW: Final = "sandbox-slow"
-_LONG: Final = 3  # a longer run of similar rows is listed as one
 
 
 @dataclass(frozen=True)
@@ -235,6 +232,7 @@ class Reserved:
     status: Status = "started"
 
 
+_REFUSED: Final = {code for code, row in ERRORS.items() if issubclass(row.error, CredentialsError)}
 _RESERVED: Final = {
     "open": Reserved("A running meeting: locks and unlocks."),
     "notStarted": Reserved("A meeting that has not started.", status="not_started"),
@@ -246,19 +244,17 @@ _RESERVED: Final = {
     ),
     "connectionLost": Reserved("The connection breaks before the call takes effect.", Fault(drop=True)),
     "slow": Reserved("Succeeds after 5 s; --slow sets another time.", Fault(delay=5.0)),
-}
-for _name, (_rehearses, _) in _NAMED.items():
     # Only a token call gets refused credentials: a wrong password rehearses them.
-    if not (_name in ERRORS and issubclass(ERRORS[_name].error, CredentialsError)):
-        _RESERVED[_name] = Reserved(_rehearses, Fault(code=_name))
+    **{name: Reserved(what, Fault(code=name)) for name, (what, _) in _NAMED.items() if name not in _REFUSED},
+}
 
 RESERVED: Final[Mapping[str, Reserved]] = {f"sandbox-{name}": row for name, row in _RESERVED.items()}
 """The reserved meetings, by id."""
 
 
 def listing() -> Iterator[tuple[str, str]]:
-    """Yield the reserved meetings for people: ids and what they rehearse; a run of alike ids is one row."""
+    """Yield the reserved meetings for people: ids and what they rehearse; a long run is one row."""
     for rehearses, rows in groupby(RESERVED, key=lambda one: RESERVED[one].rehearses):
         ids = list(rows)
-        for shown in ids if len(ids) <= _LONG else [f"{ids[0]} to {ids[-1]}"]:
+        for shown in ids if len(ids) <= 3 else [f"{ids[0]} to {ids[-1]}"]:
             yield shown, rehearses

@@ -159,20 +159,14 @@ class Meetings(Streams):
             self.end(conference.conference_id)
 
     def conference(self, conference_id: str) -> Conference:
-        """Return a meeting, which goes on changing with the calls. A reserved one is created when needed.
-
-        :raises KeyError: there is none with this id; the methods below raise it, too.
-        """
+        """Return a meeting, which goes on changing with the calls; a KeyError says that there is none."""
         if conference_id in RESERVED and conference_id not in self.conferences:
             reserved = RESERVED[conference_id]
             self._add(Conference(conference_id, reserved.rehearses), reserved.status)
         return self.conferences[conference_id]
 
     def start(self, conference_id: str) -> Conference:
-        """Start a meeting and return it; nothing changes for a running one.
-
-        :raises ValueError: it has ended.
-        """
+        """Start a meeting and return it; nothing changes for a running one, an ended one is a ValueError."""
         conference = self.conference(conference_id)
         if conference.status == "ended":
             raise ValueError(f"The meeting {conference_id!r} has ended.")

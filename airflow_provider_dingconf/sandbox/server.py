@@ -11,23 +11,18 @@ from collections.abc import Awaitable, Callable, Mapping
 from functools import cache, partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import quote, unquote, urlencode
 
 from aiohttp import web
 
 from airflow_provider_dingconf.sandbox import calls, control
-from airflow_provider_dingconf.sandbox.faults import Call, Fault, Response
+from airflow_provider_dingconf.sandbox.faults import REQUEST_ID, Call, Fault, Response
 from airflow_provider_dingconf.sandbox.state import CORP_ID, HOST, INTERNAL_APP, KINDS, THIRD_PARTY_APP, Kind
-from airflow_provider_dingconf.sandbox.stream import hang_up
-
-T = TypeVar("T")
 
 
 class Sandbox(calls.Calls):
-    """A DingTalk on this machine, for the length of a ``with`` block.
-
-    Any thread may call its methods.
+    """A DingTalk on this machine, for the length of a ``with`` block. Any thread may call its methods.
 
     :param port: to listen on; 0 for any free one, whose number it then becomes.
     :param token_lifetime: of access tokens, in seconds.
@@ -41,24 +36,17 @@ class Sandbox(calls.Calls):
     :param on_call: receives every call that has its response, in the sandbox's thread.
     """
 
-    client_id = INTERNAL_APP.client_id
-    client_secret = INTERNAL_APP.client_secret
-    suite_key = THIRD_PARTY_APP.client_id
-    suite_secret = THIRD_PARTY_APP.client_secret
-    corp_id = CORP_ID
+    client_id, client_secret, corp_id = INTERNAL_APP.client_id, INTERNAL_APP.client_secret, CORP_ID
+    suite_key, suite_secret = THIRD_PARTY_APP.client_id, THIRD_PARTY_APP.client_secret
 
     def __enter__(self) -> "Sandbox":
-        """Start to serve.
-
-        :raises OSError: the port is in use.
-        """
+        """Start to serve; an OSError says that the port is in use."""
         # Listening before the thread runs: no caller comes too early, and an error is raised here.
         self._socket = socket.create_server((HOST, self.port))
         self.port = self._socket.getsockname()[1]
         started = threading.Event()
-        self._thread = threading.Thread(
-            target=asyncio.run, args=(self._serve(started),), name="dingtalk-sandbox", daemon=True
-        )
+        run = partial(asyncio.run, self._serve(started))
+        self._thread = threading.Thread(target=run, name="dingtalk-sandbox", daemon=True)
         self._thread.start()
         started.wait()
         return self
@@ -66,7 +54,8 @@ class Sandbox(calls.Calls):
     def __exit__(self, *exc_info: object) -> None:
         """Stop, break off the responses under way, and end all faults, bans included."""
         with self.lock:
-            self._soon(self._stop)
+            if self._loop is not None:
+                self._loop.call_soon_threadsafe(self._stopped.set)
             self._loop = None
         self._thread.join()
         self.heal()
@@ -93,20 +82,17 @@ class Sandbox(calls.Calls):
 
     def connection_uri(self, kind: Kind = "internal", **overrides: Any) -> str:
         """Return :meth:`connection` as a URI, written as Airflow's ``Connection.get_uri`` writes it."""
-        fields = {"port": "", "schema": "", **self.connection(kind, **overrides)}
+        fields = self.connection(kind, **overrides)
         scheme, separator, address = fields["host"].rpartition("://")
-        login, password, host, schema = (
-            quote(part or "", safe="")
-            for part in (fields["login"], fields["password"], address, fields["schema"])
-        )
-        extra = fields["extra"]
-        if not all(isinstance(value, str) for value in extra.values()):
-            extra = {"__extra__": json.dumps(extra)}
+        login, password = (quote(fields[name] or "", safe="") for name in ("login", "password"))
         user = f"{login}:{password}@" if login or password else ""
-        port = f":{fields['port']}" if fields["port"] else ""
-        rest = f"/{schema}" if schema or extra else ""
-        query = f"?{urlencode(extra)}" if extra else ""
-        return f"{fields['conn_type']}://{scheme}{separator}{user}{host}{port}{rest}{query}"
+        port = f":{fields['port']}" if fields.get("port") else ""
+        path = f"/{quote(fields.get('schema') or '', safe='')}"
+        extra = fields["extra"]
+        flat = all(isinstance(value, str) for value in extra.values())
+        query = f"?{urlencode(extra if flat else {'__extra__': json.dumps(extra)})}"
+        uri = f"{fields['conn_type']}://{scheme}{separator}{user}{quote(address, safe='')}{port}{path}{query}"
+        return uri.removesuffix("?").removesuffix("/")
 
     async def _serve(self, started: threading.Event) -> None:
         """Serve until stopped; responses under way are then cancelled, as the loop ends."""
@@ -118,18 +104,22 @@ class Sandbox(calls.Calls):
         await self._stopped.wait()
         listening.close()
 
-    async def _stop(self) -> None:
-        self._stopped.set()
-
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        try:
+            body = await request.read()
+        except web.HTTPRequestEntityTooLarge as large:
+            return web.json_response({"error": large.text}, status=large.status)
+        headers = [(k.decode(), v.decode(errors="surrogateescape")) for k, v in request.raw_headers]
+        call = Call("unknown", request.method, request.raw_path, headers, body)
         path = request.rel_url.raw_path
         if path.startswith("/sandbox"):
-            return await control.respond(self, request, *_match(control.ROUTES, request.method, path))
-        route, parameters = _match(calls.ROUTES, request.method, path)
+            row, parameters = _match(control.ROUTES, call.method, path)
+            return control.respond(self, call, row, parameters).sent(REQUEST_ID)
+        route, parameters = _match(calls.ROUTES, call.method, path)
         route = route or calls.UNKNOWN
-        body = await request.read()
-        headers = [(k.decode(), v.decode(errors="surrogateescape")) for k, v in request.raw_headers]
-        call = Call(route.name_of(body), request.method, request.raw_path, headers, body)
+        # DingTalk has one call to lock and to unlock.
+        unlocks = route.name == "lock" and re.search(rb'"action"\s*:\s*"unlock"', body)
+        call.name = "unlock" if unlocks else route.name
         call.parameters = {**request.query, **parameters}
         call.conference_id = parameters.get("conferenceId")
         self.calls.append(call)
@@ -139,8 +129,8 @@ class Sandbox(calls.Calls):
             self.on_call(call)
         if response.status == calls.SWITCHING:
             return await self._stream(response.body, request)
-        if not response.status:
-            hang_up(request)
+        if not response.status and request.transport is not None:
+            request.transport.close()
         return response.sent(call.request_id)
 
     async def _respond(self, route: calls.Route, call: Call) -> Response:
@@ -164,7 +154,7 @@ async def _through(fault: Fault | None, proceed: Callable[[], Awaitable[Response
     return fault.response or response or await proceed()
 
 
-def _match(rows: Mapping[str, T], method: str, path: str) -> tuple[T | None, dict[str, str]]:
+def _match(rows: Mapping[str, Any], method: str, path: str) -> tuple[Any, dict[str, str]]:
     """Return the first row for a method and a path, and the parameters in the path."""
     for row, value in rows.items():
         if found := _pattern(row).fullmatch(f"{method} {path}"):

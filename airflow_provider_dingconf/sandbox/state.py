@@ -1,7 +1,4 @@
-"""What the sandbox remembers of its callers: access tokens, tickets, faults, and their calls. No I/O.
-
-The server's thread and the callers' threads share it: see :class:`Shared`.
-"""
+"""What the sandbox remembers of its callers: access tokens, tickets, faults, and their calls. No I/O."""
 
 import math
 import secrets
@@ -18,8 +15,6 @@ from typing import Any, Final, Literal
 from airflow_provider_dingconf.sandbox.faults import RESERVED, SLOW, Call, Fault
 
 HOST: Final = "127.0.0.1"
-TOKEN_LIFETIME: Final = 7200.0  # seconds, as with DingTalk
-REDELIVERY: Final = 60.0  # seconds after which an event that nobody acknowledged is delivered again
 
 
 @dataclass(frozen=True)
@@ -33,15 +28,12 @@ class App:
 
 
 CORP_ID: Final = "dingsandboxcorp"
-SUITE_TICKET: Final = "sandbox-suite-ticket"
 INTERNAL_APP: Final = App("dingsandboxapp", "sandbox-app-secret")
 THIRD_PARTY_APP: Final = App("suitesandboxapp", "sandbox-suite-secret", third_party=True)
 UNPERMITTED_APP: Final = App("dingsandboxunpermitted", "sandbox-unpermitted-secret", permitted=False)
 APPS: Final = {app.client_id: app for app in (INTERNAL_APP, THIRD_PARTY_APP, UNPERMITTED_APP)}
 
 Kind = Literal["internal", "third_party", "unified", "static_token", "unpermitted"]
-"""The app of a connection, and how it obtains its access token."""
-
 KINDS: Final[Mapping[Kind, tuple[App, Callable[[Any], dict[str, Any]]]]] = {
     "internal": (INTERNAL_APP, lambda _: {}),
     "third_party": (THIRD_PARTY_APP, lambda box: {"corp_id": CORP_ID, "suite_ticket": box.suite_ticket}),
@@ -53,7 +45,7 @@ KINDS: Final[Mapping[Kind, tuple[App, Callable[[Any], dict[str, Any]]]]] = {
 
 
 class Shared:
-    """An object for several threads: one of the public methods of its classes runs at a time."""
+    """An object for the server's thread and its callers': one of its public methods runs at a time."""
 
     def __init_subclass__(cls) -> None:
         for name, method in list(vars(cls).items()):
@@ -76,31 +68,27 @@ class State(Shared):
 
     port: int = 0
     _: KW_ONLY
-    token_lifetime: float = TOKEN_LIFETIME
+    token_lifetime: float = 7200.0  # as with DingTalk
     stream_ticket_lifetime: float = 90.0
     slow: float = 5.0
-    redelivery: float = REDELIVERY
+    redelivery: float = 60.0
     quota: int | None = None
     calls_per_second: int | None = None
     clock: Callable[[], float] = time.monotonic
     ssl_context: ssl.SSLContext | None = None
     on_call: Callable[[Call], object] | None = None
 
-    suite_ticket = SUITE_TICKET
-    """The third-party app's only valid ticket."""
+    suite_ticket = "sandbox-suite-ticket"  # the third-party app's only valid one
 
     def __post_init__(self) -> None:
         self.lock = threading.RLock()
-        self.calls: list[Call] = []
-        """Every call until now, in order of arrival, without those of the control interface."""
-        self.tickets: dict[str, tuple[App, float]] = {}
-        """The tickets for event streams: each with its app, and when it expires."""
-        self._tokens: dict[str, tuple[App, float]] = {}
+        self.calls: list[Call] = []  # in order of arrival, without those of the control interface
+        self.tickets: dict[str, tuple[App, float]] = {}  # for event streams: the app, and when it expires
+        self._tokens: dict[str, tuple[App, float]] = {}  # the same for access tokens
         self._faults: list[tuple[Fault, float, list[Call]]] = []  # when each ends, and what it has hit
         self._failures: Counter[str] = Counter()
         self._used = 0  # calls that count towards the quota
-        self._recent: dict[tuple[str, object], list[float]] = {}
-        """When each app called each API within the last second, as far as the rate limit let it."""
+        self._recent: dict[tuple[str, object], list[float]] = {}  # when each app called each API of late
 
     @property
     def url(self) -> str:

@@ -28,12 +28,6 @@ def now() -> int:
     return int(time.time() * 1000)
 
 
-def hang_up(request: web.BaseRequest) -> None:
-    """Close the connection over which a request came."""
-    if request.transport is not None:
-        request.transport.close()
-
-
 @dataclass
 class Event:
     """One event for one app; the acknowledgements are what each said, such as ``SUCCESS`` or ``LATER``."""
@@ -111,12 +105,10 @@ class Streams(State):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.events: list[Event] = []
-        """Every event until now, once for each app that asks for events."""
+        self.events: list[Event] = []  # each once for each app that asks for events
         self._loop: asyncio.AbstractEventLoop | None = None  # None while the server does not run
         self._connections: dict[_Connection, asyncio.Task[None]] = {}  # and what pushes events over them
-        self._waiting: dict[App, asyncio.Queue[Event]] = {}
-        """The events that are to be sent, by app that has asked for events."""
+        self._waiting: dict[App, asyncio.Queue[Event]] = {}  # by app that has asked for events
 
     def push_event(
         self,
@@ -196,8 +188,8 @@ class Streams(State):
         for connection, pushing in closing.items():
             pushing.cancel()
             if politely:
-                reason = {"reason": "the sandbox closes the connection"}
-                await connection.send("SYSTEM", "disconnect", reason)
+                await connection.send("SYSTEM", "disconnect", {"reason": "the sandbox closes it"})
         await asyncio.sleep(_GOODBYE if politely else 0)
         for connection in closing:
-            hang_up(connection.request)
+            if connection.request.transport is not None:
+                connection.request.transport.close()
