@@ -1,8 +1,7 @@
 """DingTalk's side of the calls: who may call, what a call does, and its response.
 
-Each row of :data:`ROUTES` is one call; its function returns the body of a success. An error is a
-:class:`RefusalError`; if DingTalk's documentation does not name the error of an input, it is the nearest
-documented one.
+Each row of :data:`ROUTES` is one call. Its method returns the body of a success, or raises an error: the
+nearest documented one, if DingTalk's documentation names none for an input.
 """
 
 import json
@@ -93,19 +92,16 @@ def _page(call: Call, key: str, items: list[Any], most: int = _PAGE, has_more: b
 class Calls(Meetings):
     """What the calls do."""
 
-    def _token(self, app: App) -> Any:
-        return {"accessToken": self.issue_token(app), "expireIn": math.ceil(self.token_lifetime)}
-
     def _internal_token(self, call: Call) -> Any:
         app = _app("invalidClientIdOrSecret", *_fields(call, "appKey", "appSecret"), third_party=False)
-        return self._token(app)
+        return {"accessToken": self.issue_token(app), "expireIn": math.ceil(self.token_lifetime)}
 
     def _corp_token(self, call: Call) -> Any:
         key, secret, corp_id, ticket = _fields(call, "suiteKey", "suiteSecret", "authCorpId", "suiteTicket")
         app = _app("invalidSuiteKey", key, secret, third_party=True)
         _require(ticket == self.suite_ticket, "invalidSuiteTicket")
         _require(corp_id == CORP_ID, "invalidAuthInfo")
-        return self._token(app)
+        return {"accessToken": self.issue_token(app), "expireIn": math.ceil(self.token_lifetime)}
 
     def _unified_token(self, call: Call) -> Any:
         client_id, secret, grant_type = _fields(call, "client_id", "client_secret", "grant_type")
@@ -117,10 +113,9 @@ class Calls(Meetings):
         return {"access_token": self.issue_token(app), "expires_in": math.ceil(self.token_lifetime)}
 
     def _meeting(self, call: Call, code: str) -> Conference:
-        try:
-            return self.conference(str(call.conference_id))
-        except KeyError:
-            raise RefusalError(error(code)) from None
+        conference_id = str(call.conference_id)
+        _require(conference_id in RESERVED or conference_id in self.conferences, code)
+        return self.conference(conference_id)
 
     def _create(self, call: Call) -> Any:
         sent = _object(call)
@@ -205,7 +200,7 @@ class Calls(Meetings):
         within_quota = self.quota is None or self._used <= self.quota
         _require(within_quota, "Forbidden.AccessDenied.ApiCountLimitForOrg")
         api_of_app = self._client_id(route, call), route
-        if self.calls_per_second is not None:
+        if (limit := self.calls_per_second) is not None:
             moment = self.clock()
             recent = [before for before in self._recent.get(api_of_app, []) if before + 1 > moment]
             # DingTalk names whole seconds: the limit is over when the one it names has come.
@@ -213,8 +208,7 @@ class Calls(Meetings):
             message = (
                 f"接口调用超过频率限制，限制将在 {datetime.fromtimestamp(end, _CHINA):%Y-%m-%d %H:%M:%S} 结束"
             )
-            below = len(recent) < self.calls_per_second
-            _require(below, "Forbidden.AccessDenied.QpsLimitForAppkeyAndApi", message)
+            _require(len(recent) < limit, "Forbidden.AccessDenied.QpsLimitForAppkeyAndApi", message)
             self._recent[api_of_app] = [*recent, moment]
         # A new meeting has no id: its creator's decides.
         creator = _object(call).get("userId") if call.name == "create" else None
@@ -225,10 +219,9 @@ class Calls(Meetings):
         if route.scope is None:
             body = _object(call, "invalidParameter")
             return str([body[key] for key in ("appKey", "suiteKey", "client_id", "clientId") if key in body])
-        token = call.header(TOKEN_HEADER)
         message = f"{TOKEN_HEADER} is mandatory for this action."
-        app = self.token_app(_require(token, "AuthenticationFailed.MissingParameter", message))
-        app = _require(app, "InvalidAuthentication")
+        token = _require(call.header(TOKEN_HEADER), "AuthenticationFailed.MissingParameter", message)
+        app = _require(self.token_app(token), "InvalidAuthentication")
         if not app.permitted:
             raise RefusalError(denied(route.scope))
         return app.client_id

@@ -55,8 +55,7 @@ class Response:
     """What goes back over the wire.
 
     :param status: the HTTP status; 0 stands for no response: the connection closes.
-    :param body: a JSON value; text and bytes are sent unchanged. ``{requestid}`` in it becomes the request
-        id of the call.
+    :param body: a JSON value; text and bytes are sent unchanged. ``{requestid}`` becomes the request id.
     :param complete: if False, the connection closes after half the body.
     """
 
@@ -78,13 +77,14 @@ class Response:
         body = self.body if raw else json.dumps(self.body, ensure_ascii=False)
         if isinstance(body, str):
             body = body.replace(REQUEST_ID, request_id).encode(errors="replace")
-        usual = {"Content-Type": f"{'text/html' if raw else 'application/json'}; charset=utf-8"}
-        headers = {**usual, "Content-Length": str(len(body)), **self.headers}
-        part = body if self.complete else body[: len(body) // 2]
-        response = web.Response(status=self.status, body=part, headers=headers)
-        if not self.complete:
-            response.force_close()
-        return response
+        content_type = f"{'text/html' if raw else 'application/json'}; charset=utf-8"
+        headers = {"Content-Type": content_type, **self.headers}
+        if self.complete:
+            return web.Response(status=self.status, body=body, headers=headers)
+        headers["Content-Length"] = str(len(body))
+        half = web.Response(status=self.status, body=body[: len(body) // 2], headers=headers)
+        half.force_close()
+        return half
 
 
 def error(code: str, message: str | None = None, **details: Any) -> Response:
@@ -159,9 +159,9 @@ _Pattern = Annotated[str, AfterValidator(_pattern)]
 _Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 # RFC 9110, 5.1. The sandbox itself sends the length of the body.
 _Header = Annotated[
-    str, Field(pattern=r"(?i)^(?!(content-length|transfer-encoding)$)[!#$%&'*+\-.^_`|~0-9a-z]+$")
+    str, Field(pattern=r"(?i)^(?!(content-length|transfer-encoding)\Z)[!#$%&'*+\-.^_`|~0-9a-z]+\Z")
 ]
-_Line = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]*$")]
+_Line = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]*\Z")]
 
 
 @checked(frozen=True, kw_only=True, config=ConfigDict(strict=True, extra="forbid", regex_engine="python-re"))
@@ -219,7 +219,6 @@ class Fault:
 
 
 Status = Literal["not_started", "started", "ended"]  # of a meeting
-
 SLOW: Final = "sandbox-slow"
 
 

@@ -97,11 +97,11 @@ class Conference:
             known |= {"endTime": self.end_time, "confDuration": self.end_time - self.start_time}
         return {name: known[name] for name in FIELDS[call].split() if name in known}
 
-    def member(self, user: str) -> dict[str, Any]:
+    def member(self, user: str, id_field: str = "unionId") -> dict[str, Any]:
         """Return what DingTalk says about somebody who is or was in the meeting."""
         joined, left = self.joined[user], self.left.get(user)
         return {
-            "unionId": user,
+            id_field: user,
             "userNick": user,
             "conferenceId": self.conference_id,
             "attendStatus": _HAS_LEFT if left else _IN_MEETING,
@@ -214,6 +214,5 @@ class Meetings(Streams):
         if user is None:
             about["openConfModel"] = conference.described("event")
         else:
-            known = conference.member(user)
-            about["openMemberModels"] = [{"userId": known.pop("unionId"), **known}]
+            about["openMemberModels"] = [conference.member(user, "userId")]
         self.push_event(SCENES[scene], about)

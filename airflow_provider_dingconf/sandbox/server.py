@@ -54,8 +54,7 @@ class Sandbox(calls.Calls):
     def __exit__(self, *exc_info: object) -> None:
         """Stop, break off the responses under way, and end all faults, bans included."""
         with self.lock:
-            if self._loop is not None:
-                self._loop.call_soon_threadsafe(self._stopped.set)
+            self._soon(self._stopped.set)
             self._loop = None
         self._thread.join()
         self.heal()
@@ -122,7 +121,7 @@ class Sandbox(calls.Calls):
         call.name = "unlock" if unlocks else route.name
         call.parameters = {**request.query, **parameters}
         call.conference_id = parameters.get("conferenceId")
-        self.calls.append(call)
+        self._calls.append(call)
         response = await _through(self.take_fault(call), partial(self._respond, route, call))
         call.status, call.code = response.status or None, response.code
         if self.on_call is not None:

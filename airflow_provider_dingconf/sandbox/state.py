@@ -32,7 +32,6 @@ INTERNAL_APP: Final = App("dingsandboxapp", "sandbox-app-secret")
 THIRD_PARTY_APP: Final = App("suitesandboxapp", "sandbox-suite-secret", third_party=True)
 UNPERMITTED_APP: Final = App("dingsandboxunpermitted", "sandbox-unpermitted-secret", permitted=False)
 APPS: Final = {app.client_id: app for app in (INTERNAL_APP, THIRD_PARTY_APP, UNPERMITTED_APP)}
-
 Kind = Literal["internal", "third_party", "unified", "static_token", "unpermitted"]
 KINDS: Final[Mapping[Kind, tuple[App, Callable[[Any], dict[str, Any]]]]] = {
     "internal": (INTERNAL_APP, lambda _: {}),
@@ -40,8 +39,7 @@ KINDS: Final[Mapping[Kind, tuple[App, Callable[[Any], dict[str, Any]]]]] = {
     "unified": (INTERNAL_APP, lambda _: {"corp_id": CORP_ID}),
     "static_token": (App("", ""), lambda box: {"access_token": box.issue_token()}),
     "unpermitted": (UNPERMITTED_APP, lambda _: {}),
-}
-"""The app of each kind of connection, and its ``extra``."""
+}  # the app of each kind of connection, and its ``extra``
 
 
 class Shared:
@@ -82,7 +80,7 @@ class State(Shared):
 
     def __post_init__(self) -> None:
         self.lock = threading.RLock()
-        self.calls: list[Call] = []  # in order of arrival, without those of the control interface
+        self._calls: list[Call] = []
         self.tickets: dict[str, tuple[App, float]] = {}  # for event streams: the app, and when it expires
         self._tokens: dict[str, tuple[App, float]] = {}  # the same for access tokens
         self._faults: list[tuple[Fault, float, list[Call]]] = []  # when each ends, and what it has hit
@@ -142,10 +140,15 @@ class State(Shared):
         succeeds = fault and fault.times and self._failures[conference_id] % (fault.times + 1) == 0
         return None if succeeds else fault
 
+    @property
+    def calls(self) -> list[Call]:
+        """Every call until now, in order of arrival, without those of the control interface."""
+        return list(self._calls)
+
     def calls_of(self, *names: str) -> list[Call]:
         """Return the calls with these names (see ``faults.CallName``)."""
-        return [call for call in self.calls if call.name in names]
+        return [call for call in self._calls if call.name in names]
 
     def clear(self) -> None:
         """Forget the calls until now."""
-        self.calls = []
+        self._calls.clear()

@@ -9,7 +9,7 @@ import asyncio
 import json
 import time
 import uuid
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -134,7 +134,7 @@ class Streams(State):
         for app, waiting in self._waiting.items():
             if event_type != SUITE_TICKET or app == THIRD_PARTY_APP:
                 self.events.append(Event(event_type, data or {}, app, event_id, corp_id))
-                self._soon(waiting.put, self.events[-1])
+                self._soon(waiting.put_nowait, self.events[-1])
         return event_id
 
     def renew_suite_ticket(self) -> str:
@@ -150,12 +150,12 @@ class Streams(State):
 
     def disconnect_streams(self, *, politely: bool = True) -> None:
         """Close the connections to event streams: announced as by DingTalk, or as by a broken network."""
-        self._soon(self._disconnect, politely)
+        self._soon(lambda: asyncio.ensure_future(self._disconnect(politely)))
 
-    def _soon(self, work: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
+    def _soon(self, work: Callable[..., object], *args: Any) -> None:
         """Do something in the server's loop, if it runs."""
         if self._loop is not None:
-            self._loop.call_soon_threadsafe(lambda: asyncio.ensure_future(work(*args)))
+            self._loop.call_soon_threadsafe(work, *args)
 
     def _resume(self) -> None:
         """Go on to push what an earlier run of the server left."""

@@ -189,6 +189,8 @@ def test_an_answer_can_break_off_in_the_middle(sandbox: Sandbox, caller: Caller)
         {"status": "500"},
         {"headers": {"Retry-After": 5}},
         {"headers": {"X": "a\r\nY: b"}},
+        {"headers": {"X": "a\n"}},
+        {"headers": {"X\n": "a"}},
         {"headers": {"a b": "c"}},
         {"headers": {"Content-Length": "5"}},
         {"headers": {"transfer-Encoding": "chunked"}},
