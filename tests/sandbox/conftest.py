@@ -13,6 +13,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 CONFERENCES = "/v1.0/conference/videoConferences"
+OPEN = "/v1.0/gateway/connections/open"
+STREAM = {
+    "clientId": Sandbox.client_id,
+    "clientSecret": Sandbox.client_secret,
+    "subscriptions": [{"type": "EVENT", "topic": "*"}],
+}
 TOKEN_HEADER = "x-acs-dingtalk-access-token"
 
 

@@ -87,6 +87,12 @@ def test_secrets_and_tokens_are_masked_on_the_screen_and_whole_for_tests(
         ("POST", "/events", {"event_type": ""}, (400, "event_type: it is empty")),
         ("POST", "/events", {"event_type": "a", "data": []}, (400, "data: Input should be a valid dict")),
         ("POST", "/events", {"event_type": "a", "kind": "a"}, (400, "kind: Unexpected keyword")),
+        (
+            "POST",
+            "/streams/disconnect",
+            {"politely": "no"},
+            (400, "politely: Input should be a valid boolean"),
+        ),
         ("POST", "/fault", {}, (404, "POST /sandbox/faults")),
         ("PATCH", "/calls", None, (404, "GET /sandbox/calls")),
         ("GET", "", None, (404, "GET /sandbox/calls")),

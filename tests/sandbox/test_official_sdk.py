@@ -147,16 +147,23 @@ def test_the_sdk_creates_a_meeting_lists_its_members_and_closes_it(sandbox: Sand
     assert (created.room_code, created.host_password) == (meeting.room_code, meeting.host_password)
     for user in ("chris", "ann"):
         sandbox.join(created.conference_id, user)
-    sandbox.leave(created.conference_id, "ann")
+    for user in ("ann", "nobody"):
+        sandbox.leave(created.conference_id, user)
 
     page = call(sandbox, "query_conference_members", created.conference_id, max_results=1).body
     assert (page.total_count, page.next_token) == (2, "1")
     (host,) = page.member_models
-    assert (host.union_id, host.host, host.attend_status) == ("chris", True, 3)
+    assert (host.union_id, host.host, host.attend_status, host.leave_time) == ("chris", True, 3, None)
+    _, left = call(
+        sandbox, "query_conference_members", created.conference_id, max_results=9
+    ).body.member_models
+    assert (left.union_id, left.host, left.attend_status) == ("ann", False, 6)
+    assert left.leave_time - left.join_time == left.duration
 
     closed = call(sandbox, "close_video_conference", created.conference_id, union_id="chris")
     assert closed.body.code == 200
     assert meeting.status == "ended"
+    assert meeting.left.keys() == {"chris", "ann"}
     with pytest.raises(TeaException, match="resourceClose"):
         call(sandbox, "close_video_conference", created.conference_id, union_id="chris")
 

@@ -6,7 +6,7 @@ import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPConnection
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import requests
@@ -14,9 +14,6 @@ import requests
 from airflow_provider_dingconf.sandbox import Fault, Sandbox
 
 from .conftest import TOKEN_HEADER, Caller, code
-
-if TYPE_CHECKING:
-    from conftest import Certificates
 
 
 def test_every_call_is_recorded_as_it_came_over_the_wire(sandbox: Sandbox) -> None:
@@ -154,14 +151,3 @@ def test_single_fields_of_a_connection_can_be_other_ones(sandbox: Sandbox) -> No
     other = {"host": "127.0.0.1", "port": 1, "schema": "http", "password": "p@/s", "extra": {"timeout": 3}}
     expected = f"dingtalk://{sandbox.client_id}:p%40%2Fs@127.0.0.1:1/http?__extra__=%7B%22timeout%22%3A+3%7D"
     assert sandbox.connection_uri(**other) == expected
-
-
-def test_it_serves_https_on_demand(tls_sandbox: Sandbox, certificates: Certificates) -> None:
-    with Caller(tls_sandbox) as caller:
-        assert tls_sandbox.url.startswith("https://")
-        with pytest.raises(requests.exceptions.SSLError):
-            caller.lock("sandbox-open", verify=True)
-        assert tls_sandbox.calls == []
-        assert caller.lock("sandbox-open", verify=certificates.authority).json() == {"success": True}
-        with pytest.raises(requests.ConnectionError):
-            caller.lock("sandbox-connectionLost", verify=certificates.authority)

@@ -11,9 +11,9 @@ from urllib.parse import quote
 import aiohttp
 import pytest
 
-from airflow_provider_dingconf.sandbox import Fault, Sandbox
+from airflow_provider_dingconf.sandbox import Sandbox
 
-from .conftest import Caller, Clock, code
+from .conftest import OPEN, STREAM, Caller, Clock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -34,20 +34,9 @@ async def until(condition: Callable[[], object]) -> None:
         await asyncio.sleep(0.01)
 
 
-def ask(caller: Caller, **changes: Any) -> Any:
-    """Ask for the address of a stream."""
-    body = {
-        "clientId": Sandbox.client_id,
-        "clientSecret": Sandbox.client_secret,
-        "subscriptions": [{"type": "EVENT", "topic": "*"}],
-        "ua": "test",
-    }
-    return caller.call("POST", "/v1.0/gateway/connections/open", {**body, **changes})
-
-
 def url(caller: Caller, **changes: Any) -> str:
     """Return an address to connect to once."""
-    address = ask(caller, **changes).json()
+    address = caller.call("POST", OPEN, STREAM | changes).json()
     return f"{address['endpoint']}?ticket={quote(address['ticket'])}"
 
 
@@ -87,44 +76,14 @@ async def connected(caller: Caller, **changes: Any) -> Any:
         yield Client(socket)
 
 
-def test_credentials_get_an_address_with_a_new_ticket(sandbox: Sandbox, caller: Caller) -> None:
-    first, second = ask(caller).json(), ask(caller).json()
-    assert first["endpoint"] == f"ws://127.0.0.1:{sandbox.port}/connect"
-    assert first["ticket"] != second["ticket"]
-
-
-@pytest.mark.parametrize(
-    ("changes", "refusal"),
-    [
-        ({"clientSecret": "wrong"}, (401, "authFailed")),
-        ({"clientId": "nobody"}, (401, "authFailed")),
-        ({"clientId": None}, (400, "MissingclientId")),
-        ({"clientSecret": None}, (400, "MissingclientSecret")),
-        ({"subscriptions": None}, (400, "Missingsubscriptions")),
-    ],
-    ids=str,
-)
-def test_wrong_and_missing_credentials_get_none(
-    caller: Caller, changes: Any, refusal: tuple[int, str]
-) -> None:
-    assert code(ask(caller, **changes)) == refusal
-
-
 async def test_a_ticket_admits_once_until_it_expires_and_no_other_does(clock: Clock, caller: Caller) -> None:
     first, second = [await asyncio.to_thread(url, caller) for _ in range(2)]
+    assert first.startswith(f"ws://127.0.0.1:{caller.sandbox.port}/connect?ticket=")
     assert [await connect(first), await connect(first)] == [101, 401]
     clock.now += 90.0
     assert await connect(second) == 401
     for query in ("", "?ticket=", "?ticket=guessed"):
         assert await connect(second.partition("?")[0] + query) == 401
-
-
-async def test_a_connection_goes_through_a_fault(sandbox: Sandbox, caller: Caller) -> None:
-    sandbox.fail(Fault(call="stream", code="systemError", times=1))
-    sandbox.fail(Fault(call="connect", status=503, times=1))
-    assert code(await asyncio.to_thread(ask, caller)) == (500, "systemError")
-    address = await asyncio.to_thread(url, caller)
-    assert [await connect(address), await connect(address)] == [503, 101]
 
 
 async def test_a_meeting_pushes_an_event_once_for_each_thing_that_happens(
@@ -156,56 +115,34 @@ async def test_a_meeting_pushes_an_event_once_for_each_thing_that_happens(
     assert numbers == sorted(set(numbers))
 
 
-async def test_an_acknowledged_event_does_not_come_again(sandbox: Sandbox, caller: Caller) -> None:
-    async with connected(caller) as client:
-        sandbox.push_event("anything", {"a": 1})
-        await client.event()
-        await until(lambda: sandbox.events[0].acknowledged)
-        await asyncio.sleep(3 * SOON)
-        assert sandbox.events[0].deliveries == 1
-
-
-@pytest.mark.parametrize("status", ["LATER", None])
-async def test_an_event_put_off_or_not_acknowledged_comes_again_as_another_message(
-    sandbox: Sandbox, caller: Caller, status: str | None
-) -> None:
-    async with connected(caller) as client:
-        event_id = sandbox.push_event("anything", {})
-        (first, _), (second, _) = await client.event(status), await client.event()
-        assert first["eventId"] == second["eventId"] == event_id
-        assert first["messageId"] != second["messageId"]
-        await until(lambda: sandbox.events[0].acknowledged)
-        assert sandbox.events[0].acknowledgements == [*([status] if status else []), "SUCCESS"]
-
-
-async def test_a_message_that_acknowledges_nothing_is_ignored(sandbox: Sandbox, caller: Caller) -> None:
-    async with connected(caller) as client:
-        for text in ("x", "[]", '{"headers": {"messageId": []}}', "[" * 100_000):
-            await client.socket.send_str(text)
-        sandbox.push_event("anything", {})
-        await client.event()
-        await until(lambda: sandbox.events[0].acknowledged)
-
-
 async def test_what_a_closed_connection_did_not_acknowledge_comes_first_over_the_next(
     sandbox: Sandbox, caller: Caller
 ) -> None:
     async with connected(caller) as client:
         sandbox.push_event("anything", {"number": 1})
-        await client.event(None)
+        before, _ = await client.event(None)
     await until(lambda: not sandbox.streams)
     sandbox.push_event("anything", {"number": 2})
     async with connected(caller) as client:
-        assert [(await client.event())[1]["number"] for _ in range(2)] == [1, 2]
+        (first, one), (_, two) = await client.event(), await client.event()
+    assert (one["number"], two["number"]) == (1, 2)
+    assert first["eventId"] == before["eventId"]
+    assert first["messageId"] != before["messageId"]
 
 
-async def test_an_event_goes_to_one_of_an_apps_connections(sandbox: Sandbox, caller: Caller) -> None:
+async def test_an_event_goes_to_one_of_an_apps_connections_until_it_is_acknowledged(
+    sandbox: Sandbox, caller: Caller
+) -> None:
     async with connected(caller) as one, connected(caller) as other:
+        for text in ("x", "[]", '{"headers": {"messageId": []}}', "[" * 100_000):
+            await one.socket.send_str(text)  # what acknowledges nothing is ignored
         for number in range(4):
             sandbox.push_event("anything", {"number": number})
         numbers = [(await client.event())[1]["number"] for client in (one, other) * 2]
         assert sorted(numbers) == [0, 1, 2, 3]
         await until(lambda: all(event.acknowledged for event in sandbox.events))
+        await asyncio.sleep(3 * SOON)
+        assert {event.deliveries for event in sandbox.events} == {1}
 
 
 async def test_each_app_that_asks_gets_its_own_copy_and_only_a_third_party_app_suite_tickets(

@@ -10,7 +10,7 @@ import pytest
 
 from airflow_provider_dingconf.sandbox import Sandbox
 
-from .conftest import CONFERENCES, TOKEN_HEADER, Caller, Clock, code
+from .conftest import CONFERENCES, OPEN, STREAM, TOKEN_HEADER, Caller, Clock, code
 
 INTERNAL = "/v1.0/oauth2/accessToken"
 CORP = "/v1.0/oauth2/corpAccessToken"
@@ -36,24 +36,6 @@ INVALID = (400, "InvalidAuthentication")
 
 
 @pytest.mark.parametrize(
-    ("path", "body", "token", "lifetime"),
-    [
-        (INTERNAL, APP, "accessToken", "expireIn"),
-        (CORP, SUITE, "accessToken", "expireIn"),
-        (UNIFIED, CLIENT, "access_token", "expires_in"),
-        (UNIFIED, SUITE_CLIENT, "access_token", "expires_in"),
-    ],
-)
-def test_each_kind_of_app_gets_a_token_that_works(
-    caller: Caller, path: str, body: dict[str, str], token: str, lifetime: str
-) -> None:
-    response = caller.call("POST", path, body)
-    assert (response.status_code, response.json()[lifetime]) == (200, 7200)
-    caller.headers[TOKEN_HEADER] = response.json()[token]
-    assert caller.lock("sandbox-open").status_code == 200
-
-
-@pytest.mark.parametrize(
     ("path", "body", "refusal"),
     [
         (INTERNAL, APP | {"appSecret": "wrong"}, (400, "invalidClientIdOrSecret")),
@@ -72,6 +54,11 @@ def test_each_kind_of_app_gets_a_token_that_works(
         (UNIFIED, CLIENT | {"grant_type": "password"}, (400, "unsupported.grant.type")),
         (OTHER_CORP, CLIENT, (401, "unauthorized.client")),
         (OTHER_CORP, CLIENT | {"client_id": "forged"}, (500, "unknownError")),
+        (OPEN, STREAM | {"clientSecret": "wrong"}, (401, "authFailed")),
+        (OPEN, STREAM | {"clientId": "nobody"}, (401, "authFailed")),
+        (OPEN, STREAM | {"clientId": None}, (400, "MissingclientId")),
+        (OPEN, STREAM | {"clientSecret": None}, (400, "MissingclientSecret")),
+        (OPEN, STREAM | {"subscriptions": None}, (400, "Missingsubscriptions")),
     ],
 )  # fmt: skip
 def test_wrong_credentials_get_the_documented_error(
@@ -155,7 +142,3 @@ def test_each_app_has_its_own_rate_limit_for_each_api(clock: Clock) -> None:
         assert caller.call("POST", UNIFIED, CLIENT).status_code == 200
         assert code(caller.call("POST", UNIFIED, CLIENT)) == RATE
         assert caller.call("POST", INTERNAL, APP).status_code == 200
-
-
-def test_the_sandbox_has_no_limit_by_default(caller: Caller) -> None:
-    assert {caller.lock("sandbox-open").status_code for _ in range(60)} == {200}
