@@ -9,8 +9,9 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from contextlib import redirect_stdout
-from typing import TYPE_CHECKING
+from typing import Any
 
 import pytest
 import requests
@@ -20,9 +21,6 @@ from airflow_provider_dingconf.sandbox.__main__ import main
 from airflow_provider_dingconf.sandbox.faults import listing
 
 from .conftest import CONFERENCES
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 URL = re.compile(r"http://127\.0\.0\.1:\d+")
 
@@ -85,15 +83,13 @@ def test_it_prints_a_line_for_each_call_unless_quiet(signals_restored: None, qui
         assert "unknown: GET /%C3%A9 -> no response" in lines[1]
 
 
-def test_a_port_in_use_is_one_clear_line(
-    signals_restored: None, sandbox: Sandbox, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_port_in_use_is_one_clear_line(signals_restored: None, sandbox: Sandbox, capsys: Any) -> None:
     assert main(["--port", str(sandbox.port)]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"Port {sandbox.port}: Address already in use")
 
 
-def test_the_help_lists_what_can_be_rehearsed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_help_lists_what_can_be_rehearsed(capsys: Any) -> None:
     with pytest.raises(SystemExit):
         main(["--help"])
     text = capsys.readouterr().out
@@ -106,7 +102,7 @@ def test_the_help_lists_what_can_be_rehearsed(capsys: pytest.CaptureFixture[str]
     "arguments",
     ["--port 70000", "--port x", "--token-lifetime 0", "--slow nan", "--slow inf", "--quota 0", "--calls-per-second x"],
 )  # fmt: skip
-def test_an_invalid_argument_is_refused_by_name(arguments: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_invalid_argument_is_refused_by_name(arguments: str, capsys: Any) -> None:
     with pytest.raises(SystemExit):
         main(arguments.split())
     assert f"error: argument {arguments.partition(' ')[0]}: Input should be" in capsys.readouterr().err

@@ -213,7 +213,7 @@ WITH_END = {"query_conference_info", "query_conference_info_by_room_code", "quer
 
 
 @pytest.mark.parametrize(("name", "method", "path"), sdk_calls(), ids=lambda value: value)
-def test_each_response_has_exactly_the_fields_that_the_sdk_knows(
+def test_each_response_has_exactly_the_fields_the_sdk_knows(
     sandbox: Sandbox, name: str, method: str, path: str
 ) -> None:
     for identity in ("m", "other"):

@@ -58,7 +58,7 @@ def test_calls_are_found_by_name_and_forgotten_on_demand(sandbox: Sandbox, calle
         *[("POST", path, True) for path in ("/", "/topapi/user/get", "/v1")],
     ],
 )
-def test_an_unknown_path_or_method_gets_dingtalks_error_for_it(
+def test_an_unknown_path_or_method_gets_its_error(
     caller: Caller, method: str, path: str, old_form: bool
 ) -> None:
     response = caller.call(method, path, {})
@@ -102,7 +102,7 @@ def test_nothing_is_left_of_a_sandbox_that_ended_and_it_can_come_back_on_its_por
         assert caller.lock("sandbox-open").json() == {"success": True}
 
 
-def test_it_listens_on_the_loopback_address_only_and_a_port_in_use_is_an_error(sandbox: Sandbox) -> None:
+def test_it_listens_on_a_free_port_of_the_loopback_address_only(sandbox: Sandbox) -> None:
     assert sandbox.url == f"http://127.0.0.1:{sandbox.port}"
     with pytest.raises(ConnectionRefusedError):
         socket.create_connection(("127.0.0.2", sandbox.port), timeout=60)
@@ -120,9 +120,7 @@ CONNECTIONS = {
 
 @pytest.mark.parametrize("kind", [*CONNECTIONS, "static_token"])
 @pytest.mark.parametrize("extra", [{}, {"timeout": 3}], ids=str)
-def test_airflow_reads_the_same_from_the_uri_and_from_the_json(
-    sandbox: Sandbox, kind: Any, extra: dict[str, Any]
-) -> None:
+def test_airflow_reads_the_same_from_the_uri_and_the_json(sandbox: Sandbox, kind: Any, extra: Any) -> None:
     connection = pytest.importorskip("airflow.models.connection").Connection
     fields = sandbox.connection(kind, extra=extra)
     assert kind == "static_token" or fields["extra"] == CONNECTIONS[kind] | extra

@@ -62,12 +62,12 @@ INVALID = (400, "InvalidAuthentication")
     ],
 )  # fmt: skip
 def test_wrong_credentials_get_the_documented_error(
-    caller: Caller, path: str, body: Any, refusal: tuple[int, str]
+    caller: Caller, path: str, body: Any, refusal: Any
 ) -> None:
     assert code(caller.call("POST", path, body)) == refusal
 
 
-def test_a_token_request_renews_the_token_of_an_internal_app_and_makes_a_third_party_app_a_new_one(
+def test_an_internal_app_keeps_its_token_and_a_third_party_app_gets_a_new_one(
     clock: Clock, caller: Caller
 ) -> None:
     token = caller.headers[TOKEN_HEADER]
@@ -80,9 +80,7 @@ def test_a_token_request_renews_the_token_of_an_internal_app_and_makes_a_third_p
     assert code(caller.lock("sandbox-open")) == INVALID
 
 
-def test_a_token_that_is_expired_revoked_unknown_or_missing_is_refused(
-    sandbox: Sandbox, caller: Caller
-) -> None:
+def test_an_expired_revoked_unknown_or_missing_token_is_refused(sandbox: Sandbox, caller: Caller) -> None:
     for end in (sandbox.expire_tokens, sandbox.revoke_tokens):
         end()
         assert code(caller.lock("sandbox-open")) == INVALID
@@ -94,9 +92,7 @@ def test_a_token_that_is_expired_revoked_unknown_or_missing_is_refused(
     assert code(caller.lock("sandbox-open")) == (400, "AuthenticationFailed.MissingParameter")
 
 
-def test_an_app_without_the_permission_points_may_make_no_conference_call(
-    sandbox: Sandbox, caller: Caller
-) -> None:
+def test_an_app_without_permission_may_make_no_conference_call(sandbox: Sandbox, caller: Caller) -> None:
     fields = sandbox.connection("unpermitted")
     app = {"appKey": fields["login"], "appSecret": fields["password"]}
     caller.headers[TOKEN_HEADER] = caller.call("POST", INTERNAL, app).json()["accessToken"]
