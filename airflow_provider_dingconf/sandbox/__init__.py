@@ -11,10 +11,10 @@ every call. If DingTalk's documentation is silent, it is strict. It imports neit
 From a shell: ``python -m airflow_provider_dingconf.sandbox``.
 """
 
-from airflow_provider_dingconf.sandbox.faults import RESERVED, Fault, Reserved
+from airflow_provider_dingconf.sandbox.faults import RESERVED, Call, Fault, Reserved
 from airflow_provider_dingconf.sandbox.meetings import Conference
 from airflow_provider_dingconf.sandbox.server import Sandbox
-from airflow_provider_dingconf.sandbox.state import App, Call
+from airflow_provider_dingconf.sandbox.state import App
 from airflow_provider_dingconf.sandbox.stream import Event
 
 __all__ = ["RESERVED", "App", "Call", "Conference", "Event", "Fault", "Reserved", "Sandbox"]

@@ -1,49 +1,38 @@
 """The sandbox from a shell: ``python -m airflow_provider_dingconf.sandbox``."""
 
-from __future__ import annotations
-
 import argparse
 import signal
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from functools import partial
+from typing import Annotated, Any, Final
 
 from pydantic import Field, FiniteFloat, PositiveInt, TypeAdapter, ValidationError
 
-from airflow_provider_dingconf.sandbox.faults import listing
+from airflow_provider_dingconf.sandbox.faults import Call, listing
 from airflow_provider_dingconf.sandbox.server import Sandbox
-from airflow_provider_dingconf.sandbox.state import REDELIVERY, TOKEN_LIFETIME
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    from airflow_provider_dingconf.sandbox.state import Call
-
-
-def _read(kind: Any) -> Callable[[str], Any]:
-    """Return a function that reads a value of a type from the command line."""
-
-    def read(text: str) -> Any:
-        try:
-            return TypeAdapter(kind).validate_python(text)
-        except ValidationError as error:
-            raise argparse.ArgumentTypeError(error.errors()[0]["msg"]) from None
-
-    return read
-
-
-_SECONDS: Final = Annotated[FiniteFloat, Field(gt=0)]
 _PORT: Final = Annotated[int, Field(ge=0, le=65535)]
+_SECONDS: Final = Annotated[FiniteFloat, Field(gt=0)]
 _OPTIONS: Final = (
-    ("port", "N", _PORT, 8790, "port to listen on, 0 for any free one (%(default)s)"),
-    ("token-lifetime", "SECONDS", _SECONDS, TOKEN_LIFETIME, "lifetime of an access token (%(default)g)"),
-    ("slow", "SECONDS", _SECONDS, 5.0, "time until sandbox-slow gets its response (%(default)g)"),
-    ("redelivery", "SECONDS", _SECONDS, REDELIVERY, "time until an event is delivered again (%(default)g)"),
-    ("quota", "N", PositiveInt, None, "calls until the organisation's quota is used up (no limit)"),
-    ("calls-per-second", "N", PositiveInt, None, "calls a second of one app to one API (no limit)"),
+    ("port", "N", _PORT, "port to listen on, 0 for any free one"),
+    ("token-lifetime", "SECONDS", _SECONDS, "lifetime of an access token"),
+    ("slow", "SECONDS", _SECONDS, "time until sandbox-slow gets its response"),
+    ("redelivery", "SECONDS", _SECONDS, "time until an event is delivered again"),
+    ("quota", "N", PositiveInt, "calls until the organisation's quota is used up"),
+    ("calls-per-second", "N", PositiveInt, "calls a second of one app to one API"),
 )
+
+
+def _read(kind: Any, text: str) -> Any:
+    """Return a value of a type that stands on the command line."""
+    try:
+        return TypeAdapter(kind).validate_python(text)
+    except ValidationError as error:
+        raise argparse.ArgumentTypeError(error.errors()[0]["msg"]) from None
 
 
 def parser() -> argparse.ArgumentParser:
@@ -55,8 +44,11 @@ def parser() -> argparse.ArgumentParser:
         epilog=f"meeting ids that always behave the same way:\n{rows}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    for name, metavar, kind, default, text in _OPTIONS:
-        found.add_argument(f"--{name}", metavar=metavar, type=_read(kind), default=default, help=text)
+    for name, metavar, kind, about in _OPTIONS:
+        default = 8790 if name == "port" else getattr(Sandbox, name.replace("-", "_"))
+        text = f"{about} ({'no limit' if default is None else '%(default)g'})"
+        read = partial(_read, kind)
+        found.add_argument(f"--{name}", metavar=metavar, type=read, default=default, help=text)
     found.add_argument("--quiet", action="store_true", help="print no line for each call")
     return found
 
@@ -93,11 +85,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         # A shell starts a background job with SIGINT ignored.
         signal.signal(stop, signal.default_int_handler)
     try:
-        with Sandbox(**options, on_call=on_call) as sandbox:
+        with suppress(KeyboardInterrupt), Sandbox(**options, on_call=on_call) as sandbox:
             print(welcome(sandbox), flush=True)
             threading.Event().wait()
-    except KeyboardInterrupt:
-        pass
     except OSError as error:
         print(f"Port {options['port']}: {error.strerror}.", file=sys.stderr)
         return 1

@@ -1,54 +1,52 @@
 """DingTalk's side of the calls: who may call, what a call does, and its response.
 
-Each row of :data:`ROUTES` is one call; its method returns the body of a success. An error is a
-:class:`RefusalError`; if DingTalk's documentation does not name the error of an input, it is the nearest
-documented one.
+Each row of :data:`ROUTES` is one call. Its method returns the body of a success, or raises an error: the
+nearest documented one, if DingTalk's documentation names none for an input.
 """
-
-from __future__ import annotations
 
 import json
 import math
 import re
 import time
 import uuid
+from collections.abc import Callable, Iterator, Mapping
 from datetime import datetime, timedelta, timezone
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn
+from pathlib import Path
+from typing import Any, Final, NamedTuple, TypeVar
 
 from airflow_provider_dingconf.dingtalk.calls import TOKEN_HEADER
-from airflow_provider_dingconf.sandbox.faults import RESERVED, UNKNOWN_PATH, Response, denied, error
-from airflow_provider_dingconf.sandbox.meetings import Conference, Meetings, describe, member
-from airflow_provider_dingconf.sandbox.state import APPS, CORP_ID, App, Call
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
-
-    from airflow_provider_dingconf.sandbox.faults import Fault
+from airflow_provider_dingconf.sandbox.faults import RESERVED, RESPONSES, Call, Fault, Response, denied, error
+from airflow_provider_dingconf.sandbox.meetings import Conference, Meetings
+from airflow_provider_dingconf.sandbox.state import APPS, CORP_ID, App
 
 SWITCHING: Final = 101  # the HTTP status of a call that goes on as a WebSocket
 _CHINA: Final = timezone(timedelta(hours=8))
 _PAGE, _PAGE_OF_MEMBERS = 20, 128
 _LONGEST_TITLE, _SHOWN_TITLE = 256, 50
+T = TypeVar("T")
+
+
+class Route(NamedTuple):
+    """One call of DingTalk's API."""
+
+    name: str  # in faults and records
+    respond: Callable[[Any, Call], Any]  # returns the body of a success, or a whole response
+    scope: str | None = None  # the permission point it needs, Read or Write; None: no access token either
+    counts: bool = True  # whether limits apply to it
 
 
 class RefusalError(Exception):
     """Raised for a call that gets an error response."""
 
     def __init__(self, response: Response) -> None:
-        super().__init__(response)
         self.response = response
 
 
-def _refuse(code: str, message: str | None = None) -> NoReturn:
-    raise RefusalError(error(code, message))
-
-
-def _require(condition: object, code: str, message: str | None = None) -> None:
-    if not condition:
-        _refuse(code, message)
-
-
-# What a call sent
+def _require(value: T | None, code: str, message: str | None = None) -> T:
+    """Return a value; if it is false, the call gets an error."""
+    if not value:
+        raise RefusalError(error(code, message))
+    return value
 
 
 def _object(call: Call, code: str = "paramsError") -> dict[str, Any]:
@@ -57,7 +55,7 @@ def _object(call: Call, code: str = "paramsError") -> dict[str, Any]:
         body = call.json() if "json" in (call.header("Content-Type") or "") else None
     except ValueError:
         body = None
-    return body if isinstance(body, dict) else _refuse(code)
+    return body if isinstance(body, dict) else _require(None, code)
 
 
 def _fields(call: Call, *names: str, kind: type = str) -> list[Any]:
@@ -69,25 +67,21 @@ def _fields(call: Call, *names: str, kind: type = str) -> list[Any]:
     return [body[name] for name in names]
 
 
-def _are_fields(values: Any) -> bool:
+def _are_texts(values: Any) -> bool:
     return isinstance(values, list) and all(isinstance(value, str) for value in values)
 
 
-def _number(call: Call, name: str, default: int) -> int:
-    text = call.parameters.get(name) or str(default)
-    _require(re.fullmatch(r"[0-9]{1,9}", text), "paramError")
-    return int(text)
-
-
-def _app(code: str, client_id: str, client_secret: str) -> App:
-    app = APPS.get(client_id) or _refuse(code)
-    _require(app.client_secret == client_secret, code)
+def _app(code: str, client_id: str, client_secret: str, third_party: bool | None = None) -> App:
+    app = _require(APPS.get(client_id), code)
+    _require(app.client_secret == client_secret and third_party in (None, app.third_party), code)
     return app
 
 
 def _page(call: Call, key: str, items: list[Any], most: int = _PAGE, has_more: bool = False) -> Any:
-    first = _number(call, "nextToken", 0)
-    last = first + (_number(call, "maxResults", most) or most)
+    numbers = [call.parameters.get(name) or "0" for name in ("nextToken", "maxResults")]
+    _require(all(re.fullmatch("[0-9]{1,9}", number) for number in numbers), "paramError")
+    first, size = map(int, numbers)
+    last = first + (size or most)
     page = {key: items[first:last], "totalCount": len(items)}
     if last < len(items):
         page["nextToken"] = str(last)
@@ -98,20 +92,16 @@ def _page(call: Call, key: str, items: list[Any], most: int = _PAGE, has_more: b
 class Calls(Meetings):
     """What the calls do."""
 
-    # Access tokens
-
     def _internal_token(self, call: Call) -> Any:
-        app = _app("invalidClientIdOrSecret", *_fields(call, "appKey", "appSecret"))
-        _require(not app.third_party, "invalidClientIdOrSecret")
-        return self._token(app, "accessToken", "expireIn")
+        app = _app("invalidClientIdOrSecret", *_fields(call, "appKey", "appSecret"), third_party=False)
+        return {"accessToken": self.issue_token(app), "expireIn": math.ceil(self.token_lifetime)}
 
     def _corp_token(self, call: Call) -> Any:
         key, secret, corp_id, ticket = _fields(call, "suiteKey", "suiteSecret", "authCorpId", "suiteTicket")
-        app = _app("invalidSuiteKey", key, secret)
-        _require(app.third_party, "invalidSuiteKey")
+        app = _app("invalidSuiteKey", key, secret, third_party=True)
         _require(ticket == self.suite_ticket, "invalidSuiteTicket")
         _require(corp_id == CORP_ID, "invalidAuthInfo")
-        return self._token(app, "accessToken", "expireIn")
+        return {"accessToken": self.issue_token(app), "expireIn": math.ceil(self.token_lifetime)}
 
     def _unified_token(self, call: Call) -> Any:
         client_id, secret, grant_type = _fields(call, "client_id", "client_secret", "grant_type")
@@ -120,20 +110,20 @@ class Calls(Meetings):
         _require(right_corp or client_id in APPS, "unknownError")
         app = _app("invalid.client", client_id, secret)
         _require(right_corp, "unauthorized.client")
-        return self._token(app, "access_token", "expires_in")
+        return {"access_token": self.issue_token(app), "expires_in": math.ceil(self.token_lifetime)}
 
-    def _token(self, app: App, token_key: str, lifetime_key: str) -> Any:
-        return {token_key: self.issue_token(app), lifetime_key: math.ceil(self.token_lifetime)}
-
-    # Meetings
+    def _meeting(self, call: Call, code: str) -> Conference:
+        conference_id = str(call.conference_id)
+        _require(conference_id in RESERVED or conference_id in self.conferences, code)
+        return self.conference(conference_id)
 
     def _create(self, call: Call) -> Any:
         sent = _object(call)
         title, creator, invited = sent.get("confTitle"), sent.get("userId"), sent.get("inviteUserIds") or []
         _require(isinstance(title, str) and 0 < len(title.strip()) <= _LONGEST_TITLE, "paramsTitleError")
-        _require(creator and _are_fields([creator]) and _are_fields(invited), "paramsError")
+        _require(creator and _are_texts([creator]) and _are_texts(invited), "paramsError")
         made = self.create_conference(str(title)[:_SHOWN_TITLE], creator_id=str(creator), invited=invited)
-        return describe(self.conference(made), "create")
+        return self.conference(made).described("create")
 
     def _close(self, call: Call) -> Any:
         conference = self._meeting(call, "paramsError")
@@ -155,39 +145,34 @@ class Calls(Meetings):
         return {"success": True}
 
     def _info(self, call: Call) -> Any:
-        return {"confInfo": describe(self._meeting(call, "roomNotFound"), "info")}
+        return {"confInfo": self._meeting(call, "roomNotFound").described("info")}
 
     def _query(self, call: Call) -> Any:
         wanted = _object(call).get("conferenceIdList") or []
-        _require(wanted and _are_fields(wanted), "paramsError")
-        found = filter(None, map(self.find, wanted))
-        return {"infos": [describe(one, "query") for one in found if one.status == "started"]}
+        _require(wanted and _are_texts(wanted), "paramsError")
+        found = [self.conference(one) for one in wanted if one in RESERVED or one in self.conferences]
+        return {"infos": [one.described("query") for one in found if one.status == "started"]}
 
     def _members(self, call: Call) -> Any:
         conference = self._meeting(call, "roomNotFound")
-        members = [member(conference, user) for user in conference.participants]
+        members = [conference.member(user) for user in conference.participants]
         return _page(call, "memberModels", members, _PAGE_OF_MEMBERS)
 
     def _list(self, call: Call) -> Any:
-        running = [describe(one, "list") for one in self.conferences.values() if one.status == "started"]
+        running = [one.described("list") for one in self.conferences.values() if one.status == "started"]
         return _page(call, "onGoingConfList", running, has_more=True)
 
     def _room_code(self, call: Call) -> Any:
         code = call.parameters["roomCode"]
         _require(code.isdecimal(), "invalidRoomCode")
-        found = [describe(one, "roomCode") for one in self.conferences.values() if one.room_code == code]
+        found = [one.described("roomCode") for one in self.conferences.values() if one.room_code == code]
         return _page(call, "conferenceList", found, has_more=True)
 
     def _schedule(self, call: Call) -> Any:
         wanted = call.parameters["id"]
         found = (one for one in self.conferences.values() if one.schedule_conference_id == wanted)
-        held = [describe(one, "schedule") for one in found if one.start_time]
+        held = [one.described("schedule") for one in found if one.start_time]
         return _page(call, "conferenceList", sorted(held, key=lambda one: one["startTime"]))
-
-    def _meeting(self, call: Call, code: str) -> Conference:
-        return self.find(call.conference_id or "") or _refuse(code)
-
-    # Event streams, and unknown paths
 
     def _open(self, call: Call) -> Any:
         app = _app("authFailed", *_fields(call, "clientId", "clientSecret"))
@@ -203,148 +188,76 @@ class Calls(Meetings):
         return Response(SWITCHING, app)
 
     def _unknown(self, call: Call) -> Any:
-        if not re.match(r"/v\d+\.\d+/", call.path):
-            return UNKNOWN_PATH
-        _refuse("InvalidAction.NotFound", "Specified api is not found, please check your url and method.")
-
-    # Who may call
+        versioned = re.match(r"/v\d+\.\d+/", call.path)
+        message = "Specified api is not found, please check your url and method."
+        return error("InvalidAction.NotFound", message) if versioned else RESPONSES["404-errcode"]
 
     def admit(self, route: Route, call: Call) -> Fault | None:
-        """Check the limits and the access token of a call; return what its meeting rehearses.
-
-        :raises RefusalError: a limit is exceeded, the token is not valid, or the app lacks a permission.
-        """
+        """Check a call's limits, access token and permission; return what its meeting rehearses."""
         if not route.counts:
             return None
         self._used += 1
         within_quota = self.quota is None or self._used <= self.quota
         _require(within_quota, "Forbidden.AccessDenied.ApiCountLimitForOrg")
-        moment, recent = self.clock(), self._recent[self._client_id(route, call), route]
-        while recent and recent[0] + 1 <= moment:
-            recent.popleft()
-        if self.calls_per_second is not None and len(recent) >= self.calls_per_second:
+        api_of_app = self._client_id(route, call), route
+        if (limit := self.calls_per_second) is not None:
+            moment = self.clock()
+            recent = [before for before in self._recent.get(api_of_app, []) if before + 1 > moment]
             # DingTalk names whole seconds: the limit is over when the one it names has come.
-            end = datetime.fromtimestamp(math.ceil(time.time() + recent[0] + 1 - moment), _CHINA)
-            message = f"接口调用超过频率限制，限制将在 {end:%Y-%m-%d %H:%M:%S} 结束"
-            _refuse("Forbidden.AccessDenied.QpsLimitForAppkeyAndApi", message)
-        recent.append(moment)
+            end = math.ceil(time.time() + min(recent, default=0) + 1 - moment)
+            message = (
+                f"接口调用超过频率限制，限制将在 {datetime.fromtimestamp(end, _CHINA):%Y-%m-%d %H:%M:%S} 结束"
+            )
+            _require(len(recent) < limit, "Forbidden.AccessDenied.QpsLimitForAppkeyAndApi", message)
+            self._recent[api_of_app] = [*recent, moment]
         # A new meeting has no id: its creator's decides.
         creator = _object(call).get("userId") if call.name == "create" else None
         return self.reserved_fault(str(creator or call.conference_id))
-
-    def respond(self, route: Route, call: Call) -> Response:
-        """Let a call take effect, and return its response."""
-        result = route.respond(self, call)
-        return result if isinstance(result, Response) else Response(200, result)
 
     def _client_id(self, route: Route, call: Call) -> str:
         """Return the app's Client ID; its access token must be valid if the call needs one."""
         if route.scope is None:
             body = _object(call, "invalidParameter")
             return str([body[key] for key in ("appKey", "suiteKey", "client_id", "clientId") if key in body])
-        token = call.header(TOKEN_HEADER) or ""
         message = f"{TOKEN_HEADER} is mandatory for this action."
-        _require(token, "AuthenticationFailed.MissingParameter", message)
-        app = self.token_app(token) or _refuse("InvalidAuthentication")
+        token = _require(call.header(TOKEN_HEADER), "AuthenticationFailed.MissingParameter", message)
+        app = _require(self.token_app(token), "InvalidAuthentication")
         if not app.permitted:
             raise RefusalError(denied(route.scope))
         return app.client_id
 
 
-# The table
-
-
-class Route(NamedTuple):
-    """One call of DingTalk's API."""
-
-    name: str  # in faults and records
-    respond: Callable[[Any, Call], Any]  # returns the body of a success, or a whole response
-    scope: str | None = None  # the permission point it needs, Read or Write; None: no access token either
-    counts: bool = True  # whether limits apply to it
-
-    def name_of(self, body: bytes) -> str:
-        """Return the name of a call with this body: the lock call can unlock."""
-        unlocks = self.name == "lock" and re.search(rb'"action"\s*:\s*"unlock"', body)
-        return "unlock" if unlocks else self.name
-
-
-# What the other conference calls of DingTalk's official SDK return, and the calls; ``~`` is a meeting.
-_SAMPLES: Final = """
-{"success": true} PUT scheduleConferences, POST scheduleConferences/cancel, PUT scheduleConferences/settings,
- POST videoConferences/mcus/invite, POST ~/allMembers/mute, POST ~/coHosts/set, POST ~/focus,
- POST ~/members/kick, POST ~/members/mute, POST ~/members/updateNick, POST ~/subtitleEvents,
- POST ~/users/invite
-{"code": "200"} POST videoConferences/enterpriseSetting/record/whiteAccount, POST ~/cloudRecords/start,
- POST ~/cloudRecords/stop, POST ~/minutes/pause, POST ~/minutes/start, POST ~/streamOuts/stop
-{"code": "200", "case": ""} PUT ~, PUT ~/extInfo
-{"list": [], "nextToken": ""} GET videoConferences/histories/dataLists, GET ~/details
-{"result": {"customShortLink": "link"}} POST customShortLinks
-{"phones": [], "requestId": "id", "roomCode": "1", "scheduleConferenceId": "s", "url": "url"}
- POST scheduleConferences
-{"endTime": 1, "phones": [], "requestId": "id", "roomCode": "1", "scheduleConferenceId": "s", "startTime": 1,
- "title": "title", "url": "url"} GET scheduleConferences/{scheduleConferenceId}/infos
-{"scheduleConfSettingModel": {"cohostUnionIds": [], "confAllowedCorpId": "corp", "hostUnionId": "host",
- "lockRoom": 1, "moziConfVirtualExtraSetting": {"enableChat": 1, "enableWebAnonymousJoin": true,
- "joinBeforeHost": 1, "lockMediaStatusMicMute": 1, "lockNick": 1, "moziConfExtensionAppSettings": [],
- "waitingRoom": 1}, "muteOnJoin": 1, "screenShareForbidden": 1}} GET scheduleConferences/settings
-{"memberModelMap": {}, "onGoingConfIdList": []} GET users/lists
-{"loginInfo": {"loginUrl": "url"}, "success": true} POST videoConferences/createAutoLoginUrl
-{"hasMore": false, "paragraphList": []} GET ~/cloudRecords/getTexts
-{"videoList": []} GET ~/cloudRecords/getVideos
-{"duration": 1, "fileSize": 1, "mp4FileUrl": "url", "playUrl": "url", "status": 1}
- GET ~/cloudRecords/videos/getPlayInfos
-{"minutesDocUrl": "url"} GET ~/flashMinutes/document/generate
-{"code": "200", "taskUuid": "id"} POST ~/flashMinutes/recordPermissions
-{"recordMinutesUrls": []} GET ~/flashMinutes/recordUrls
-{"flashMinutesSummary": {"status": 1, "summary": []}} GET ~/flashMinutes/summaries
-{"conferenceId": "id", "creatorId": "creator", "creatorNick": "Creator", "deptName": "dept", "endTime": 1,
- "freeType": "type", "scene": "scene", "startTime": 1, "timeLength": 1, "title": "title", "userCount": 1}
- GET ~/infos
-{"metricMap": {}} POST ~/lastMetricDatas/query
-{"metricDataList": []} GET ~/metricDatas
-{"audioList": []} GET ~/minutes/audioInfos
-{"action": [], "fullSummary": "text"} GET ~/minutes/meetingResult
-{"summary": {"actions": [], "autoChapters": [], "conversationalSummary": [], "keySentences": [],
- "keywords": [], "paragraphSummary": "text", "questionsAnsweringSummary": []}} POST ~/minutes/summaries/query
-{"hasMore": false, "nextToken": "", "paragraphList": []} GET ~/minutes/textInfos
-{"failStreamMap": {}, "successStreamMap": {}} POST ~/streamOuts/start
-"""
-
-
 def _samples() -> Iterator[tuple[str, Route]]:
-    for text, rows in re.findall(r"^(\{.*?\}) ([A-Z]+ .*)$", _SAMPLES.replace("\n ", " "), re.MULTILINE):
-        body = json.loads(text)
+    """Yield what the other conference calls of DingTalk's official SDK return; ``~`` is a meeting."""
+    samples = json.loads(Path(__file__).with_name("samples.json").read_text())
+    for rows, body in samples.items():
         for row in rows.split(", "):
-            scope = "Read" if row.startswith("GET") else "Write"
-            yield row, Route("other", lambda *_, body=body: body, scope)
+            method, path = row.replace("~", "videoConferences/{conferenceId}").split()
+            route = Route("other", lambda *_, body=body: body, "Read" if method == "GET" else "Write")
+            yield f"{method} {_CONFERENCE}/{path}", route
 
 
-_ROWS: Final[Mapping[str, Route]] = {
-    "POST ~/lock": Route("lock", Calls._lock, "Write"),
+_CONFERENCE: Final = "/v1.0/conference"
+_MEETINGS: Final = f"{_CONFERENCE}/videoConferences"
+_MEETING: Final = f"{_MEETINGS}/{{conferenceId}}"
+
+ROUTES: Final[Mapping[str, Route]] = {
+    f"POST {_MEETING}/lock": Route("lock", Calls._lock, "Write"),
     "POST /v1.0/oauth2/accessToken": Route("token", Calls._internal_token),
     "POST /v1.0/oauth2/corpAccessToken": Route("token", Calls._corp_token),
     "POST /v1.0/oauth2/{corpId}/token": Route("token", Calls._unified_token),
-    "POST videoConferences": Route("create", Calls._create, "Write"),
-    "POST videoConferences/query": Route("query", Calls._query, "Read"),
-    "GET videoConferences/scheduleConferences/{id}": Route("schedule", Calls._schedule, "Read"),
-    "GET ~": Route("info", Calls._info, "Read"),
-    "DELETE ~": Route("close", Calls._close, "Write"),
-    "GET ~/members": Route("members", Calls._members, "Read"),
-    "GET orgConferences": Route("list", Calls._list, "Read"),
-    "GET roomCodes/{roomCode}/infos": Route("roomCode", Calls._room_code, "Read"),
+    f"POST {_MEETINGS}": Route("create", Calls._create, "Write"),
+    f"POST {_MEETINGS}/query": Route("query", Calls._query, "Read"),
+    f"GET {_MEETINGS}/scheduleConferences/{{id}}": Route("schedule", Calls._schedule, "Read"),
+    f"GET {_MEETING}": Route("info", Calls._info, "Read"),
+    f"DELETE {_MEETING}": Route("close", Calls._close, "Write"),
+    f"GET {_MEETING}/members": Route("members", Calls._members, "Read"),
+    f"GET {_CONFERENCE}/orgConferences": Route("list", Calls._list, "Read"),
+    f"GET {_CONFERENCE}/roomCodes/{{roomCode}}/infos": Route("roomCode", Calls._room_code, "Read"),
     **dict(_samples()),
     "POST /v1.0/gateway/connections/open": Route("stream", Calls._open),
     "GET /connect": Route("connect", Calls._connect, counts=False),
 }
-
-
-def _full(row: str) -> str:
-    method, path = row.replace("~", "videoConferences/{conferenceId}").split()
-    return f"{method} {path if path.startswith('/') else '/v1.0/conference/' + path}"
-
-
-ROUTES: Final[Mapping[str, Route]] = {_full(row): route for row, route in _ROWS.items()}
 """The calls the sandbox knows by method and path, in the order in which they are tried."""
 
-UNKNOWN: Final = Route("unknown", Calls._unknown, counts=False)
-"""Any other call."""
+UNKNOWN: Final = Route("unknown", Calls._unknown, counts=False)  # any other call

@@ -4,79 +4,45 @@ Each row of :data:`ROUTES` calls a method of the sandbox, or a function, with th
 the fields of the body; its annotations check them. Secrets and access tokens in the responses are masked.
 """
 
-from __future__ import annotations
-
 import re
-from dataclasses import asdict
+from collections.abc import Callable, Mapping
 from functools import cache
-from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import urlsplit
+from typing import Any, Final
 
-from aiohttp import web
 from pydantic import ConfigDict, ValidationError, validate_call
-from pydantic_core import from_json
+from pydantic_core import to_jsonable_python
 
-from airflow_provider_dingconf.sandbox.faults import Fault
-from airflow_provider_dingconf.sandbox.meetings import Conference, Meetings
+from airflow_provider_dingconf.sandbox.faults import Call, Fault, Response
+from airflow_provider_dingconf.sandbox.meetings import Meetings
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    from airflow_provider_dingconf.sandbox.server import Sandbox
-    from airflow_provider_dingconf.sandbox.state import Call
-
+_THIS_MACHINE: Final = re.compile(r"(https?://)?(127\.0\.0\.1|localhost|\[::1\])(:\d+)?", re.IGNORECASE)
 _SECRET: Final = re.compile(r"secret|ticket|password|authorization|cookie|(?<!next)token", re.IGNORECASE)
 _MASK: Final = "***"
+_checked: Final = cache(validate_call(config=ConfigDict(strict=True)))
 
 
-async def respond(
-    sandbox: Sandbox, request: web.BaseRequest, row: Callable[..., Any] | None, path: Mapping[str, str]
-) -> web.Response:
+def respond(sandbox: Meetings, call: Call, row: Callable[..., Any] | None, path: dict[str, str]) -> Response:
     """Return the response to a call: of a row of :data:`ROUTES`, with these parameters of its path."""
+    # A web page that rebinds its own host name to 127.0.0.1 sends that name as the host.
+    callers = call.header("Host") or "", call.header("Origin") or "http://localhost"
+    if not all(map(_THIS_MACHINE.fullmatch, callers)):
+        return Response(403, {"error": "Only this machine may call the sandbox."})
+    if row is None:
+        return Response(404, {"error": f"The sandbox has no such call. It has {', '.join(ROUTES)}."})
     try:
-        if not all(map(_loopback, (request.headers.get("Host", ""), request.headers.get("Origin")))):
-            return _error(403, "Only this machine may call the sandbox.")
-        if row is None:
-            return _error(404, f"The sandbox has no such call. It has {', '.join(ROUTES)}.")
-        body = from_json(await request.read() or b"{}")
+        body = call.json() if call.body else {}
         if not isinstance(body, dict):
-            return _error(400, "The body is not a JSON object.")
+            return Response(400, {"error": "The body is not a JSON object."})
         with sandbox.lock:
-            result = _checked(row)(sandbox, *path.values(), **body)
-            shown = asdict(result) if isinstance(result, Conference) else result or {}
-            return web.json_response(_masked(shown))
-    except web.HTTPRequestEntityTooLarge as large:
-        return _error(large.status, large.text)
+            shown = to_jsonable_python(_checked(row)(sandbox, *path.values(), **body) or {})
+        return Response(body=_masked(shown))
     except KeyError as missing:
-        return _error(404, f"There is no meeting {missing}.")
+        return Response(404, {"error": f"There is no meeting {missing}."})
     except ValidationError as wrong:
         complaints = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in wrong.errors()]
-        return _error(400, "; ".join(complaints))
+        return Response(400, {"error": "; ".join(complaints)})
     except ValueError as wrong:
-        return _error(400, str(wrong))
-
-
-def _error(status: int, message: str | None) -> web.Response:
-    return web.json_response({"error": message}, status=status)
-
-
-def _loopback(url: str | None) -> bool:
-    """Return whether a ``Host`` or ``Origin`` header, if any, names this machine.
-
-    A web page that rebinds its own host name to 127.0.0.1 sends that name.
-    """
-    if url is None:
-        return True
-    try:
-        host = urlsplit(url if "//" in url else f"//{url}").hostname
-    except ValueError:
-        return False
-    return host in ("127.0.0.1", "localhost", "::1")
-
-
-@cache
-def _checked(method: Callable[..., Any]) -> Callable[..., Any]:
-    return validate_call(config=ConfigDict(strict=True))(method)
+        return Response(400, {"error": str(wrong)})
 
 
 def _masked(value: Any) -> Any:
@@ -84,26 +50,6 @@ def _masked(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _MASK if _SECRET.search(key) else _masked(inner) for key, inner in value.items()}
     return [_masked(inner) for inner in value] if isinstance(value, list) else value
-
-
-def _call(call: Call) -> dict[str, Any]:
-    path, mark, query = call.path.partition("?")
-    pairs = [pair.partition("=") for pair in query.split("&")]
-    try:
-        body = call.json() if call.body else None
-    except ValueError:
-        body = f"{len(call.body)} bytes that are not JSON, or have too many levels"
-    names = ("method", "conference_id", "status", "code", "request_id", "time")
-    return {
-        "call": call.name,
-        "path": path + mark + "&".join(k + is_ + (_MASK if _SECRET.search(k) else v) for k, is_, v in pairs),
-        "headers": [[name, _MASK if _SECRET.search(name) else value] for name, value in call.headers],
-        "body": body,
-        **{name: getattr(call, name) for name in names},
-    }
-
-
-# What the calls do
 
 
 def _create(sandbox: Any, **fields: Any) -> Any:
@@ -115,33 +61,41 @@ def _join(sandbox: Any, conference_id: str, user: str) -> Any:
     return {"joined": sandbox.join(conference_id, user), "reason": reason}
 
 
+def _call(call: Call) -> dict[str, Any]:
+    path, mark, query = call.path.partition("?")
+    pairs = [pair.partition("=") for pair in query.split("&")]
+    try:
+        body = call.json() if call.body else None
+    except ValueError:
+        body = f"{len(call.body)} bytes that are not JSON, or have too many levels"
+    return vars(call) | {
+        "call": call.name,
+        "path": path + mark + "&".join(k + is_ + (_MASK if _SECRET.search(k) else v) for k, is_, v in pairs),
+        "headers": [[name, _MASK if _SECRET.search(name) else value] for name, value in call.headers],
+        "body": body,
+    }
+
+
 def _events(sandbox: Any) -> Any:
-    events = [asdict(event) | {"app": event.app.client_id} for event in sandbox.events]
+    events = [vars(event) | {"app": event.app.client_id} for event in sandbox.events]
     return {"connections": sandbox.streams, "events": events}
 
 
-def _push(sandbox: Any, **fields: Any) -> Any:
-    return {"event_id": _checked(Meetings.push_event)(sandbox, **fields)}
-
-
-_MEETINGS: Final = "/sandbox/conferences"
-_MEETING: Final = _MEETINGS + "/{conference_id}"
-
 ROUTES: Final[Mapping[str, Callable[..., Any]]] = {
-    f"GET {_MEETINGS}": lambda box: {"conferences": [*map(asdict, box.conferences.values())]},
-    f"POST {_MEETINGS}": _create,
-    f"GET {_MEETING}": Meetings.conference,
-    f"POST {_MEETING}/start": Meetings.start,
-    f"POST {_MEETING}/end": Meetings.end,
-    f"POST {_MEETING}/join": _join,
-    f"POST {_MEETING}/leave": Meetings.leave,
+    "GET /sandbox/conferences": lambda box: {"conferences": [*box.conferences.values()]},
+    "POST /sandbox/conferences": _create,
+    "GET /sandbox/conferences/{conference_id}": Meetings.conference,
+    "POST /sandbox/conferences/{conference_id}/start": Meetings.start,
+    "POST /sandbox/conferences/{conference_id}/end": Meetings.end,
+    "POST /sandbox/conferences/{conference_id}/join": _join,
+    "POST /sandbox/conferences/{conference_id}/leave": Meetings.leave,
     "GET /sandbox/calls": lambda box: {"calls": [*map(_call, box.calls)]},
     "DELETE /sandbox/calls": Meetings.clear,
     "POST /sandbox/faults": lambda box, **fields: box.fail(Fault(**fields)),
     "DELETE /sandbox/faults": Meetings.heal,
     "POST /sandbox/tokens/revoke": Meetings.revoke_tokens,
     "GET /sandbox/events": _events,
-    "POST /sandbox/events": _push,
+    "POST /sandbox/events": lambda box, **fields: {"event_id": _checked(Meetings.push_event)(box, **fields)},
     "POST /sandbox/streams/disconnect": Meetings.disconnect_streams,
 }
 """What each call does, by method and path; it returns what is shown: an object, or nothing."""

@@ -1,43 +1,61 @@
-"""What can go wrong with a call, as plain values: error responses, and the calls that get one.
+"""Calls and responses as plain values, and what can go wrong with a call.
 
 :data:`RESPONSES` has the error responses by name, and a :class:`Fault` says which calls get one. The meetings
 of :data:`RESERVED` always behave the same way; ``--help`` and the documentation list them.
 """
 
-from __future__ import annotations
-
 import json
 import re
+import time
+import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
+from aiohttp import web
 from pydantic import AfterValidator, ConfigDict, Field
 from pydantic.dataclasses import dataclass as checked
+from pydantic_core import from_json
 
-from airflow_provider_dingconf.dingtalk.error_codes import ERRORS, LOCAL_CODES
+from airflow_provider_dingconf.dingtalk.error_codes import ERRORS
 from airflow_provider_dingconf.dingtalk.errors import CredentialsError
 
-if TYPE_CHECKING:
-    from airflow_provider_dingconf.sandbox.state import Call
-
-# Error responses
-
 REQUEST_ID: Final = "{requestid}"
-"""Stands for the request id in the body of a response."""
+_DENIED: Final = "Forbidden.AccessDenied.AccessTokenPermissionDenied"
 
-_OLD_FORM: Final = "-errcode"  # ends the name of a response that has an error's older form
-_JSON: Final = "application/json; charset=utf-8"
-_HTML: Final = "text/html; charset=utf-8"
+
+@dataclass
+class Call:
+    """One call the sandbox received, unchanged, and the status and error code of its response."""
+
+    name: str  # one of CallName
+    method: str
+    path: str  # not decoded, with the query
+    headers: list[tuple[str, str]]
+    body: bytes
+    conference_id: str | None = None
+    parameters: dict[str, str] = field(default_factory=dict)  # of the path and of the query, decoded
+    request_id: str = field(default_factory=lambda: str(uuid.uuid4()).upper())
+    time: float = field(default_factory=time.monotonic)  # when it came, in seconds
+    status: int | None = None  # None: no response yet, or never
+    code: str | None = None
+
+    def header(self, name: str) -> str | None:
+        """Return the value of a header, in any case; None if it was not sent."""
+        return next((value for key, value in self.headers if key.lower() == name.lower()), None)
+
+    def json(self) -> Any:
+        """Return the body as JSON; a ValueError says that it is none, or of too many levels."""
+        return from_json(self.body)
 
 
 @dataclass(frozen=True)
 class Response:
     """What goes back over the wire.
 
-    :param body: a JSON value; text and bytes are sent unchanged. ``{requestid}`` in it becomes the request
-        id of the call.
+    :param status: the HTTP status; 0 stands for no response: the connection closes.
+    :param body: a JSON value; text and bytes are sent unchanged. ``{requestid}`` becomes the request id.
     :param complete: if False, the connection closes after half the body.
     """
 
@@ -53,18 +71,20 @@ class Response:
         code = body.get("code", body.get("errcode"))
         return None if code is None else str(code)
 
-    def payload(self, request_id: str) -> tuple[bytes, dict[str, str]]:
-        """Return the body's bytes and all headers, for the call with this request id."""
-        if isinstance(self.body, bytes):
-            return self.body, {"Content-Type": _HTML, **self.headers}
-        raw = isinstance(self.body, str)
-        text = self.body if raw else json.dumps(self.body, ensure_ascii=False)
-        headers = {"Content-Type": _HTML if raw else _JSON, **self.headers}
-        return text.replace(REQUEST_ID, request_id).encode(errors="replace"), headers
-
-
-NONE: Final = Response(0)
-"""Stands for no response: the connection closes."""
+    def sent(self, request_id: str) -> web.Response:
+        """Return what the server sends to the call with this request id."""
+        raw = isinstance(self.body, (str, bytes))
+        body = self.body if raw else json.dumps(self.body, ensure_ascii=False)
+        if isinstance(body, str):
+            body = body.replace(REQUEST_ID, request_id).encode(errors="replace")
+        content_type = f"{'text/html' if raw else 'application/json'}; charset=utf-8"
+        headers = {"Content-Type": content_type, **self.headers}
+        if self.complete:
+            return web.Response(status=self.status, body=body, headers=headers)
+        headers["Content-Length"] = str(len(body))
+        half = web.Response(status=self.status, body=body[: len(body) // 2], headers=headers)
+        half.force_close()
+        return half
 
 
 def error(code: str, message: str | None = None, **details: Any) -> Response:
@@ -76,8 +96,7 @@ def error(code: str, message: str | None = None, **details: Any) -> Response:
 
 def denied(scope: str = "Write") -> Response:
     """Return the error of an app that lacks a permission point."""
-    required = {"requiredScopes": [f"VideoConference.Conference.{scope}"]}
-    return error("Forbidden.AccessDenied.AccessTokenPermissionDenied", accessdenieddetail=required)
+    return error(_DENIED, accessdenieddetail={"requiredScopes": [f"VideoConference.Conference.{scope}"]})
 
 
 def _old_form(code: int, status: int = 200, **details: Any) -> Response:
@@ -95,7 +114,7 @@ _PLAIN_HTTP: Final = "<p>The plain HTTP request was sent to HTTPS port</p><hr>Po
 _BAN: Final = {"status": 1111, "wait": 5, "source": "x5", "punish": "deny", "uuid": REQUEST_ID}
 
 # fmt: off
-_OTHERS: Final[Mapping[str, tuple[str, Response]]] = {
+_NAMED: Final[Mapping[str, tuple[str, Response]]] = {
     # The status of the ban is not documented. Two different ones keep a caller from relying on it.
     "addressBanned": ("The ban of this address, as JSON. A fault can refuse all calls.", Response(200, _BAN)),
     "addressBanned-html": ("The ban, as the firewall's HTML page.", _page(403, "Access denied", _PUNISH)),
@@ -110,25 +129,20 @@ _OTHERS: Final[Mapping[str, tuple[str, Response]]] = {
     "40014-errcode": ("HTTP 200 with errcode 40014: the access token is not valid.", _old_form(40014)),
     "60011-errcode": ("HTTP 200 with sub_code 60011: no permission.", _old_form(88, sub_code="60011")),
     "90020-errcode": ("HTTP 200 with errcode 90020: the month's quota is used up.", _old_form(90020)),
+    **{code: (f"HTTP {error(code).status}: {row.meaning}", error(code))
+       for code, row in ERRORS.items() if row.sent_by_dingtalk},
+    **{f"{code}-errcode": (f"HTTP 400 with errcode: {ERRORS[str(code)].meaning}", _old_form(code, 400))
+       for code in range(90002, 90020)},
 }
 # fmt: on
-"""What the table of error codes does not describe, by name: what it is, and the response."""
+"""By name, what goes wrong, and the response."""
 
-RESPONSES: Final[Mapping[str, Response]] = {
-    **{code: error(code) for code in ERRORS if code not in LOCAL_CODES},
-    **{code + _OLD_FORM: _old_form(int(code), 400) for code in ERRORS if code.isdecimal()},
-    "Forbidden.AccessDenied.AccessTokenPermissionDenied": denied(),
-    **{name: response for name, (_, response) in _OTHERS.items()},
-}
+RESPONSES: Final = {name: response for name, (_, response) in _NAMED.items()} | {_DENIED: denied()}
 """Error responses by name: the error codes DingTalk sends, and what it sends without a code."""
 
-# Faults
-
 # fmt: off
-CallName = Literal[
-    "token", "create", "lock", "unlock", "close", "info", "query", "members", "list", "roomCode", "schedule",
-    "other", "stream", "connect", "unknown",
-]
+CallName = Literal["token", "create", "lock", "unlock", "close", "info", "query", "members", "list",
+                   "roomCode", "schedule", "other", "stream", "connect", "unknown"]
 # fmt: on
 """The names of the calls, which :class:`Fault` describes."""
 
@@ -141,19 +155,13 @@ def _pattern(text: str) -> str:
     return text
 
 
-def _known(code: str) -> str:
-    if code not in RESPONSES:
-        raise ValueError(f"the sandbox has no {code!r}; it has {', '.join(RESPONSES)}")
-    return code
-
-
 _Pattern = Annotated[str, AfterValidator(_pattern)]
 _Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 # RFC 9110, 5.1. The sandbox itself sends the length of the body.
 _Header = Annotated[
-    str, Field(pattern=r"(?i)^(?!(content-length|transfer-encoding)$)[!#$%&'*+\-.^_`|~0-9a-z]+$")
+    str, Field(pattern=r"(?i)^(?!(content-length|transfer-encoding)\Z)[!#$%&'*+\-.^_`|~0-9a-z]+\Z")
 ]
-_Line = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]*$")]
+_Line = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]*\Z")]
 
 
 @checked(frozen=True, kw_only=True, config=ConfigDict(strict=True, extra="forbid", regex_engine="python-re"))
@@ -184,7 +192,7 @@ class Fault:
     sent: _Pattern | None = None
     times: Annotated[int, Field(ge=1)] | None = None
     duration: _Seconds | None = None
-    code: Annotated[str, AfterValidator(_known)] | None = None
+    code: Literal[tuple(RESPONSES)] | None = None  # type: ignore[valid-type]
     status: Annotated[int, Field(ge=200, le=599)] | None = None
     body: Any = None
     headers: Mapping[_Header, _Line] = field(default_factory=dict)
@@ -194,77 +202,58 @@ class Fault:
 
     def hits(self, call: Call) -> bool:
         """Return whether the fault is for this call."""
-        return (
-            self.call in ("any", call.name)
-            and (self.path is None or re.search(self.path, call.path) is not None)
-            and (self.sent is None or re.search(self.sent, call.body.decode(errors="replace")) is not None)
-        )
+        if self.call not in ("any", call.name):
+            return False
+        body = call.body.decode(errors="replace")
+        return bool(re.search(self.path or "", call.path) and re.search(self.sent or "", body))
 
     @property
     def response(self) -> Response | None:
         """What is sent instead of the usual response; None: that one is sent."""
         if (self.code, self.status, self.body) == (None, None, None):
-            return NONE if self.drop else None
+            return Response(0) if self.drop else None
         usual = RESPONSES[self.code] if self.code else Response(body={})
-        return Response(
-            self.status or usual.status,
-            usual.body if self.body is None else self.body,
-            {**usual.headers, **self.headers},
-            complete=not self.drop,
-        )
+        body = usual.body if self.body is None else self.body
+        headers = {**usual.headers, **self.headers}
+        return Response(self.status or usual.status, body, headers, complete=not self.drop)
 
 
-# Meetings that always behave the same way
-
-Status = Literal["not_started", "started", "ended"]
-"""Of a meeting."""
-
+Status = Literal["not_started", "started", "ended"]  # of a meeting
 SLOW: Final = "sandbox-slow"
-_LONG: Final = 3  # a longer run of similar rows is listed as one
 
 
 @dataclass(frozen=True)
 class Reserved:
     """A meeting whose id decides the result of each call for it."""
 
-    conference_id: str
     rehearses: str  # what happens, for the user
     fault: Fault | None = None  # after its ``times`` one call succeeds, and the count begins anew
     status: Status = "started"
 
 
-def _reserved() -> Iterator[Reserved]:
-    yield Reserved("sandbox-open", "A running meeting: locks and unlocks.")
-    yield Reserved("sandbox-notStarted", "A meeting that has not started.", status="not_started")
-    yield Reserved("sandbox-ended", "A meeting that has ended.", status="ended")
-    flaky = Fault(code="systemError", times=2)
-    yield Reserved("sandbox-flaky", "systemError twice, then success, and so on.", flaky)
-    yield Reserved(
-        "sandbox-answerLost",
+_REFUSED: Final = {code for code, row in ERRORS.items() if issubclass(row.error, CredentialsError)}
+_RESERVED: Final = {
+    "open": Reserved("A running meeting: locks and unlocks."),
+    "notStarted": Reserved("A meeting that has not started.", status="not_started"),
+    "ended": Reserved("A meeting that has ended.", status="ended"),
+    "flaky": Reserved("systemError twice, then success, and so on.", Fault(code="systemError", times=2)),
+    "answerLost": Reserved(
         "Takes effect, but the connection breaks before the response; the next call succeeds, and so on.",
         Fault(drop=True, after=True, times=1),
-    )
-    lost = Fault(drop=True)
-    yield Reserved("sandbox-connectionLost", "The connection breaks before the call takes effect.", lost)
-    yield Reserved(SLOW, "Succeeds after 5 s; --slow sets another time.", Fault(delay=5.0))
-    for name, (rehearses, _) in _OTHERS.items():
-        yield Reserved(f"sandbox-{name}", rehearses, Fault(code=name))
-    for name in [one for one in RESPONSES if one not in _OTHERS]:
-        row = ERRORS[name.removesuffix(_OLD_FORM)]
-        # Only a token call gets refused credentials: a wrong password rehearses them.
-        if not issubclass(row.error, CredentialsError):
-            form = "" if name == row.code else " with errcode"
-            rehearses = f"HTTP {RESPONSES[name].status}{form}: {row.meaning}"
-            yield Reserved(f"sandbox-{name}", rehearses, Fault(code=name))
+    ),
+    "connectionLost": Reserved("The connection breaks before the call takes effect.", Fault(drop=True)),
+    "slow": Reserved("Succeeds after 5 s; --slow sets another time.", Fault(delay=5.0)),
+    # Only a token call gets refused credentials: a wrong password rehearses them.
+    **{name: Reserved(what, Fault(code=name)) for name, (what, _) in _NAMED.items() if name not in _REFUSED},
+}
 
-
-RESERVED: Final[Mapping[str, Reserved]] = {row.conference_id: row for row in _reserved()}
+RESERVED: Final[Mapping[str, Reserved]] = {f"sandbox-{name}": row for name, row in _RESERVED.items()}
 """The reserved meetings, by id."""
 
 
 def listing() -> Iterator[tuple[str, str]]:
-    """Yield the reserved meetings for people: ids and what they rehearse; a run of alike ids is one row."""
-    for rehearses, rows in groupby(RESERVED.values(), key=lambda row: row.rehearses):
-        ids = [row.conference_id for row in rows]
-        for shown in ids if len(ids) <= _LONG else [f"{ids[0]} to {ids[-1]}"]:
+    """Yield the reserved meetings for people: ids and what they rehearse; a long run is one row."""
+    for rehearses, rows in groupby(RESERVED, key=lambda one: RESERVED[one].rehearses):
+        ids = list(rows)
+        for shown in ids if len(ids) <= 3 else [f"{ids[0]} to {ids[-1]}"]:
             yield shown, rehearses

@@ -1,26 +1,34 @@
 """Meetings: what happens in them, and what DingTalk says about them, exactly as documented."""
 
-from __future__ import annotations
-
 import secrets
-from dataclasses import dataclass, field, fields
-from functools import partial
+from dataclasses import dataclass, field
 from itertools import count
-from typing import TYPE_CHECKING, Any, Final, get_args
-
-from pydantic.alias_generators import to_camel
+from typing import Any, Final, get_args
 
 from airflow_provider_dingconf.dingtalk.events import SCENES
 from airflow_provider_dingconf.sandbox.faults import RESERVED, Status
-from airflow_provider_dingconf.sandbox.state import now
-from airflow_provider_dingconf.sandbox.stream import Streams
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from airflow_provider_dingconf.sandbox.stream import Streams, now
 
 _STATUS: Final = {"not_started": 0, "ended": 1, "started": 2}
 _INSTANT, _SCHEDULED = "0", "3"
 _IN_MEETING, _HAS_LEFT = 3, 6
+
+_BASIC: Final = "conferenceId title roomCode status startTime endTime"
+_CREATOR: Final = f"{_BASIC} creatorId creatorNick bizType"
+_DETAILS: Final = f"{_CREATOR} externalLinkUrl scheduleConferenceId confDuration"
+_COUNTS: Final = "activeNum attendNum invitedNum"
+_RECORDS: Final = "cloudRecordStatus cloudRecordOwnerUnionId minutesStatus minutesOwnerUnionId"
+
+FIELDS: Final = {
+    "create": "conferenceId roomCode externalLinkUrl conferencePassword hostPassword phoneNumbers",
+    "info": f"{_DETAILS} {_COUNTS} {_RECORDS} extensionAppSettings",
+    "query": "conferenceId title status startTime mediaStatus userList",
+    "list": _CREATOR,
+    "roomCode": _DETAILS,
+    "schedule": _BASIC,
+    "event": f"{_DETAILS} {_COUNTS}",
+}
+"""What each call, and the event, says about a meeting: the fields that a meeting has, of these."""
 
 
 def _digits(count: int) -> str:
@@ -33,7 +41,7 @@ class Conference:
 
     conference_id: str
     title: str
-    room_code: str = field(default_factory=partial(_digits, 10))
+    room_code: str = field(default_factory=lambda: _digits(10))
     status: Status = "not_started"
     locked: bool = False
     participants: list[str] = field(default_factory=list)  # who is or was in the meeting
@@ -45,8 +53,8 @@ class Conference:
     end_time: int | None = None
     creator_id: str = "sandbox"
     schedule_conference_id: str | None = None
-    password: str = field(default_factory=partial(_digits, 6))
-    host_password: str = field(default_factory=partial(_digits, 6))
+    password: str = field(default_factory=lambda: _digits(6))
+    host_password: str = field(default_factory=lambda: _digits(6))
 
     def has(self, user: str) -> bool:
         """Return whether a user is in the meeting now."""
@@ -58,83 +66,52 @@ class Conference:
             return self.status
         return "locked" if self.locked and not self.has(user) else None
 
+    def described(self, call: str) -> dict[str, Any]:
+        """Return what a call, one of :data:`FIELDS`, says about the meeting."""
+        active = [user for user in self.participants if self.has(user)]
+        user = {"attendStatus": _IN_MEETING, "cameraStatus": 0, "micStatus": 0, "rejectDescription": ""}
+        known = {
+            "conferenceId": self.conference_id,
+            "title": self.title,
+            "roomCode": self.room_code,
+            "status": _STATUS[self.status],
+            "startTime": self.start_time,
+            "creatorId": self.creator_id,
+            "creatorNick": self.creator_id.capitalize(),
+            "bizType": _SCHEDULED if self.schedule_conference_id else _INSTANT,
+            "externalLinkUrl": f"https://meeting.dingtalk.invalid/j/{self.room_code}",
+            "conferencePassword": self.password,
+            "hostPassword": self.host_password,
+            "phoneNumbers": ["+86 571 0000 0000"],
+            "activeNum": len(active),
+            "attendNum": len(self.participants),
+            "invitedNum": len(self.invited),
+            "userList": [{"userId": name, "nick": name, **user} for name in active],
+            "extensionAppSettings": [],
+            **dict.fromkeys(("mediaStatus", "cloudRecordStatus", "minutesStatus"), 0),
+            **dict.fromkeys(("cloudRecordOwnerUnionId", "minutesOwnerUnionId"), ""),
+        }
+        if self.schedule_conference_id is not None:
+            known["scheduleConferenceId"] = self.schedule_conference_id
+        if self.start_time and self.end_time:
+            known |= {"endTime": self.end_time, "confDuration": self.end_time - self.start_time}
+        return {name: known[name] for name in FIELDS[call].split() if name in known}
 
-# What DingTalk says
-
-_BASIC: Final = "conferenceId title roomCode status startTime endTime"
-_CREATOR: Final = f"{_BASIC} creatorId creatorNick bizType"
-_DETAILS: Final = f"{_CREATOR} externalLinkUrl scheduleConferenceId confDuration"
-_COUNTS: Final = "activeNum attendNum invitedNum"
-_RECORDS: Final = "cloudRecordStatus cloudRecordOwnerUnionId minutesStatus minutesOwnerUnionId"
-
-FIELDS: Final[Mapping[str, str]] = {
-    "create": "conferenceId roomCode externalLinkUrl conferencePassword hostPassword phoneNumbers",
-    "info": f"{_DETAILS} {_COUNTS} {_RECORDS} extensionAppSettings",
-    "query": "conferenceId title status startTime mediaStatus userList",
-    "list": _CREATOR,
-    "roomCode": _DETAILS,
-    "schedule": _BASIC,
-    "event": f"{_DETAILS} {_COUNTS}",
-}
-"""What each call, and the event, says about a meeting: the fields that a meeting has, of these."""
-
-
-def describe(conference: Conference, call: str) -> dict[str, Any]:
-    """Return what a call, one of :data:`FIELDS`, says about a meeting."""
-    known = _facts(conference)
-    return {name: known[name] for name in FIELDS[call].split() if name in known}
-
-
-_OF_THE_SAME_NAME: Final = {to_camel(one.name): one.name for one in fields(Conference)}
-
-
-def _facts(conference: Conference) -> dict[str, Any]:
-    active = [user for user in conference.participants if conference.has(user)]
-    camera = {"cameraStatus": 0, "micStatus": 0, "rejectDescription": ""}
-    known = {name: vars(conference)[own] for name, own in _OF_THE_SAME_NAME.items()}
-    known = {name: value for name, value in known.items() if value is not None}
-    known |= {
-        "status": _STATUS[conference.status],
-        "startTime": conference.start_time,
-        "creatorNick": conference.creator_id.capitalize(),
-        "bizType": _SCHEDULED if conference.schedule_conference_id else _INSTANT,
-        "externalLinkUrl": f"https://meeting.dingtalk.invalid/j/{conference.room_code}",
-        "conferencePassword": conference.password,
-        "phoneNumbers": ["+86 571 0000 0000"],
-        "activeNum": len(active),
-        "attendNum": len(conference.participants),
-        "invitedNum": len(conference.invited),
-        "mediaStatus": 0,
-        "userList": [
-            {"userId": user, "nick": user, "attendStatus": _IN_MEETING, **camera} for user in active
-        ],
-        **dict.fromkeys(("cloudRecordStatus", "minutesStatus"), 0),
-        **dict.fromkeys(("cloudRecordOwnerUnionId", "minutesOwnerUnionId"), ""),
-        "extensionAppSettings": [],
-    }
-    if conference.start_time and conference.end_time:
-        known["confDuration"] = conference.end_time - conference.start_time
-    return known
-
-
-def member(conference: Conference, user: str) -> dict[str, Any]:
-    """Return what DingTalk says about somebody who is or was in a meeting."""
-    joined, left = conference.joined[user], conference.left.get(user)
-    return {
-        "unionId": user,
-        "userNick": user,
-        "conferenceId": conference.conference_id,
-        "attendStatus": _HAS_LEFT if left else _IN_MEETING,
-        "joinTime": joined,
-        **({"leaveTime": left} if left else {}),
-        "duration": (left or now()) - joined,
-        "host": user == conference.creator_id,
-        **dict.fromkeys(("coHost", "outerOrgMember", "pstnJoin"), False),
-        "jobNumber": "",
-    }
-
-
-# What happens
+    def member(self, user: str, id_field: str = "unionId") -> dict[str, Any]:
+        """Return what DingTalk says about somebody who is or was in the meeting."""
+        joined, left = self.joined[user], self.left.get(user)
+        return {
+            id_field: user,
+            "userNick": user,
+            "conferenceId": self.conference_id,
+            "attendStatus": _HAS_LEFT if left else _IN_MEETING,
+            "joinTime": joined,
+            **({"leaveTime": left} if left else {}),
+            "duration": (left or now()) - joined,
+            "host": user == self.creator_id,
+            **dict.fromkeys(("coHost", "outerOrgMember", "pstnJoin"), False),
+            "jobNumber": "",
+        }
 
 
 class Meetings(Streams):
@@ -166,16 +143,11 @@ class Meetings(Streams):
         """
         if status not in get_args(Status):
             raise ValueError(f"status is one of {', '.join(get_args(Status))}, not {status!r}.")
-        conference = Conference(
-            conference_id or secrets.token_hex(12),
-            title,
-            room_code or _digits(10),
-            creator_id=creator_id,
-            schedule_conference_id=schedule_conference_id,
-            invited=invited or [],
-        )
         if conference_id in self.conferences or conference_id in RESERVED:
             raise ValueError(f"There is a meeting {conference_id!r} already.")
+        conference = Conference(conference_id or secrets.token_hex(12), title, room_code or _digits(10))
+        conference.creator_id, conference.schedule_conference_id = creator_id, schedule_conference_id
+        conference.invited = invited or []
         self._add(conference, status)
         return conference.conference_id
 
@@ -186,26 +158,15 @@ class Meetings(Streams):
         if status == "ended":
             self.end(conference.conference_id)
 
-    def find(self, conference_id: str) -> Conference | None:
-        """Return a meeting, or None. A reserved one is created when it is first needed."""
+    def conference(self, conference_id: str) -> Conference:
+        """Return a meeting, which goes on changing with the calls; a KeyError says that there is none."""
         if conference_id in RESERVED and conference_id not in self.conferences:
             reserved = RESERVED[conference_id]
             self._add(Conference(conference_id, reserved.rehearses), reserved.status)
-        return self.conferences.get(conference_id)
-
-    def conference(self, conference_id: str) -> Conference:
-        """Return a meeting, which goes on changing with the calls.
-
-        :raises KeyError: there is none with this id; the methods below raise it, too.
-        """
-        self.find(conference_id)
         return self.conferences[conference_id]
 
     def start(self, conference_id: str) -> Conference:
-        """Start a meeting and return it; nothing changes for a running one.
-
-        :raises ValueError: it has ended.
-        """
+        """Start a meeting and return it; nothing changes for a running one, an ended one is a ValueError."""
         conference = self.conference(conference_id)
         if conference.status == "ended":
             raise ValueError(f"The meeting {conference_id!r} has ended.")
@@ -251,8 +212,7 @@ class Meetings(Streams):
             return
         about = {"statusSeqNum": next(self._sequence), "changeScene": scene}
         if user is None:
-            about["openConfModel"] = describe(conference, "event")
+            about["openConfModel"] = conference.described("event")
         else:
-            known = member(conference, user)
-            about["openMemberModels"] = [{"userId": known.pop("unionId"), **known}]
+            about["openMemberModels"] = [conference.member(user, "userId")]
         self.push_event(SCENES[scene], about)

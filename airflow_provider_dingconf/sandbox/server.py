@@ -1,7 +1,5 @@
 """The sandbox as a server on the loopback address, in a thread of this process."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import os
@@ -9,31 +7,22 @@ import re
 import socket
 import tempfile
 import threading
+from collections.abc import Awaitable, Callable, Mapping
 from functools import cache, partial
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 from urllib.parse import quote, unquote, urlencode
 
 from aiohttp import web
 
 from airflow_provider_dingconf.sandbox import calls, control
-from airflow_provider_dingconf.sandbox.state import CORP_ID, HOST, INTERNAL_APP, KINDS, THIRD_PARTY_APP, Call
-from airflow_provider_dingconf.sandbox.stream import hang_up
-
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
-
-    from airflow_provider_dingconf.sandbox.faults import Fault, Response
-    from airflow_provider_dingconf.sandbox.state import Kind
-
-T = TypeVar("T")
+from airflow_provider_dingconf.sandbox.faults import REQUEST_ID, Call, Fault, Response
+from airflow_provider_dingconf.sandbox.state import CORP_ID, HOST, INTERNAL_APP, KINDS, THIRD_PARTY_APP, Kind
 
 
 class Sandbox(calls.Calls):
-    """A DingTalk on this machine, for the length of a ``with`` block.
-
-    Any thread may call its methods.
+    """A DingTalk on this machine, for the length of a ``with`` block. Any thread may call its methods.
 
     :param port: to listen on; 0 for any free one, whose number it then becomes.
     :param token_lifetime: of access tokens, in seconds.
@@ -47,24 +36,17 @@ class Sandbox(calls.Calls):
     :param on_call: receives every call that has its response, in the sandbox's thread.
     """
 
-    client_id = INTERNAL_APP.client_id
-    client_secret = INTERNAL_APP.client_secret
-    suite_key = THIRD_PARTY_APP.client_id
-    suite_secret = THIRD_PARTY_APP.client_secret
-    corp_id = CORP_ID
+    client_id, client_secret, corp_id = INTERNAL_APP.client_id, INTERNAL_APP.client_secret, CORP_ID
+    suite_key, suite_secret = THIRD_PARTY_APP.client_id, THIRD_PARTY_APP.client_secret
 
-    def __enter__(self) -> Sandbox:
-        """Start to serve.
-
-        :raises OSError: the port is in use.
-        """
+    def __enter__(self) -> "Sandbox":
+        """Start to serve; an OSError says that the port is in use."""
         # Listening before the thread runs: no caller comes too early, and an error is raised here.
         self._socket = socket.create_server((HOST, self.port))
         self.port = self._socket.getsockname()[1]
         started = threading.Event()
-        self._thread = threading.Thread(
-            target=asyncio.run, args=(self._serve(started),), name="dingtalk-sandbox", daemon=True
-        )
+        run = partial(asyncio.run, self._serve(started))
+        self._thread = threading.Thread(target=run, name="dingtalk-sandbox", daemon=True)
         self._thread.start()
         started.wait()
         return self
@@ -72,7 +54,7 @@ class Sandbox(calls.Calls):
     def __exit__(self, *exc_info: object) -> None:
         """Stop, break off the responses under way, and end all faults, bans included."""
         with self.lock:
-            self._soon(self._stop)
+            self._soon(self._stopped.set)
             self._loop = None
         self._thread.join()
         self.heal()
@@ -102,19 +84,14 @@ class Sandbox(calls.Calls):
         fields = self.connection(kind, **overrides)
         scheme, separator, address = fields["host"].rpartition("://")
         login, password = (quote(fields[name] or "", safe="") for name in ("login", "password"))
+        user = f"{login}:{password}@" if login or password else ""
+        port = f":{fields['port']}" if fields.get("port") else ""
+        path = f"/{quote(fields.get('schema') or '', safe='')}"
         extra = fields["extra"]
         flat = all(isinstance(value, str) for value in extra.values())
-        parts = [
-            f"{fields['conn_type']}://{scheme}{separator}",
-            f"{login}:{password}@" if login or password else "",
-            quote(address, safe=""),
-            f":{fields['port']}" if fields.get("port") else "",
-            f"/{quote(fields.get('schema') or '', safe='')}" if fields.get("schema") or extra else "",
-            f"?{urlencode(extra if flat else {'__extra__': json.dumps(extra)})}" if extra else "",
-        ]
-        return "".join(parts)
-
-    # The server
+        query = f"?{urlencode(extra if flat else {'__extra__': json.dumps(extra)})}"
+        uri = f"{fields['conn_type']}://{scheme}{separator}{user}{quote(address, safe='')}{port}{path}{query}"
+        return uri.removesuffix("?").removesuffix("/")
 
     async def _serve(self, started: threading.Event) -> None:
         """Serve until stopped; responses under way are then cancelled, as the loop ends."""
@@ -126,45 +103,40 @@ class Sandbox(calls.Calls):
         await self._stopped.wait()
         listening.close()
 
-    async def _stop(self) -> None:
-        self._stopped.set()
-
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
+        try:
+            body = await request.read()
+        except web.HTTPRequestEntityTooLarge as large:
+            return web.json_response({"error": large.text}, status=large.status)
+        headers = [(k.decode(), v.decode(errors="surrogateescape")) for k, v in request.raw_headers]
+        call = Call("unknown", request.method, request.raw_path, headers, body)
         path = request.rel_url.raw_path
         if path.startswith("/sandbox"):
-            return await control.respond(self, request, *_match(control.ROUTES, request.method, path))
-        route, parameters = _match(calls.ROUTES, request.method, path)
+            row, parameters = _match(control.ROUTES, call.method, path)
+            return control.respond(self, call, row, parameters).sent(REQUEST_ID)
+        route, parameters = _match(calls.ROUTES, call.method, path)
         route = route or calls.UNKNOWN
-        body = await request.read()
-        call = Call(
-            name=route.name_of(body),
-            method=request.method,
-            path=request.raw_path,
-            headers=[(k.decode(), v.decode(errors="surrogateescape")) for k, v in request.raw_headers],
-            body=body,
-            conference_id=parameters.get("conferenceId"),
-            parameters={**request.query, **parameters},
-        )
+        # DingTalk has one call to lock and to unlock.
+        unlocks = route.name == "lock" and re.search(rb'"action"\s*:\s*"unlock"', body)
+        call.name = "unlock" if unlocks else route.name
+        call.parameters = {**request.query, **parameters}
+        call.conference_id = parameters.get("conferenceId")
         self._calls.append(call)
-        response = await _through(self.take_fault(call), partial(self._admitted, route, call))
+        response = await _through(self.take_fault(call), partial(self._respond, route, call))
         call.status, call.code = response.status or None, response.code
         if self.on_call is not None:
             self.on_call(call)
         if response.status == calls.SWITCHING:
             return await self._stream(response.body, request)
-        if not response.status:
-            hang_up(request)
-        body, headers = response.payload(call.request_id)
-        if response.complete:
-            return web.Response(status=response.status, body=body, headers=headers)
-        headers["Content-Length"] = str(len(body))
-        half = web.Response(status=response.status, body=body[: len(body) // 2], headers=headers)
-        half.force_close()
-        return half
+        if not response.status and request.transport is not None:
+            request.transport.close()
+        return response.sent(call.request_id)
 
-    async def _admitted(self, route: calls.Route, call: Call) -> Response:
+    async def _respond(self, route: calls.Route, call: Call) -> Response:
         async def respond() -> Response:
-            return self.respond(route, call)
+            with self.lock:
+                result = route.respond(self, call)
+            return result if isinstance(result, Response) else Response(200, result)
 
         try:
             return await _through(self.admit(route, call), respond)
@@ -172,7 +144,16 @@ class Sandbox(calls.Calls):
             return refusal.response
 
 
-def _match(rows: Mapping[str, T], method: str, path: str) -> tuple[T | None, dict[str, str]]:
+async def _through(fault: Fault | None, proceed: Callable[[], Awaitable[Response]]) -> Response:
+    """Return the response to a call that a fault may hit."""
+    if fault is None:
+        return await proceed()
+    response = await proceed() if fault.after else None
+    await asyncio.sleep(fault.delay)
+    return fault.response or response or await proceed()
+
+
+def _match(rows: Mapping[str, Any], method: str, path: str) -> tuple[Any, dict[str, str]]:
     """Return the first row for a method and a path, and the parameters in the path."""
     for row, value in rows.items():
         if found := _pattern(row).fullmatch(f"{method} {path}"):
@@ -183,15 +164,3 @@ def _match(rows: Mapping[str, T], method: str, path: str) -> tuple[T | None, dic
 @cache
 def _pattern(row: str) -> re.Pattern[str]:
     return re.compile(re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>[^/]+)", re.escape(row)))
-
-
-async def _through(fault: Fault | None, proceed: Callable[[], Awaitable[Response]]) -> Response:
-    """Return the response to a call that a fault may hit."""
-    if fault is None:
-        return await proceed()
-    if fault.after:
-        response = await proceed()
-        await asyncio.sleep(fault.delay)
-        return fault.response or response
-    await asyncio.sleep(fault.delay)
-    return fault.response or await proceed()

@@ -1,33 +1,20 @@
-"""What the sandbox remembers of its callers: access tokens, tickets, faults, and their calls. No I/O.
-
-The server's thread and the callers' threads share it: see :class:`Shared`.
-"""
-
-from __future__ import annotations
+"""What the sandbox remembers of its callers: access tokens, tickets, faults, and their calls. No I/O."""
 
 import math
 import secrets
+import ssl
 import threading
 import time
-import uuid
-from collections import Counter, defaultdict, deque
-from dataclasses import KW_ONLY, dataclass, field
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import KW_ONLY, dataclass
 from functools import wraps
 from inspect import isfunction
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import Any, Final, Literal
 
-from pydantic_core import from_json
-
-from airflow_provider_dingconf.sandbox.faults import RESERVED, SLOW, Fault
-
-if TYPE_CHECKING:
-    import ssl
-    from collections.abc import Callable, Mapping
+from airflow_provider_dingconf.sandbox.faults import RESERVED, SLOW, Call, Fault
 
 HOST: Final = "127.0.0.1"
-TOKEN_LIFETIME: Final = 7200.0  # seconds, as with DingTalk
-REDELIVERY: Final = 60.0
-"""Seconds after which an event that nobody acknowledged is delivered again."""
 
 
 @dataclass(frozen=True)
@@ -41,53 +28,27 @@ class App:
 
 
 CORP_ID: Final = "dingsandboxcorp"
-SUITE_TICKET: Final = "sandbox-suite-ticket"
 INTERNAL_APP: Final = App("dingsandboxapp", "sandbox-app-secret")
 THIRD_PARTY_APP: Final = App("suitesandboxapp", "sandbox-suite-secret", third_party=True)
 UNPERMITTED_APP: Final = App("dingsandboxunpermitted", "sandbox-unpermitted-secret", permitted=False)
 APPS: Final = {app.client_id: app for app in (INTERNAL_APP, THIRD_PARTY_APP, UNPERMITTED_APP)}
-
 Kind = Literal["internal", "third_party", "unified", "static_token", "unpermitted"]
-"""The app of a connection, and how it obtains its access token."""
-
-KINDS: Final[Mapping[Kind, tuple[App, Callable[[State], dict[str, Any]]]]] = {
+KINDS: Final[Mapping[Kind, tuple[App, Callable[[Any], dict[str, Any]]]]] = {
     "internal": (INTERNAL_APP, lambda _: {}),
     "third_party": (THIRD_PARTY_APP, lambda box: {"corp_id": CORP_ID, "suite_ticket": box.suite_ticket}),
     "unified": (INTERNAL_APP, lambda _: {"corp_id": CORP_ID}),
     "static_token": (App("", ""), lambda box: {"access_token": box.issue_token()}),
     "unpermitted": (UNPERMITTED_APP, lambda _: {}),
-}
-"""The app of each kind of connection, and its ``extra``."""
+}  # the app of each kind of connection, and its ``extra``
 
 
-def now() -> int:
-    """Return the time as DingTalk gives it, in milliseconds since the epoch."""
-    return int(time.time() * 1000)
+class Shared:
+    """An object for the server's thread and its callers': one of its public methods runs at a time."""
 
-
-@dataclass
-class Call:
-    """One call the sandbox received, unchanged, and the status and error code of its response."""
-
-    name: str  # one of ``faults.CallName``
-    method: str
-    path: str  # not decoded, with the query
-    headers: list[tuple[str, str]]
-    body: bytes
-    conference_id: str | None = None
-    parameters: dict[str, str] = field(default_factory=dict)  # of the path and of the query, decoded
-    request_id: str = field(default_factory=lambda: str(uuid.uuid4()).upper())
-    time: float = field(default_factory=time.monotonic)  # when it came, in seconds
-    status: int | None = None  # None: no response yet, or never
-    code: str | None = None
-
-    def header(self, name: str) -> str | None:
-        """Return the value of a header, in any case; None if it was not sent."""
-        return next((value for key, value in self.headers if key.lower() == name.lower()), None)
-
-    def json(self) -> Any:
-        """Return the body as JSON; a ValueError says that it is none, or of too many levels."""
-        return from_json(self.body)
+    def __init_subclass__(cls) -> None:
+        for name, method in list(vars(cls).items()):
+            if isfunction(method) and not name.startswith("_"):
+                setattr(cls, name, _guarded(method))
 
 
 def _guarded(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -99,52 +60,38 @@ def _guarded(method: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-class Shared:
-    """An object for several threads: one of the public methods of its classes runs at a time."""
-
-    def __init_subclass__(cls) -> None:
-        for name, method in list(vars(cls).items()):
-            if isfunction(method) and not name.startswith("_"):
-                setattr(cls, name, _guarded(method))
-
-
 @dataclass(eq=False, repr=False)
 class State(Shared):
     """The parameters, which :class:`Sandbox` describes, and what the calls leave behind."""
 
     port: int = 0
     _: KW_ONLY
-    token_lifetime: float = TOKEN_LIFETIME
+    token_lifetime: float = 7200.0  # as with DingTalk
     stream_ticket_lifetime: float = 90.0
     slow: float = 5.0
-    redelivery: float = REDELIVERY
+    redelivery: float = 60.0
     quota: int | None = None
     calls_per_second: int | None = None
     clock: Callable[[], float] = time.monotonic
     ssl_context: ssl.SSLContext | None = None
     on_call: Callable[[Call], object] | None = None
 
-    suite_ticket = SUITE_TICKET
-    """The third-party app's only valid ticket."""
+    suite_ticket = "sandbox-suite-ticket"  # the third-party app's only valid one
 
     def __post_init__(self) -> None:
         self.lock = threading.RLock()
-        self._used = 0  # calls that count towards the quota
-        self._recent: dict[tuple[str, object], deque[float]] = defaultdict(deque)
-        """When each app called each API within the last second, as far as the rate limit let it."""
         self._calls: list[Call] = []
-        self._tokens: dict[str, tuple[App, float]] = {}
-        self.tickets: dict[str, tuple[App, float]] = {}
-        """The tickets for event streams: each with its app, and when it expires."""
+        self.tickets: dict[str, tuple[App, float]] = {}  # for event streams: the app, and when it expires
+        self._tokens: dict[str, tuple[App, float]] = {}  # the same for access tokens
         self._faults: list[tuple[Fault, float, list[Call]]] = []  # when each ends, and what it has hit
         self._failures: Counter[str] = Counter()
+        self._used = 0  # calls that count towards the quota
+        self._recent: dict[tuple[str, object], list[float]] = {}  # when each app called each API of late
 
     @property
     def url(self) -> str:
         """The host of a connection to the sandbox."""
         return f"{'https' if self.ssl_context else 'http'}://{HOST}:{self.port}"
-
-    # Access tokens
 
     def issue_token(self, app: App = INTERNAL_APP) -> str:
         """Return an access token: for an internal app the valid one, renewed, else a new one."""
@@ -165,8 +112,6 @@ class State(Shared):
     def expire_tokens(self) -> None:
         """End the lifetime of every access token issued until now."""
         self._tokens = {token: (app, self.clock()) for token, (app, _) in self._tokens.items()}
-
-    # Faults
 
     def fail(self, fault: Fault) -> None:
         """Put a fault in force. The first one in force that hits a call applies to it."""
@@ -194,8 +139,6 @@ class State(Shared):
         # The call after the failures succeeds, and the count begins anew.
         succeeds = fault and fault.times and self._failures[conference_id] % (fault.times + 1) == 0
         return None if succeeds else fault
-
-    # Records
 
     @property
     def calls(self) -> list[Call]:

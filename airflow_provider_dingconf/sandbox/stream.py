@@ -5,31 +5,27 @@ delivered again, to any of them; an app that has never asked for its events gets
 not say how long DingTalk waits; its SDK for Node says 60 seconds.
 """
 
-from __future__ import annotations
-
 import asyncio
 import json
+import time
 import uuid
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from aiohttp import WSMsgType, web
 from pydantic_core import from_json
 
 from airflow_provider_dingconf.dingtalk.events import SUITE_TICKET
-from airflow_provider_dingconf.sandbox.state import CORP_ID, THIRD_PARTY_APP, App, State, now
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+from airflow_provider_dingconf.sandbox.state import CORP_ID, THIRD_PARTY_APP, App, State
 
 _GOODBYE: Final = 0.2  # seconds between announcing that a connection closes, and closing it
 
 
-def hang_up(request: web.BaseRequest) -> None:
-    """Close the connection over which a request came."""
-    if request.transport is not None:
-        request.transport.close()
+def now() -> int:
+    """Return the time as DingTalk gives it, in milliseconds since the epoch."""
+    return int(time.time() * 1000)
 
 
 @dataclass
@@ -49,12 +45,32 @@ class Event:
 
 @dataclass(eq=False)
 class _Connection:
-    """One WebSocket; ``sent`` has, by message id, what is not acknowledged, and what ends the wait for it."""
+    """One WebSocket of an app. Events without an acknowledgement go back to those that wait."""
 
     request: web.BaseRequest
     socket: web.WebSocketResponse
-    sent: dict[str, tuple[Event, asyncio.Future[None]]] = field(default_factory=dict)
-    closing: bool = False
+    waiting: asyncio.Queue[Event]  # what the connections of the app are to push
+    sent: dict[str, Event] = field(default_factory=dict)  # by message id, what is not acknowledged
+
+    async def push(self, redelivery: float) -> None:
+        """Push the events that wait; wait so many seconds for each acknowledgement."""
+        await self.send("SYSTEM", "ping", {"opaque": uuid.uuid4().hex})
+        while True:
+            event = await self.waiting.get()
+            message_id = uuid.uuid4().hex
+            self.sent[message_id] = event
+            event.deliveries += 1
+            headers = {
+                "messageId": message_id,
+                "eventType": event.event_type,
+                "eventId": event.event_id,
+                "eventCorpId": event.corp_id,
+                "eventBornTime": str(event.born_at),
+                "eventUnifiedAppId": f"app-{event.app.client_id}",
+            }
+            await self.send("EVENT", "*", event.data, **headers)
+            asyncio.get_running_loop().call_later(redelivery, self.put_back, message_id)
+            await asyncio.sleep(0)  # another connection of the app pushes the next event
 
     async def send(self, kind: str, topic: str, data: Any, **headers: str) -> None:
         always = {"messageId": uuid.uuid4().hex, "topic": topic, "contentType": "application/json"}
@@ -63,13 +79,17 @@ class _Connection:
         with suppress(ConnectionError):  # it broke a moment ago
             await self.socket.send_str(json.dumps(frame))
 
+    def put_back(self, message_id: str) -> None:
+        if message_id in self.sent:
+            self.waiting.put_nowait(self.sent.pop(message_id))
+
     def read(self, text: str) -> None:
         """Read an acknowledgement; ignore what is none, such as the response to a ping."""
         try:
             received = from_json(text)
             message_id = received["headers"]["messageId"]
             data = from_json(received.get("data") or "{}")
-            event, settled = self.sent[message_id]
+            event = self.sent[message_id]
         except (ValueError, KeyError, TypeError):
             return
         status = data.get("status", "SUCCESS") if isinstance(data, dict) else "SUCCESS"
@@ -78,7 +98,6 @@ class _Connection:
         if status != "LATER" and received.get("code") == 200:  # otherwise it is delivered again in time
             event.acknowledged = True
             del self.sent[message_id]
-            settled.set_result(None)
 
 
 class Streams(State):
@@ -86,12 +105,10 @@ class Streams(State):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.events: list[Event] = []
-        """Every event until now, once for each app that asks for events."""
+        self.events: list[Event] = []  # each once for each app that asks for events
         self._loop: asyncio.AbstractEventLoop | None = None  # None while the server does not run
-        self._connections: list[_Connection] = []
-        self._ready: dict[App, tuple[asyncio.Lock, asyncio.Queue[_Connection]]] = {}
-        """By app that has asked for events: whose turn it is to wait, and the next connections to use."""
+        self._connections: dict[_Connection, asyncio.Task[None]] = {}  # and what pushes events over them
+        self._waiting: dict[App, asyncio.Queue[Event]] = {}  # by app that has asked for events
 
     def push_event(
         self,
@@ -109,14 +126,15 @@ class Streams(State):
         :param data: the JSON document of the event.
         :param event_id: None for a new one; that of an earlier event pushes the event again.
         :param corp_id: the organisation of the event.
+        :raises ValueError: the type is empty.
         """
         if not event_type:
             raise ValueError("event_type: it is empty")
         event_id = event_id or uuid.uuid4().hex
-        for app in self._ready:
+        for app, waiting in self._waiting.items():
             if event_type != SUITE_TICKET or app == THIRD_PARTY_APP:
                 self.events.append(Event(event_type, data or {}, app, event_id, corp_id))
-                self._soon(self._deliver, self.events[-1])
+                self._soon(waiting.put_nowait, self.events[-1])
         return event_id
 
     def renew_suite_ticket(self) -> str:
@@ -128,80 +146,50 @@ class Streams(State):
     @property
     def streams(self) -> int:
         """How many connections to event streams there are."""
-        return len([connection for connection in self._connections if not connection.closing])
+        return len(self._connections)
 
     def disconnect_streams(self, *, politely: bool = True) -> None:
         """Close the connections to event streams: announced as by DingTalk, or as by a broken network."""
-        self._soon(self._disconnect, politely)
+        self._soon(lambda: asyncio.ensure_future(self._disconnect(politely)))
 
-    def _soon(self, work: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
+    def _soon(self, work: Callable[..., object], *args: Any) -> None:
         """Do something in the server's loop, if it runs."""
         if self._loop is not None:
-            self._loop.call_soon_threadsafe(lambda: asyncio.ensure_future(work(*args)))
+            self._loop.call_soon_threadsafe(work, *args)
 
     def _resume(self) -> None:
-        """Go on to deliver what an earlier run of the server left."""
-        self._ready = {app: (asyncio.Lock(), asyncio.Queue()) for app in self._ready}
+        """Go on to push what an earlier run of the server left."""
+        self._waiting = {app: asyncio.Queue() for app in self._waiting}
         for event in self.events:
             if not event.acknowledged:
-                self._soon(self._deliver, event)
+                self._waiting[event.app].put_nowait(event)
 
     async def _stream(self, app: App, request: web.BaseRequest) -> web.WebSocketResponse:
         """Serve one connection until it ends."""
         socket = web.WebSocketResponse()
         await socket.prepare(request)
-        connection = _Connection(request, socket)
         with self.lock:
-            _, ready = self._ready.setdefault(app, (asyncio.Lock(), asyncio.Queue()))
-        self._connections.append(connection)
-        await connection.send("SYSTEM", "ping", {"opaque": uuid.uuid4().hex})
-        ready.put_nowait(connection)
+            waiting = self._waiting.setdefault(app, asyncio.Queue())
+        connection = _Connection(request, socket, waiting)
+        self._connections[connection] = pushing = asyncio.ensure_future(connection.push(self.redelivery))
         try:
             async for message in socket:
                 if message.type is WSMsgType.TEXT:
                     connection.read(message.data)
         finally:
-            connection.closing = True
-            self._connections.remove(connection)
-            for _, settled in connection.sent.values():
-                settled.cancel()
+            pushing.cancel()
+            self._connections.pop(connection, None)
+            for message_id in list(connection.sent):
+                connection.put_back(message_id)
         return socket
 
-    async def _deliver(self, event: Event) -> None:
-        """Send an event over one connection of its app after the other, until it is acknowledged."""
-        while not event.acknowledged:
-            connection = await self._next(event.app)
-            message_id, settled = uuid.uuid4().hex, asyncio.get_running_loop().create_future()
-            connection.sent[message_id] = event, settled
-            event.deliveries += 1
-            headers = {
-                "messageId": message_id,
-                "eventType": event.event_type,
-                "eventId": event.event_id,
-                "eventCorpId": event.corp_id,
-                "eventBornTime": str(event.born_at),
-                "eventUnifiedAppId": f"app-{event.app.client_id}",
-            }
-            await connection.send("EVENT", "*", event.data, **headers)
-            await asyncio.wait([settled], timeout=self.redelivery)
-            connection.sent.pop(message_id, None)
-
-    async def _next(self, app: App) -> _Connection:
-        """Return the connection whose turn it is; wait for one in the order of the events."""
-        turn, ready = self._ready[app]
-        async with turn:
-            while (connection := await ready.get()).closing:
-                pass
-            ready.put_nowait(connection)
-        return connection
-
     async def _disconnect(self, politely: bool) -> None:
-        connections = list(self._connections)
-        for connection in connections:
-            connection.closing = True
+        closing, self._connections = self._connections, {}
+        for connection, pushing in closing.items():
+            pushing.cancel()
             if politely:
-                reason = {"reason": "the sandbox closes the connection"}
-                await connection.send("SYSTEM", "disconnect", reason)
+                await connection.send("SYSTEM", "disconnect", {"reason": "the sandbox closes it"})
         await asyncio.sleep(_GOODBYE if politely else 0)
-        for connection in connections:
-            hang_up(connection.request)
+        for connection in closing:
+            if connection.request.transport is not None:
+                connection.request.transport.close()

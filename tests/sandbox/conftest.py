@@ -13,6 +13,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 CONFERENCES = "/v1.0/conference/videoConferences"
+OPEN = "/v1.0/gateway/connections/open"
+STREAM = {
+    "clientId": Sandbox.client_id,
+    "clientSecret": Sandbox.client_secret,
+    "subscriptions": [{"type": "EVENT", "topic": "*"}],
+}
+TOKEN_HEADER = "x-acs-dingtalk-access-token"
 
 
 class Caller(requests.Session):
@@ -23,11 +30,7 @@ class Caller(requests.Session):
         self.sandbox = sandbox
         # A proxy of the environment is not for the loopback address.
         self.trust_env = False
-        self.authorise(sandbox.issue_token())
-
-    def authorise(self, token: str) -> None:
-        """Send this access token from now on."""
-        self.headers["x-acs-dingtalk-access-token"] = token
+        self.headers[TOKEN_HEADER] = sandbox.issue_token()
 
     def call(self, method: str, path: str, json: Any = None, **options: Any) -> requests.Response:
         """Call a path of the sandbox."""
@@ -73,6 +76,6 @@ def caller(sandbox: Sandbox) -> Iterator[Caller]:
         yield made
 
 
-def code(answer: requests.Response) -> tuple[int, str]:
-    """Return the HTTP status and the error code of an answer."""
-    return answer.status_code, answer.json()["code"]
+def code(response: requests.Response) -> tuple[int, str]:
+    """Return the HTTP status and the error code of a response."""
+    return response.status_code, response.json()["code"]

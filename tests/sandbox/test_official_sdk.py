@@ -9,14 +9,17 @@ from __future__ import annotations
 import asyncio
 import inspect
 import re
+from functools import partial
 from typing import Any
 
 import pytest
 import requests
 
-from airflow_provider_dingconf.dingtalk.error_codes import ERRORS, LOCAL_CODES
+from airflow_provider_dingconf.dingtalk.error_codes import ERRORS
 from airflow_provider_dingconf.dingtalk.errors import CredentialsError
 from airflow_provider_dingconf.sandbox import Fault, Sandbox
+
+from .conftest import TOKEN_HEADER
 
 pytest.importorskip("alibabacloud_dingtalk")
 
@@ -28,24 +31,29 @@ from alibabacloud_tea_openapi.models import Config
 from alibabacloud_tea_util.models import RuntimeOptions
 from Tea.exceptions import TeaException
 
-SENT = [row for row in ERRORS.values() if row.code not in LOCAL_CODES]
-LOCK_ERRORS = [row for row in SENT if not issubclass(row.error, CredentialsError)]
-TOKEN_ERRORS = [row for row in SENT if issubclass(row.error, CredentialsError)]
+SENT = [row for row in ERRORS.values() if row.sent_by_dingtalk]
 RUNTIME = RuntimeOptions(connect_timeout=60_000, read_timeout=60_000)
 
 
-def config(sandbox: Sandbox) -> Config:
-    return Config(endpoint=f"127.0.0.1:{sandbox.port}", protocol="http")
+def camel(name: str) -> str:
+    return "".join(word.capitalize() for word in name.split("_"))
 
 
-def lock_arguments(sandbox: Sandbox, conference_id: str, action: str) -> tuple[Any, ...]:
-    headers = conference_models.LockConferenceHeaders(x_acs_dingtalk_access_token=sandbox.issue_token())
-    return conference_id, conference_models.LockConferenceRequest(action=action), headers, RUNTIME
+def made(client: type[Any], sandbox: Sandbox) -> Any:
+    return client(Config(endpoint=f"127.0.0.1:{sandbox.port}", protocol="http"))
+
+
+def call(sandbox: Sandbox, name: str, *arguments: Any, suffix: str = "", **request: Any) -> Any:
+    """Return the response to a conference call of the SDK, by the SDK's name of it."""
+    token = sandbox.issue_token()
+    headers = getattr(conference_models, f"{camel(name)}Headers")(x_acs_dingtalk_access_token=token)
+    body = [getattr(conference_models, f"{camel(name)}Request")(**request)] if request else []
+    method = getattr(made(ConferenceClient, sandbox), f"{name}_with_options{suffix}")
+    return method(*arguments, *body, headers, RUNTIME)
 
 
 def lock(sandbox: Sandbox, conference_id: str, action: str = "lock") -> Any:
-    client = ConferenceClient(config(sandbox))
-    return client.lock_conference_with_options(*lock_arguments(sandbox, conference_id, action))
+    return call(sandbox, "lock_conference", conference_id, action=action)
 
 
 def internal_token(client: TokenClient, secret: str = Sandbox.client_secret) -> Any:
@@ -72,100 +80,92 @@ def unified_token(client: TokenClient) -> Any:
 
 
 def test_the_sdk_locks_and_unlocks(sandbox: Sandbox) -> None:
-    meeting = sandbox.create_conference()
+    meeting = sandbox.create_conference(conference_id="m")
     for action in ("lock", "unlock"):
-        answer = lock(sandbox, meeting, action)
-        assert (answer.status_code, answer.body.success) == (200, True)
+        response = lock(sandbox, meeting, action)
+        assert (response.status_code, response.body.success) == (200, True)
         assert sandbox.conference(meeting).locked is (action == "lock")
+    recorded, _ = sandbox.calls
+    assert (recorded.method, recorded.path) == ("POST", "/v1.0/conference/videoConferences/m/lock")
+    assert recorded.header("content-type") == "application/json; charset=utf-8"
+    assert recorded.header("accept") == "application/json"
+    assert recorded.body == b'{"action":"lock"}'
 
 
 def test_the_sdk_locks_asynchronously(sandbox: Sandbox) -> None:
     meeting = sandbox.create_conference()
-    client = ConferenceClient(config(sandbox))
-    arguments = lock_arguments(sandbox, meeting, "lock")
-    answer = asyncio.run(client.lock_conference_with_options_async(*arguments))
-    assert answer.body.success is True
+    response = asyncio.run(call(sandbox, "lock_conference", meeting, suffix="_async", action="lock"))
+    assert response.body.success is True
     assert sandbox.conference(meeting).locked
 
 
-def test_what_the_sdk_puts_on_the_wire_is_recorded(sandbox: Sandbox) -> None:
-    lock(sandbox, "sandbox-open")
-    (call,) = sandbox.calls
-    assert (call.method, call.path) == ("POST", "/v1.0/conference/videoConferences/sandbox-open/lock")
-    assert call.header("content-type") == "application/json; charset=utf-8"
-    assert call.header("accept") == "application/json"
-    assert call.body == b'{"action":"lock"}'
-
-
-@pytest.mark.parametrize("ask", [internal_token, corp_token])
+@pytest.mark.parametrize("ask", [internal_token, corp_token, unified_token])
 def test_the_sdk_gets_a_token(sandbox: Sandbox, ask: Any) -> None:
-    body = ask(TokenClient(config(sandbox))).body
-    assert (len(body.access_token), body.expire_in) == (32, 7200)
+    body = ask(made(TokenClient, sandbox)).body
+    lifetime = body.expires_in if ask is unified_token else body.expire_in
+    assert (len(body.access_token), lifetime) == (32, 7200)
 
 
-def test_the_sdk_gets_a_token_by_the_unified_call(sandbox: Sandbox) -> None:
-    body = unified_token(TokenClient(config(sandbox))).body
-    assert (len(body.access_token), body.expires_in) == (32, 7200)
-
-
-@pytest.mark.parametrize("row", LOCK_ERRORS, ids=lambda row: row.code)
-def test_the_sdk_raises_every_error_of_a_lock_call(sandbox: Sandbox, row: Any) -> None:
+@pytest.mark.parametrize("row", SENT, ids=lambda row: row.code)
+def test_the_sdk_raises_every_error(sandbox: Sandbox, row: Any) -> None:
+    if issubclass(row.error, CredentialsError):
+        sandbox.fail(Fault(call="token", code=row.code))
+        ask = partial(internal_token, made(TokenClient, sandbox))
+    else:
+        ask = partial(lock, sandbox, f"sandbox-{row.code}")
     with pytest.raises(TeaException) as raised:
-        lock(sandbox, f"sandbox-{row.code}")
-    assert_says(raised.value, sandbox, row.code, next(iter(row.http_status), 400))
-
-
-@pytest.mark.parametrize("row", TOKEN_ERRORS, ids=lambda row: row.code)
-def test_the_sdk_raises_every_error_of_a_token_call(sandbox: Sandbox, row: Any) -> None:
-    sandbox.fail(Fault(call="token", code=row.code))
-    with pytest.raises(TeaException) as raised:
-        internal_token(TokenClient(config(sandbox)))
-    assert_says(raised.value, sandbox, row.code, row.http_status[0])
-
-
-def assert_says(error: TeaException, sandbox: Sandbox, code: str, status: int) -> None:
-    request_id = sandbox.calls[-1].request_id
-    assert error.code == code
-    assert error.message == f"code: {status}, {code} request id: {request_id}"
-    assert error.data["requestid"] == request_id
-    assert error.data["statusCode"] == status
-    denied = {"accessdenieddetail"} if "PermissionDenied" in code else set()
-    assert error.data.keys() - {"statusCode"} == {"code", "requestid", "message"} | denied
+        ask()
+    request_id, status = sandbox.calls[-1].request_id, next(iter(row.http_status), 400)
+    assert raised.value.code == row.code
+    assert raised.value.message == f"code: {status}, {row.code} request id: {request_id}"
+    data = raised.value.data
+    assert (data["requestid"], data["statusCode"]) == (request_id, status)
+    denied = {"accessdenieddetail"} if "PermissionDenied" in row.code else set()
+    assert data.keys() - {"statusCode"} == {"code", "requestid", "message"} | denied
 
 
 def test_the_sdk_refuses_wrong_credentials_as_dingtalk_does(sandbox: Sandbox) -> None:
     with pytest.raises(TeaException) as raised:
-        internal_token(TokenClient(config(sandbox)), secret="wrong")
+        internal_token(made(TokenClient, sandbox), secret="wrong")
     assert raised.value.code == "invalidClientIdOrSecret"
 
 
 def test_the_sdk_reads_a_meeting_and_the_running_ones(sandbox: Sandbox) -> None:
     meeting = sandbox.create_conference("周会")
-    client = ConferenceClient(config(sandbox))
-    token = sandbox.issue_token()
-
-    headers = conference_models.QueryConferenceInfoHeaders(x_acs_dingtalk_access_token=token)
-    info = client.query_conference_info_with_options(meeting, headers, RUNTIME).body.conf_info
+    info = call(sandbox, "query_conference_info", meeting).body.conf_info
     assert (info.title, info.status, info.conference_id) == ("周会", 2, meeting)
-
-    batch = client.query_conference_info_batch_with_options(
-        conference_models.QueryConferenceInfoBatchRequest(conference_id_list=[meeting]),
-        conference_models.QueryConferenceInfoBatchHeaders(x_acs_dingtalk_access_token=token),
-        RUNTIME,
-    )
+    batch = call(sandbox, "query_conference_info_batch", conference_id_list=[meeting])
     assert [found.title for found in batch.body.infos] == ["周会"]
-
-    page = client.query_org_conference_list_with_options(
-        conference_models.QueryOrgConferenceListRequest(max_results=1),
-        conference_models.QueryOrgConferenceListHeaders(x_acs_dingtalk_access_token=token),
-        RUNTIME,
-    ).body
+    page = call(sandbox, "query_org_conference_list", max_results=1).body
     assert (page.total_count, page.has_more, page.next_token) == (1, False, None)
     assert page.on_going_conf_list[0].room_code == info.room_code
 
 
-def camel(name: str) -> str:
-    return "".join(word.capitalize() for word in name.split("_"))
+def test_the_sdk_creates_a_meeting_lists_its_members_and_closes_it(sandbox: Sandbox) -> None:
+    created = call(sandbox, "create_video_conference", user_id="chris", conf_title="Exam").body
+    meeting = sandbox.conference(created.conference_id)
+    assert (created.room_code, created.host_password) == (meeting.room_code, meeting.host_password)
+    for user in ("chris", "ann"):
+        sandbox.join(created.conference_id, user)
+    for user in ("ann", "nobody"):
+        sandbox.leave(created.conference_id, user)
+
+    page = call(sandbox, "query_conference_members", created.conference_id, max_results=1).body
+    assert (page.total_count, page.next_token) == (2, "1")
+    (host,) = page.member_models
+    assert (host.union_id, host.host, host.attend_status, host.leave_time) == ("chris", True, 3, None)
+    _, left = call(
+        sandbox, "query_conference_members", created.conference_id, max_results=9
+    ).body.member_models
+    assert (left.union_id, left.host, left.attend_status) == ("ann", False, 6)
+    assert left.leave_time - left.join_time == left.duration
+
+    closed = call(sandbox, "close_video_conference", created.conference_id, union_id="chris")
+    assert closed.body.code == 200
+    assert meeting.status == "ended"
+    assert meeting.left.keys() == {"chris", "ann"}
+    with pytest.raises(TeaException, match="resourceClose"):
+        call(sandbox, "close_video_conference", created.conference_id, union_id="chris")
 
 
 def sdk_calls() -> list[tuple[str, str, str]]:
@@ -208,78 +208,35 @@ BODIES: dict[str, Any] = {
     "query_conference_info_batch": {"conferenceIdList": ["m"]},
     "lock_conference": {"action": "lock"},
 }
+WITH_END = {"query_conference_info", "query_conference_info_by_room_code", "query_schedule_conference_info"}
+"""The calls that also show when a meeting ended."""
 
 
 @pytest.mark.parametrize(("name", "method", "path"), sdk_calls(), ids=lambda value: value)
-def test_each_response_has_exactly_the_fields_that_the_sdk_knows(
+def test_each_response_has_exactly_the_fields_the_sdk_knows(
     sandbox: Sandbox, name: str, method: str, path: str
 ) -> None:
-    running = {"room_code": "1", "schedule_conference_id": "s", "creator_id": "chris"}
     for identity in ("m", "other"):
-        sandbox.create_conference(conference_id=identity, **running)
+        sandbox.create_conference(
+            conference_id=identity, room_code="1", schedule_conference_id="s", creator_id="chris"
+        )
         sandbox.join(identity, "ann")
-    if name in {
-        "query_conference_info",
-        "query_conference_info_by_room_code",
-        "query_schedule_conference_info",
-    }:
+    if name in WITH_END:
         sandbox.end("m")
-    value = {
-        "roomCodes/{}": "roomCodes/1",
-        "Conferences/scheduleConferences/{}": "Conferences/scheduleConferences/s",
-    }
-    for template, filled in value.items():
-        path = path.replace(template, filled)
-    answer = requests.request(
+    path = path.replace("roomCodes/{}", "roomCodes/1")
+    path = path.replace("Conferences/scheduleConferences/{}", "Conferences/scheduleConferences/s")
+    response = requests.request(
         method,
         sandbox.url + path.replace("{}", "m"),
         params={"unionId": "chris", "maxResults": 1} if method != "POST" else None,
         json=BODIES.get(name, {}),
-        headers={"x-acs-dingtalk-access-token": sandbox.issue_token()},
+        headers={TOKEN_HEADER: sandbox.issue_token()},
         timeout=60,
     )
-    assert answer.status_code == 200
+    assert response.status_code == 200
     assert sandbox.calls[-1].name != "unknown"
-    check(getattr(conference_models, camel(name) + "ResponseBody"), answer.json())
+    check(getattr(conference_models, camel(name) + "ResponseBody"), response.json())
 
 
 def test_there_are_52_conference_calls() -> None:
     assert len(sdk_calls()) == 52
-
-
-def test_the_sdk_creates_a_meeting_lists_its_members_and_closes_it(sandbox: Sandbox) -> None:
-    client = ConferenceClient(config(sandbox))
-    token = sandbox.issue_token()
-    made = client.create_video_conference_with_options(
-        conference_models.CreateVideoConferenceRequest(user_id="chris", conf_title="Exam"),
-        conference_models.CreateVideoConferenceHeaders(x_acs_dingtalk_access_token=token),
-        RUNTIME,
-    ).body
-    meeting = sandbox.conference(made.conference_id)
-    assert (made.room_code, made.host_password) == (meeting.room_code, meeting.host_password)
-    for user in ("chris", "ann"):
-        sandbox.join(made.conference_id, user)
-    sandbox.leave(made.conference_id, "ann")
-
-    page = client.query_conference_members_with_options(
-        made.conference_id,
-        conference_models.QueryConferenceMembersRequest(max_results=1),
-        conference_models.QueryConferenceMembersHeaders(x_acs_dingtalk_access_token=token),
-        RUNTIME,
-    ).body
-    assert (page.total_count, page.next_token) == (2, "1")
-    (host,) = page.member_models
-    assert (host.union_id, host.host, host.attend_status) == ("chris", True, 3)
-
-    def close() -> Any:
-        return client.close_video_conference_with_options(
-            made.conference_id,
-            conference_models.CloseVideoConferenceRequest(union_id="chris"),
-            conference_models.CloseVideoConferenceHeaders(x_acs_dingtalk_access_token=token),
-            RUNTIME,
-        )
-
-    assert close().body.code == 200
-    assert meeting.status == "ended"
-    with pytest.raises(TeaException, match="resourceClose"):
-        close()

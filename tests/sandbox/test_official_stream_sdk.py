@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -24,55 +26,51 @@ PATIENCE = 120.0
 
 
 class Handler(dingtalk_stream.EventHandler):  # type: ignore[misc]
-    """Keeps the events that come, and answers each as it is told to."""
+    """Keeps the events that come, and acknowledges each with the next of some statuses, or as handled."""
 
-    def __init__(self, answers: list[int] | None = None) -> None:
+    def __init__(self, *statuses: int) -> None:
         super().__init__()
         self.events: list[Any] = []
-        self.answers = answers or []
+        self.statuses = list(statuses)
 
     async def process(self, event: Any) -> tuple[int, str]:
         self.events.append(event)
-        return (self.answers.pop(0) if self.answers else AckMessage.STATUS_OK), "OK"
+        return (self.statuses.pop(0) if self.statuses else AckMessage.STATUS_OK), "OK"
 
 
-class Listening:
-    """The SDK's client at work, in a thread of its own, for a block."""
+@pytest.fixture
+def listening(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Return what lets the SDK's client work in a thread for a block."""
 
-    def __init__(self, sandbox: Sandbox, handler: Handler, monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextmanager
+    def listening(sandbox: Sandbox, handler: Handler) -> Iterator[None]:
         endpoint = f"{sandbox.url}/v1.0/gateway/connections/open"
         monkeypatch.setattr(DingTalkStreamClient, "OPEN_CONNECTION_API", endpoint)
         credential = dingtalk_stream.Credential(sandbox.client_id, sandbox.client_secret)
-        self.client = DingTalkStreamClient(credential)
-        self.client.register_all_event_handler(handler)
-        self.sandbox = sandbox
+        client = DingTalkStreamClient(credential)
+        client.register_all_event_handler(handler)
+        loop, stopped = asyncio.new_event_loop(), asyncio.Event()
 
-    def __enter__(self) -> Listening:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._thread.start()
-        wait_until(lambda: self.sandbox.streams)
-        return self
+        async def until_stopped() -> None:
+            working = asyncio.ensure_future(client.start())
+            await stopped.wait()
+            # The SDK swallows what cancels it: its loop ends without it.
+            working.cancel()
 
-    def _run(self) -> None:
-        self._loop.run_until_complete(self._until_stopped())
-
-    async def _until_stopped(self) -> None:
-        self._stopped = asyncio.Event()
-        working = asyncio.ensure_future(self.client.start())
-        await self._stopped.wait()
-        # The SDK swallows what cancels it: its loop ends without it.
-        working.cancel()
-
-    def __exit__(self, *exc_info: object) -> None:
-        self._loop.call_soon_threadsafe(self._stopped.set)
-        self._thread.join(PATIENCE)
-        assert not self._thread.is_alive()
-        for task in asyncio.all_tasks(self._loop):
+        thread = threading.Thread(target=loop.run_until_complete, args=(until_stopped(),), daemon=True)
+        thread.start()
+        wait_until(lambda: sandbox.streams)
+        yield
+        loop.call_soon_threadsafe(stopped.set)
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
+        for task in asyncio.all_tasks(loop):
             task._log_destroy_pending = False  # type: ignore[attr-defined]
 
+    return listening
 
-def wait_until(condition: Any) -> None:
+
+def wait_until(condition: Callable[[], object]) -> None:
     """Wait for something that happens in another thread."""
     ticking = threading.Event()
     for _ in range(int(PATIENCE / 0.02)):
@@ -82,11 +80,9 @@ def wait_until(condition: Any) -> None:
     raise AssertionError("it did not happen in time")
 
 
-def test_the_sdk_receives_events_and_acknowledges_them(
-    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_sdk_receives_events_and_acknowledges_them(sandbox: Sandbox, listening: Any) -> None:
     handler = Handler()
-    with Listening(sandbox, handler, monkeypatch):
+    with listening(sandbox, handler):
         meeting = sandbox.create_conference("周会")
         sandbox.join(meeting, "somebody")
         sandbox.end(meeting)
@@ -103,13 +99,11 @@ def test_the_sdk_receives_events_and_acknowledges_them(
     assert [event.deliveries for event in sandbox.events] == [1, 1, 1]
 
 
-def test_what_the_sdk_asks_for_is_what_this_package_asks_for(
-    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_the_sdk_asks_for_is_what_this_package_asks_for(sandbox: Sandbox, listening: Any) -> None:
     from airflow_provider_dingconf.dingtalk.events import open_call
     from airflow_provider_dingconf.dingtalk.tokens import App
 
-    with Listening(sandbox, Handler(), monkeypatch):
+    with listening(sandbox, Handler()):
         (call,) = sandbox.calls_of("stream")
     asked = open_call(App(sandbox.client_id, sandbox.client_secret)).request()
     assert (call.method, call.path) == (asked.method, asked.target)
@@ -120,18 +114,18 @@ def test_what_the_sdk_asks_for_is_what_this_package_asks_for(
     assert own >= call.json().keys() - (body.keys() - own)
 
 
-def test_the_sdk_gets_an_event_again_that_it_could_not_handle(monkeypatch: pytest.MonkeyPatch) -> None:
-    handler = Handler([AckMessage.STATUS_SYSTEM_EXCEPTION])
-    with Sandbox(redelivery=0.1) as sandbox, Listening(sandbox, handler, monkeypatch):
+def test_the_sdk_gets_an_event_again_that_it_could_not_handle(listening: Any) -> None:
+    handler = Handler(AckMessage.STATUS_SYSTEM_EXCEPTION)
+    with Sandbox(redelivery=0.1) as sandbox, listening(sandbox, handler):
         event_id = sandbox.push_event("anything", {})
         wait_until(lambda: sandbox.events and sandbox.events[0].acknowledged)
         assert [event.headers.event_id for event in handler.events] == [event_id, event_id]
         assert sandbox.events[0].acknowledgements == ["code 500", "SUCCESS"]
 
 
-def test_the_sdk_connects_again_when_it_is_told_to(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_sdk_connects_again_when_dingtalk_says_so(sandbox: Sandbox, listening: Any) -> None:
     handler = Handler()
-    with Listening(sandbox, handler, monkeypatch):
+    with listening(sandbox, handler):
         sandbox.disconnect_streams()
         wait_until(lambda: len(sandbox.calls_of("connect")) == 2 and sandbox.streams == 1)
         sandbox.push_event("anything", {})
