@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -280,6 +281,15 @@ def test_an_older_file_does_not_replace_a_token_that_could_not_be_written(
 
 
 # What Airflow masks
+
+
+def test_airflow_masks_the_client_secret_and_the_token(sandbox: Sandbox, conn: Any) -> None:
+    with closing(DingTalkConferenceHook()) as hook:
+        hook.lock_conference("sandbox-open")
+    token = sandbox.calls_of("lock")[0].header("x-acs-dingtalk-access-token")
+    assert token
+    for secret in (Sandbox.client_secret, token):
+        assert redact(f"as in {secret} here") == "as in *** here"
 
 
 def test_the_warning_and_the_ban_show_the_directory_though_airflow_masks_its_path(

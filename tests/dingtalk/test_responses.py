@@ -129,7 +129,7 @@ DECISIONS: list[tuple[type[DingTalkError], str | None, list[tuple[int, Any]]]] =
     (errors.AccessTokenError, "paramsError", [(401, {"code": "paramsError"})]),
     (errors.ServerError, "unknownError", [(500, {"code": "unknownError"})]),
     # The body says that a status of success is none.
-    (errors.ResponseError, "notConfirmed", [(200, {}), *((200, {"success": said}) for said in (False, "true", 1))]),
+    (errors.ResponseError, "notConfirmed", [(200, {}), (200, {"wait": 5}), (200, {"status": 1111}), *((200, {"success": said}) for said in (False, "true", 1))]),
     (errors.ConferenceClosedError, "confClosed", [(200, {"success": True, "code": "confClosed"})]),
     (errors.ThrottledError, "90018", [(200, {"errcode": 90018, "errmsg": "slow"})]),
     (errors.ThrottledError, "90002", [(200, {"errcode": "90002"}), (200, {"errcode": 88, "sub_code": 90002})]),
@@ -155,6 +155,7 @@ DECISIONS: list[tuple[type[DingTalkError], str | None, list[tuple[int, Any]]]] =
     # The ban, whose status is not documented.
     (errors.AddressBannedError, "addressBanned", [
         *((status, BAN) for status in (200, 400, 401, 403, 429, 500, 503)),
+        (200, {"status": 1111, "wait": 5}), (200, {"punish": "deny"}),
         *((status, BAN_PAGE) for status in (200, 400, 403, 429, 503)),
         (403, b"<!DOCTYPE html><html><body>Access denied</body></html>"),
     ]),
