@@ -15,7 +15,7 @@ from airflow.providers.common.compat.sdk import BaseHook
 
 from airflow_provider_dingconf.client.client import DingTalkClient
 from airflow_provider_dingconf.client.settings import read_connection
-from airflow_provider_dingconf.client.sync import is_started, run, run_later
+from airflow_provider_dingconf.client.sync import run, run_at_exit, run_later
 from airflow_provider_dingconf.compat import get_async_connection, mask_secret
 from airflow_provider_dingconf.dingtalk.errors import DingTalkError, PermissionDeniedError
 from airflow_provider_dingconf.dingtalk.limits import MAX_ATTEMPTS, MAX_SECONDS, check_limits
@@ -143,8 +143,7 @@ _clients: weakref.WeakSet[DingTalkClient] = weakref.WeakSet()
 @atexit.register
 def _close_all() -> None:
     """Close the connections of hooks that live until the process ends: aiohttp would log them as errors."""
-    for client in list(_clients) if is_started() else ():
-        run(client.close)
+    run_at_exit([client.close for client in _clients])
 
 
 def _mask(secrets: Iterable[str]) -> None:

@@ -16,20 +16,23 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Coroutine, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent import futures
 from contextlib import contextmanager
 from contextvars import copy_context
 from functools import partial, wraps
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, cast
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Awaitable
+    from collections.abc import AsyncGenerator, Awaitable, Iterable
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 CLEAN_UP_SECONDS = 4.0
 """How long a clean-up after an interruption may take: Airflow follows SIGTERM by SIGKILL after 5 seconds."""
+
+EXIT_SECONDS = 1.0
+"""How long the end of a process may be held up."""
 
 SIGNAL_SECONDS = 0.5
 """After so long at most, a wait notices a signal that another thread of the process received."""
@@ -44,7 +47,9 @@ class _Background:
 
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
-        self.loop.set_default_executor(ThreadPoolExecutor(max_workers=1, thread_name_prefix="dingtalk"))
+        self.loop.set_default_executor(
+            futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="dingtalk")
+        )
         self.tasks: dict[object, asyncio.Task[Any]] = {}
         """The asyncio tasks that run, by job."""
         thread = threading.Thread(target=self._run, name="dingtalk", daemon=True)
@@ -96,9 +101,11 @@ def is_background(loop: asyncio.AbstractEventLoop) -> bool:
     return _background is not None and _background.loop is loop
 
 
-def is_started() -> bool:
-    """Return whether this process has its background event loop."""
-    return _background is not None
+def run_at_exit(works: Iterable[Work[object]]) -> None:
+    """Run coroutines in the background event loop, if there is one, when the process ends."""
+    if _background is not None:
+        loop = _background.loop
+        futures.wait([asyncio.run_coroutine_threadsafe(work(), loop) for work in works], EXIT_SECONDS)
 
 
 def run_later(work: Work[object]) -> None:
