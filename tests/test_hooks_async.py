@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -41,6 +42,8 @@ async def cancel(work: Coroutine[Any, Any, Any], *when: Callable[[], object]) ->
 async def test_one_hook_locks_many_and_one_at_the_same_time_and_whoever_ends_first_ends_no_other(
     sandbox: Sandbox, recwarn: pytest.WarningsRecorder
 ) -> None:
+    gc.collect()
+    recwarn.clear()  # of what other tests left open
     first, last, *many = (sandbox.create_conference() for _ in range(12))
     sandbox.fail(Fault(call="lock", path=f"/({last}|{many[-1]})/", delay=0.5))
     hook = DingTalkConferenceHook()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import select
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -18,11 +20,12 @@ from airflow_provider_dingconf.client.sync import run
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+PAIRS = 150
 LATE_SECONDS = 2.0
 
 PROGRAM = """
-import asyncio, os, signal, sys, threading
-from airflow_provider_dingconf.client.sync import run, run_later
+import asyncio, os, signal, threading
+from airflow_provider_dingconf.client.sync import run
 
 class Interrupted(Exception):
     pass
@@ -35,50 +38,45 @@ async def tick():
     while True:
         await asyncio.sleep(0.0005)
 
-async def nothing():
-    pass
-
-def busy_thread():
-    asyncio.run(tick())
-
-run(nothing)
 signal.signal(signal.SIGALRM, lambda *_: None)
 signal.signal(signal.SIGTERM, note)
-if sys.argv[1] == "a block":
-    run_later(tick)
-    wait = threading.Event().wait
-else:
-    threading.Thread(target=busy_thread, daemon=True).start()
-    wait = lambda: run(tick)
+threading.Thread(target=asyncio.run, args=[tick()], daemon=True).start()
 os.write(1, b".")
 while True:
     try:
-        wait()
+        run(tick)
     except Interrupted:
         pass
 """
 
 
 @pytest.fixture
-def process(request: pytest.FixtureRequest) -> Iterator[subprocess.Popen[bytes]]:
-    program = [sys.executable, "-c", PROGRAM, request.param]
-    with subprocess.Popen(program, stdout=subprocess.PIPE) as process:
+def process() -> Iterator[subprocess.Popen[bytes]]:
+    """Return a process that waits for a call, and has another thread."""
+    with subprocess.Popen([sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE) as process:
         yield process
         process.kill()
 
 
-@pytest.mark.parametrize(("process", "pairs"), [("a block", 1_000), ("a call", 150)], indirect=["process"])
-def test_a_signal_that_comes_with_another_one_is_handled_in_time(
-    process: subprocess.Popen[bytes], pairs: int
-) -> None:
+def test_a_signal_that_comes_with_another_one_ends_a_call_in_time(process: subprocess.Popen[bytes]) -> None:
     assert process.stdout
     os.read(process.stdout.fileno(), 1)
-    for _ in range(pairs):  # in some per cent of the pairs, the kernel gives one signal to another thread
+    for _ in range(PAIRS):  # in some per cent of the pairs, the kernel gives one signal to the other thread
         process.send_signal(signal.SIGALRM)
         process.send_signal(signal.SIGTERM)
         handled, _, _ = select.select([process.stdout], [], [], LATE_SECONDS)
         assert handled
         os.read(process.stdout.fileno(), 1)
+
+
+def test_the_background_threads_leave_the_signals_to_the_main_thread() -> None:
+    async def threads() -> set[int]:
+        return {threading.get_native_id(), await asyncio.to_thread(threading.get_native_id)}
+
+    for thread in run(threads):
+        status = Path(f"/proc/self/task/{thread}/status").read_text()
+        blocked = int(status.partition("SigBlk:")[2].split()[0], 16)
+        assert all(blocked >> (each - 1) & 1 for each in (signal.SIGTERM, signal.SIGALRM, signal.SIGINT))
 
 
 def test_a_result_that_comes_at_the_moment_of_an_interruption_is_undone() -> None:
