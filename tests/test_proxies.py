@@ -10,8 +10,6 @@ import pytest
 from airflow_provider_dingconf.client.settings import Settings
 from airflow_provider_dingconf.dingtalk.errors import InvalidInputError
 
-pytestmark = pytest.mark.filterwarnings("ignore:BasicAuth is deprecated:DeprecationWarning")
-
 API = "https://api.dingtalk.io"
 STREAM = "wss://wss-open-connection.dingtalk.com:443/connect?ticket=t"
 
@@ -152,7 +150,7 @@ def test_credentials_of_a_proxy_are_decoded_and_masked_in_every_form(
     assert proxy is not None
     assert (proxy.url, proxy.username, proxy.password) == ("http://p:1", user, password)
     sent = base64.b64encode(f"{user}:{password}".encode()).decode()
-    assert (proxy.auth and proxy.auth.encode()) == (f"Basic {sent}" if credentials else None)
+    assert proxy.headers == ({"Proxy-Authorization": f"Basic {sent}"} if credentials else {})
     written = credentials.partition(":")[2]
     assert set(proxy.secrets) >= ({written, password, sent} if password else set())
     assert set(settings.secrets) == set(proxy.secrets)

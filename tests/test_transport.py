@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from conftest import Certificates, Face, RawServer
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*(BasicAuth|proxy_auth).*:DeprecationWarning")
+pytestmark = pytest.mark.filterwarnings("error:.*(BasicAuth|proxy_auth).*:DeprecationWarning")
 
 GOOD = b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 16\r\n\r\n{"success":true}'
 TOKEN = "a-token-fetched-elsewhere"

@@ -36,6 +36,7 @@ from airflow_provider_dingconf.dingtalk.responses import MAX_RESPONSE_BYTES, mas
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Iterator
 
+    from airflow_provider_dingconf.client.proxies import Proxy
     from airflow_provider_dingconf.client.settings import Settings
     from airflow_provider_dingconf.dingtalk.events import Address
 
@@ -64,6 +65,7 @@ class HttpSession:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._proxy = settings.proxy
+        self._headers = {**_NO_COMPRESSION, **_for_proxy(self._proxy, settings.base_url)}
         # No connection is looked up for an empty id; the session's method decides only that a body is sent.
         self._http = AsyncHttpSession(
             HttpAsyncHook(http_conn_id="", retry_limit=1),
@@ -103,11 +105,11 @@ class HttpSession:
                 verb,
                 URL(url, encoded=True),
                 data=data,
-                headers={**headers, **_NO_COMPRESSION},
+                headers={**headers, **self._headers},
                 timeout=timeout,
                 allow_redirects=False,
                 proxy=proxy.url if proxy else None,
-                proxy_auth=proxy.auth if proxy else None,
+                proxy_headers=proxy.headers if proxy else None,
             ) as response:
                 async for chunk in response.content.iter_any():
                     content += chunk
@@ -176,9 +178,10 @@ async def websocket(
             socket = await within(
                 session.ws_connect(
                     address.url,
+                    headers=_for_proxy(proxy, address.url),
                     heartbeat=ping_seconds,
                     proxy=proxy.url if proxy else None,
-                    proxy_auth=proxy.auth if proxy else None,
+                    proxy_headers=proxy.headers if proxy else None,
                     timeout=aiohttp.ClientWSTimeout(ws_close=CLOSE_SECONDS),
                 ),
                 settings.timeout.connect + settings.timeout.read,
@@ -202,12 +205,21 @@ async def _refuse_redirect(_session: object, _context: object, _parameters: obje
     raise RedirectError("the event stream responds with a redirect, which is not followed", code="redirect")
 
 
+def _for_proxy(proxy: Proxy | None, url: str) -> dict[str, str]:
+    """Return the headers for a proxy if the request itself has them: without TLS, no CONNECT goes before."""
+    return proxy.headers if proxy and not _has_tls(url) else {}
+
+
+def _has_tls(url: str) -> bool:
+    return url.startswith(("https:", "wss:"))
+
+
 def _tls(settings: Settings, url: str) -> ssl.SSLContext | bool:
     """Return how certificates are verified.
 
     :raises DingTalkError: a file that the settings or the environment name cannot be read.
     """
-    if not url.startswith(("https:", "wss:")):
+    if not _has_tls(url):
         return True
     trusted, cert = settings.verify, settings.cert
     if not isinstance(trusted, str):

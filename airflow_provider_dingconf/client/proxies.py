@@ -14,8 +14,6 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote, urlsplit
 
-from aiohttp import BasicAuth
-
 from airflow_provider_dingconf.dingtalk.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -46,9 +44,12 @@ class Proxy:
     secrets: tuple[str, ...] = field(default=(), repr=False)
 
     @property
-    def auth(self) -> BasicAuth | None:
-        """The credentials, as aiohttp's ``proxy_auth`` takes them; None for none."""
-        return BasicAuth(self.username, self.password, "utf-8") if self.username or self.password else None
+    def headers(self) -> dict[str, str]:
+        """What a request to the proxy has, beside all else: the credentials, if there are any."""
+        if not self.username and not self.password:
+            return {}
+        sent = base64.b64encode(f"{self.username}:{self.password}".encode()).decode()
+        return {"Proxy-Authorization": f"Basic {sent}"}
 
 
 def read_proxy(text: str) -> Proxy:
