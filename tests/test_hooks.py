@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import re
 import time
 import traceback
-from contextlib import AbstractContextManager, nullcontext
+import weakref
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -333,6 +335,25 @@ def test_the_error_names_the_permission_that_an_app_lacks(face: Face, conn: Call
     conn("unpermitted")
     with pytest.raises(PermissionDeniedError, match=r"VideoConference\.Conference\.Write"):
         face.do("lock_conference", "sandbox-open")
+
+
+@pytest.mark.usefixtures("conn", "sandbox")
+def test_a_hook_is_released_together_with_its_error() -> None:
+    hook = DingTalkConferenceHook(max_attempts=1)
+    released = weakref.ref(hook)
+    assert hook.settings
+    gc.collect()  # Airflow 3.1 keeps a reference when it looks up a connection
+    gc.disable()
+    try:
+        with suppress(DingTalkError):
+            hook.lock_conference("sandbox-paramsError")
+        del hook
+        give_up = time.monotonic() + 5
+        while released() and time.monotonic() < give_up:  # the background thread is about to let it go
+            time.sleep(0.001)
+        assert released() is None
+    finally:
+        gc.enable()
 
 
 # The connection
