@@ -33,23 +33,13 @@ class Proxy:
     """A proxy.
 
     :param url: its scheme, host and port, without credentials.
-    :param username: who is to be identified to it; empty for nobody.
-    :param password: decoded.
+    :param headers: what a request to the proxy has beside all else: the credentials, if there are any.
     :param secrets: all forms of the password, which no message or log may show.
     """
 
     url: str
-    username: str = field(default="", repr=False)
-    password: str = field(default="", repr=False)
+    headers: dict[str, str] = field(default_factory=dict, repr=False)
     secrets: tuple[str, ...] = field(default=(), repr=False)
-
-    @property
-    def headers(self) -> dict[str, str]:
-        """What a request to the proxy has, beside all else: the credentials, if there are any."""
-        if not self.username and not self.password:
-            return {}
-        sent = base64.b64encode(f"{self.username}:{self.password}".encode()).decode()
-        return {"Proxy-Authorization": f"Basic {sent}"}
 
 
 def read_proxy(text: str) -> Proxy:
@@ -74,7 +64,8 @@ def read_proxy(text: str) -> Proxy:
     except UnicodeError:
         raise ValueError("its credentials hold characters that cannot be sent") from None
     forms = dict.fromkeys((written, password, quote(password), quote(password, safe=""), sent))
-    return Proxy(f"{scheme}://{host}{port}", user, password, tuple(forms) if password else ())
+    headers = {"Proxy-Authorization": f"Basic {sent}"} if user or password else {}
+    return Proxy(f"{scheme}://{host}{port}", headers, tuple(forms) if password else ())
 
 
 def read_proxies(own: Any) -> dict[str, str]:
