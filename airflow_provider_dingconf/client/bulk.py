@@ -54,7 +54,7 @@ class ConferenceResult:
         plain = {
             "conference_id": self.conference_id,
             "action": self.action,
-            "success": self.error is None,
+            "success": self.success,
             "attempts": self.attempts,
             "request_id": self.request_id,
         }
