@@ -17,11 +17,6 @@ def drive(steps: Callable[[], Awaitable[object]]) -> None:
     asyncio.run(asyncio.wait_for(steps(), PATIENCE))
 
 
-async def until(condition: Callable[[], object]) -> None:
-    while not condition():
-        await asyncio.sleep(0.01)
-
-
 def acknowledged(sandbox: Sandbox) -> bool:
     return all(event.acknowledged for event in sandbox.events)
 

@@ -18,7 +18,8 @@ pytest.importorskip("airflow.sdk", reason="events are for Airflow 3")
 
 from airflow import __version__ as airflow_version
 from conftest import CONN_VARIABLE
-from streams import acknowledged, drive, sweep_due, until
+from streams import acknowledged, drive, sweep_due
+from waiting import until
 
 from airflow_provider_dingconf import triggers
 from airflow_provider_dingconf.client import token_cache

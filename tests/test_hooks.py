@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from airflow.exceptions import AirflowNotFoundException
+from waiting import wait_until
 
 from airflow_provider_dingconf.client import token_cache
 from airflow_provider_dingconf.dingtalk.errors import (
@@ -348,10 +349,7 @@ def test_a_hook_is_released_together_with_its_error() -> None:
         with suppress(DingTalkError):
             hook.lock_conference("sandbox-paramsError")
         del hook
-        give_up = time.monotonic() + 5
-        while released() and time.monotonic() < give_up:  # the background thread is about to let it go
-            time.sleep(0.001)
-        assert released() is None
+        wait_until(lambda: released() is None)  # the background thread is about to let it go
     finally:
         gc.enable()
 

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from waiting import until
 
 from airflow_provider_dingconf.client.sync import is_background
 from airflow_provider_dingconf.dingtalk.errors import InvalidConnectionError
@@ -19,11 +20,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
 pytestmark = pytest.mark.usefixtures("conn")
-
-
-async def until(condition: Callable[[], object]) -> None:
-    while not condition():
-        await asyncio.sleep(0.01)
 
 
 async def cancel(work: Coroutine[Any, Any, Any], *when: Callable[[], object]) -> None:

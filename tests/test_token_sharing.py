@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from client.files import Warnings, fetched
+from waiting import wait_until
 
 from airflow_provider_dingconf.client.shared_files import default_directory
 from airflow_provider_dingconf.hooks import DingTalkConferenceHook
@@ -116,13 +117,6 @@ def code_of(result: Any) -> str | None:
 
 def tokens_used(sandbox: Sandbox) -> set[str | None]:
     return {call.header("x-acs-dingtalk-access-token") for call in sandbox.calls_of("lock")}
-
-
-def wait_until(condition: Callable[[], object]) -> None:
-    until = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < until, "it did not come to pass"
-        time.sleep(0.01)
 
 
 # One token
@@ -243,7 +237,7 @@ def fetching(start: Any, sandbox: Sandbox, delay: float) -> Process:
     """Return a process that is fetching a token, and holds the right to."""
     sandbox.fail(Fault(call="token", delay=delay, times=1))
     process: Process = start(lock)
-    wait_until(lambda: fetched(sandbox) == 1)
+    wait_until(lambda: fetched(sandbox) == 1, PATIENCE)
     return process
 
 
@@ -281,7 +275,7 @@ def test_a_process_forked_while_a_thread_fetches_a_token_is_not_held_up_for_ever
     sandbox.fail(Fault(call="token", delay=1, times=1))
     thread = threading.Thread(target=lock)
     thread.start()
-    wait_until(lambda: fetched(sandbox) == 1)
+    wait_until(lambda: fetched(sandbox) == 1, PATIENCE)
     assert start(lambda: lock(max_seconds=4)).result() is True
     thread.join()
 

@@ -19,7 +19,8 @@ pytest.importorskip("airflow.sdk", reason="events are for Airflow 3")
 
 from aiohttp import WSMsgType, web
 from conftest import CONN_VARIABLE
-from streams import acknowledged, connect, drive, until
+from streams import acknowledged, connect, drive
+from waiting import until
 
 from airflow_provider_dingconf.client import event_stream as stream
 from airflow_provider_dingconf.client import shared_files, token_cache

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 from urllib.parse import quote
 
 import aiohttp
 import pytest
+from waiting import until
 
 from airflow_provider_dingconf.sandbox import Sandbox
 
@@ -25,11 +26,6 @@ SUITE = {"clientId": Sandbox.suite_key, "clientSecret": Sandbox.suite_secret}
 def sandbox(clock: Clock) -> Iterator[Sandbox]:
     with Sandbox(redelivery=SOON, clock=clock) as running:
         yield running
-
-
-async def until(condition: Callable[[], object]) -> None:
-    while not condition():
-        await asyncio.sleep(0.01)
 
 
 def url(caller: Caller, **changes: Any) -> str:
