@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from waiting import until
+from waiting import until, wait_until
 
 from airflow_provider_dingconf.client.sync import is_background
 from airflow_provider_dingconf.dingtalk.errors import InvalidConnectionError
@@ -59,6 +59,17 @@ def test_threads_lock_many_with_one_hook(sandbox: Sandbox) -> None:
     with ThreadPoolExecutor(len(lists)) as threads:
         results = [one for each in threads.map(hook.lock_conferences, lists) for one in each]
     assert len([one for one in results if one.success]) == 80
+
+
+def test_a_call_goes_on_when_another_thread_closes_the_hook(sandbox: Sandbox) -> None:
+    sandbox.fail(Fault(call="lock", delay=0.5))
+    hook = DingTalkConferenceHook()
+    with ThreadPoolExecutor(1) as threads:
+        call = threads.submit(hook.lock_conference, "sandbox-open")
+        wait_until(lambda: sandbox.calls_of("lock"))
+        hook.close()
+        assert call.result()["attempts"] == 1
+    wait_until(lambda: not hook._connect().sessions)
 
 
 async def test_threads_and_coroutines_fetch_one_token(sandbox: Sandbox) -> None:

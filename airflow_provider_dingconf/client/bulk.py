@@ -54,7 +54,7 @@ class ConferenceResult:
         plain = {
             "conference_id": self.conference_id,
             "action": self.action,
-            "success": self.success,
+            "success": self.error is None,
             "attempts": self.attempts,
             "request_id": self.request_id,
         }
@@ -109,56 +109,39 @@ def limiter_of(settings: Settings) -> RateLimiter:
 
 async def each_meeting(
     meetings: Sequence[Reference],
-    action: str,
     act: Callable[[Reference], Awaitable[ConferenceResult]],
-    *,
     concurrency: int,
-    ends_all: Callable[[DingTalkError], bool],
     on_result: Callable[[ConferenceResult], object],
 ) -> list[ConferenceResult]:
     """Do something with each meeting, some at a time, and return the results in the order of the meetings.
 
-    :param act: tries one meeting.
-    :param ends_all: whether no other meeting would fare better after an error: the rest then have the same
-        error and are not tried.
     :param on_result: receives each result when it is there.
     """
-    pending = iter(enumerate(meetings))
+    pending, total = iter(enumerate(meetings)), len(meetings)
     results: dict[int, ConferenceResult] = {}
-    ended_by: list[DingTalkError] = []
-    progress = _Progress(action, len(meetings))
+    logged_at = time.monotonic()
 
     async def work() -> None:
+        nonlocal logged_at
         for number, meeting in pending:
-            if ended_by:
-                result = ConferenceResult(meeting.value, action, 0, error=ended_by[0])
-            else:
-                result = await act(meeting)
-                if result.error and ends_all(result.error):
-                    ended_by.append(_unsent(result.error))
-            results[number] = result
-            progress.count(result)
+            results[number] = result = await act(meeting)
+            if time.monotonic() - logged_at >= LOG_SECONDS and len(results) < total:
+                logged_at = time.monotonic()
+                failed = sum(not one.success for one in results.values())
+                log.info("%s: %d of %d meetings, %d failed", result.action, len(results), total, failed)
             on_result(result)
 
-    workers = [asyncio.ensure_future(work()) for _ in range(min(concurrency, len(meetings)))]
-    if workers:
-        try:
-            await asyncio.wait(workers, return_when=asyncio.FIRST_EXCEPTION)
-        finally:  # cancelled once only: a worker that was locking is rolling its lock back
-            for worker in workers:
-                worker.cancel()
-            await shielded(asyncio.gather(*workers, return_exceptions=True))
+    workers = [asyncio.ensure_future(work()) for _ in range(min(concurrency, total))]
+    try:
+        await asyncio.wait(workers, return_when=asyncio.FIRST_EXCEPTION)
+    finally:  # cancelled once only: a worker that was locking is rolling its lock back
         for worker in workers:
-            if not worker.cancelled():
-                worker.result()
+            worker.cancel()
+        await shielded(asyncio.gather(*workers, return_exceptions=True))
+    for worker in workers:
+        if not worker.cancelled():
+            worker.result()
     return [results[number] for number in sorted(results)]
-
-
-def _unsent(error: DingTalkError) -> DingTalkError:
-    """Return an error for a meeting that was not tried because of it."""
-    copy = DingTalkError.from_dict(error.as_dict())
-    copy.uncertain = False
-    return copy
 
 
 async def shielded(work: Awaitable[T]) -> T:
@@ -175,19 +158,3 @@ async def shielded(work: Awaitable[T]) -> T:
     if cancelled:
         raise asyncio.CancelledError from future.exception()
     return future.result()
-
-
-class _Progress:
-    """Logs now and then how many meetings are done."""
-
-    def __init__(self, action: str, total: int) -> None:
-        self._action, self._total = action, total
-        self._done = self._failed = 0
-        self._logged_at = time.monotonic()
-
-    def count(self, result: ConferenceResult) -> None:
-        self._done += 1
-        self._failed += not result.success
-        if time.monotonic() - self._logged_at >= LOG_SECONDS and self._done < self._total:
-            self._logged_at = time.monotonic()
-            log.info("%s: %d of %d meetings, %d failed", self._action, self._done, self._total, self._failed)

@@ -98,13 +98,6 @@ class Attempts:
     uncertain: bool = False
 
 
-@dataclass
-class _OpenSession:
-    session: HttpSession
-    stays_open: bool
-    users: int = 0
-
-
 class DingTalkClient:
     """Makes calls to DingTalk.
 
@@ -138,7 +131,7 @@ class DingTalkClient:
         self._log = log
         self.is_superseded: Callable[[], Awaitable[bool]] = _never
         """Returns whether another process has locked the same meetings since; they then stay locked."""
-        self.sessions: dict[asyncio.AbstractEventLoop, _OpenSession] = {}
+        self.sessions: dict[asyncio.AbstractEventLoop, HttpSession] = {}
 
     @property
     def limiter(self) -> RateLimiter:
@@ -158,24 +151,27 @@ class DingTalkClient:
     async def __aenter__(self) -> Self:
         """Keep the connections to DingTalk open in this event loop until the block ends."""
         loop = asyncio.get_running_loop()
-        kept = self.sessions.get(loop)
-        if kept is None:
-            kept = self.sessions[loop] = _OpenSession(HttpSession(self.settings), is_background(loop))
-        kept.users += 1
+        if loop not in self.sessions:
+            self.sessions[loop] = HttpSession(self.settings, stays_open=is_background(loop))
+        self.sessions[loop].users += 1
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
         """Close the connections, once no call uses them."""
-        kept = self.sessions[asyncio.get_running_loop()]
-        kept.users -= 1
-        if not kept.users and not kept.stays_open:
+        session = self.sessions[asyncio.get_running_loop()]
+        session.users -= 1
+        if not session.stays_open:
             await self.close()
 
     async def close(self) -> None:
-        """Close the connections of this event loop; calls that are being made are not waited for."""
-        kept = self.sessions.pop(asyncio.get_running_loop(), None)
-        if kept is not None:
-            await kept.session.close()
+        """Close the connections of this event loop, once no call uses them."""
+        loop = asyncio.get_running_loop()
+        session = self.sessions.get(loop)
+        if session is not None:
+            session.stays_open = False
+            if not session.users:
+                del self.sessions[loop]
+                await session.close()
 
     # One call
 
@@ -263,7 +259,7 @@ class DingTalkClient:
                 code="addressBanned",
                 retry_after=banned,
             )
-        session, seconds = self.sessions[asyncio.get_running_loop()].session, seconds_left(until)
+        session, seconds = self.sessions[asyncio.get_running_loop()], seconds_left(until)
         try:
             response = await session.send(call.request(token), seconds)
             hidden = (*self.settings.secrets, *secrets, *filter(None, [token]))
@@ -334,27 +330,29 @@ class DingTalkClient:
         if not meetings:
             return []
         limiter = limiter or self.limiter
-
-        def ends_all(error: DingTalkError) -> bool:
-            is_short = isinstance(error, ThrottledError) and (error.retry_after or 0.0) < self.max_seconds
-            return error.concerns_all and not (error.repeat and is_short)
+        ended_by: list[DingTalkError] = []
 
         async def one(meeting: Reference) -> ConferenceResult:
+            if ended_by:
+                return ConferenceResult(meeting.value, action, 0, error=ended_by[0])
             attempts = Attempts(limiter, quiet=True)
             await limiter.wait()
             try:
                 return await self.lock(action, meeting, attempts)
             except DingTalkError as error:
-                if isinstance(error, ThrottledError) and not ends_all(error):
-                    limiter.hold(error.retry_after or 0.0)
+                wait = error.retry_after or 0.0
+                if isinstance(error, ThrottledError) and error.repeat and wait < self.max_seconds:
+                    limiter.hold(wait)
+                elif error.concerns_all:
+                    unsent = copy.copy(error)
+                    unsent.uncertain = False
+                    ended_by.append(unsent)
                 return ConferenceResult(meeting.value, action, attempts.made, error.request_id, error)
 
         async with self:
             if self.settings.app is not None:
                 await self._obtain_token()  # once, before many calls find out that there is none
-            return await each_meeting(
-                meetings, action, one, concurrency=concurrency, ends_all=ends_all, on_result=on_result
-            )
+            return await each_meeting(meetings, one, concurrency, on_result)
 
     async def roll_back(
         self, conference_ids: Iterable[str], *, quickly: bool = False

@@ -60,9 +60,12 @@ class HttpSession:
     """Connections to DingTalk that are kept open, for one event loop.
 
     :param settings: what the Airflow connection says.
+    :param stays_open: whether it stays open when nobody uses it.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, *, stays_open: bool) -> None:
+        self.users = 0
+        self.stays_open = stays_open
         self._settings = settings
         self._proxy = settings.proxy
         self._headers = {**_NO_COMPRESSION, **_for_proxy(self._proxy, settings.base_url)}
