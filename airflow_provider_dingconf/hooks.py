@@ -29,7 +29,6 @@ from airflow_provider_dingconf.dingtalk.conferences import (
     check_named,
     check_reference,
     list_call,
-    the_running,
 )
 from airflow_provider_dingconf.dingtalk.errors import ConferenceClosedError, DingTalkError
 from airflow_provider_dingconf.dingtalk.hosting import members_call
@@ -158,17 +157,13 @@ class DingTalkConferenceHook(ConnectionHook):
         return cast("LockResult", (await client.lock("lock", meeting)).as_dict(with_error=False))
 
     async def aunlock_conference(
-        self,
-        conference_id: str | None = None,
-        *,
-        room_code: str | None = None,
-        schedule_conference_id: str | None = None,
+        self, conference_id: str | None = None, **named: Unpack[Named]
     ) -> LockResult:
         """Unlock a meeting: people can join it again.
 
         Unlocking an unlocked meeting succeeds. Parameters and errors are those of :meth:`lock_conference`.
         """
-        client, meeting = await self._meeting(conference_id, room_code, schedule_conference_id)
+        client, meeting = await self._meeting(conference_id, **named)
         return cast("LockResult", (await client.lock("unlock", meeting)).as_dict(with_error=False))
 
     async def _meeting(self, *given: str | None, **named: Unpack[Named]) -> tuple[DingTalkClient, Reference]:
@@ -176,8 +171,7 @@ class DingTalkConferenceHook(ConnectionHook):
         reference = check_reference(*given, **named)
         client = self._client or await self._aconnect()
         if reference.name != "conference_id":
-            running = the_running(await client.find_conferences(reference), reference)
-            reference = check_reference(running.conference_id)
+            reference = check_reference((await client.get_conference(reference)).conference_id)
         return client, reference
 
     async def _unlock_interrupted(self, result: LockResult) -> None:
@@ -311,10 +305,7 @@ class DingTalkConferenceHook(ConnectionHook):
         :raises ConferenceNotFoundError: DingTalk knows no such meeting.
         """
         reference = check_reference(conference_id, **named)
-        client = await self._aconnect()
-        if reference.name == "conference_id":
-            return await client.get_conference(reference)
-        return the_running(await client.find_conferences(reference), reference)
+        return await (await self._aconnect()).get_conference(reference)
 
     async def afind_conferences(
         self, *, room_code: str | None = None, schedule_conference_id: str | None = None

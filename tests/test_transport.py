@@ -501,7 +501,9 @@ def test_a_proxy_of_the_environment_is_used_and_sees_the_host_alone(
     proxy = raw_server(b"HTTP/1.1 502 no\r\nContent-Length: 0\r\n\r\n")
     monkeypatch.setenv("https_proxy", proxy.url)
     connect("https://dingtalk.invalid")
-    assert type(failure(face)) is ConnectionLostError
+    error = failure(face)
+    assert type(error) is ConnectionLostError
+    assert not error.uncertain  # the request itself was never sent
     (seen,) = proxy.requests
     assert seen.startswith("CONNECT dingtalk.invalid:443 ")
     assert TOKEN not in seen

@@ -34,6 +34,7 @@ from airflow_provider_dingconf.dingtalk.conferences import (
     conference_call,
     list_call,
     query_call,
+    the_running,
 )
 from airflow_provider_dingconf.dingtalk.errors import (
     AccessTokenError,
@@ -67,13 +68,7 @@ if TYPE_CHECKING:
 _TOOK_NO_EFFECT = (RefusedError, ThrottledError, RedirectError, CertificateError)
 """After any other error a call that was sent is uncertain: it may have taken effect."""
 
-log = logging.getLogger(__name__)
-
 T = TypeVar("T")
-
-
-async def _mask_nothing(_secrets: Iterable[str]) -> None:
-    pass
 
 
 async def _never() -> bool:
@@ -117,11 +112,11 @@ class DingTalkClient:
         self,
         settings: Settings,
         *,
-        max_attempts: int = MAX_ATTEMPTS,
-        max_seconds: float = MAX_SECONDS,
-        mask: Callable[[Iterable[str]], Awaitable[None]] = _mask_nothing,
-        count: Callable[[Call, BaseException | None], object] = lambda _call, _error: None,
-        log: logging.Logger = log,
+        max_attempts: int,
+        max_seconds: float,
+        mask: Callable[[Iterable[str]], Awaitable[None]],
+        count: Callable[[Call, BaseException | None], object],
+        log: logging.Logger,
     ) -> None:
         self.settings = settings
         self.max_attempts = max_attempts
@@ -283,14 +278,10 @@ class DingTalkClient:
             return None
         client = copy.copy(self)
         client.max_attempts = 1
-        return await client._obtain_token(fresh=True)
+        return await client._obtain_token(self._tokens.fetch)
 
-    async def _obtain_token(self, *, fresh: bool = False) -> Token:
-        """Return an access token, with the retries of a call.
-
-        :param fresh: whether to fetch one even if there is a shared one.
-        """
-        work = self._tokens.fetch if fresh else partial(self._tokens.get, None)
+    async def _obtain_token(self, work: Callable[[float], Awaitable[Token]]) -> Token:
+        """Obtain an access token by one of the methods of the token source, with the retries of a call."""
         return await self._retried(cast("App", self.settings.app).token_call(), Attempts(quiet=True), work)
 
     # Meetings
@@ -351,7 +342,8 @@ class DingTalkClient:
 
         async with self:
             if self.settings.app is not None:
-                await self._obtain_token()  # once, before many calls find out that there is none
+                # Once, before many calls find out that there is none.
+                await self._obtain_token(partial(self._tokens.get, None))
             return await each_meeting(meetings, one, concurrency, on_result)
 
     async def roll_back(
@@ -387,8 +379,13 @@ class DingTalkClient:
         ]
 
     async def get_conference(self, reference: Reference) -> Conference:
-        """Return a meeting by its conferenceId."""
-        return cast("Conference", (await self.call(conference_call(reference))).content)
+        """Return a meeting: of a room code or schedule, the one that is running.
+
+        :raises ConferenceNotRunningError: none, or more than one, is running.
+        """
+        if reference.name == "conference_id":
+            return cast("Conference", (await self.call(conference_call(reference))).content)
+        return the_running(await self.find_conferences(reference), reference)
 
     async def find_conferences(self, reference: Reference) -> list[Conference]:
         """Return the meetings of a room code or schedule, whatever their status."""

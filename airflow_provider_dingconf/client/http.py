@@ -47,6 +47,8 @@ _NO_COMPRESSION = {"Accept-Encoding": "identity"}
 _AUTHORITIES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 """Variables that name the certificate authorities to trust, as they do for requests and curl."""
 _FAULTS = (aiohttp.ClientError, OSError, asyncio.TimeoutError, ValueError)
+_UNSENT = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.ClientHttpProxyError)
+"""Those by which there was no connection to send the request over."""
 
 
 class _Received(Response):
@@ -268,15 +270,15 @@ def _network_error(
     reason = one_line(masked(str(causes[-1]), hidden)) or type(causes[-1]).__name__
     if any(isinstance(cause, (ssl.SSLCertVerificationError, ssl.CertificateError)) for cause in causes):
         return CertificateError(f"the certificate of {where} is not valid: {reason}", code="badCertificate")
+    lost: DingTalkError
     if isinstance(error, aiohttp.ClientHttpProxyError):
         refused = f"the proxy refuses to connect to {where}: HTTP {error.status} {one_line(error.message)}"
-        return ConnectionLostError(masked(refused, hidden), code="connectionLost")
-    lost: DingTalkError
-    if any(isinstance(cause, (asyncio.TimeoutError, TimeoutError)) for cause in causes):
+        lost = ConnectionLostError(masked(refused, hidden), code="connectionLost")
+    elif any(isinstance(cause, (asyncio.TimeoutError, TimeoutError)) for cause in causes):
         lost = CallTimeoutError(f"{where} did not respond in time", code="timeout")
     else:
         lost = ConnectionLostError(f"no response from {where}: {reason}", code="connectionLost")
-    lost.unsent = isinstance(error, (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError))
+    lost.unsent = isinstance(error, _UNSENT)
     return lost
 
 

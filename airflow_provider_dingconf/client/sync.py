@@ -66,6 +66,7 @@ class _Background:
 _background: _Background | None = None
 _starting = threading.Lock()
 _inherited: list[object] = []
+_later: set[futures.Future[object]] = set()
 
 
 def keep_after_fork(inherited: Callable[[], object]) -> None:
@@ -103,21 +104,17 @@ def is_background(loop: asyncio.AbstractEventLoop) -> bool:
 
 def run_at_exit(works: Iterable[Work[object]]) -> None:
     """Run coroutines in the background event loop, if there is one, when the process ends."""
-    if _background is not None:
-        loop = _background.loop
-        futures.wait([asyncio.run_coroutine_threadsafe(work(), loop) for work in works], EXIT_SECONDS)
+    futures.wait(list(filter(None, map(run_later, works))), EXIT_SECONDS)
 
 
-def run_later(work: Work[object]) -> None:
+def run_later(work: Work[object]) -> futures.Future[object] | None:
     """Run a coroutine in the background event loop, if there is one, without waiting for it."""
-    background = _background
-    if background is not None:
-
-        def begin() -> None:
-            task = background.tasks[work] = background.loop.create_task(work())
-            task.add_done_callback(lambda _task: background.tasks.pop(work, None))
-
-        background.loop.call_soon_threadsafe(begin)
+    if _background is None:
+        return None
+    future = asyncio.run_coroutine_threadsafe(work(), _background.loop)
+    _later.add(future)  # asyncio itself would not keep it
+    future.add_done_callback(_later.discard)
+    return future
 
 
 class _Job(Generic[T]):
@@ -273,11 +270,8 @@ def sync_iterator(
                 return [item]
             return []
 
-        try:
-            while found := run(following):
-                yield from found
-        finally:
-            run(items.aclose)
+        while found := run(following):
+            yield from found
 
     named: Callable[Concatenate[C, P], Iterator[T]] = _named(iterate, method)
     return named
@@ -289,6 +283,13 @@ def _named(function: Any, method: Any) -> Any:
     return function
 
 
+def _replaceable_handler() -> Any:
+    """Return the handler of SIGTERM; None if it is not to be replaced, or cannot be."""
+    before = signal.getsignal(signal.SIGTERM)
+    is_main = threading.current_thread() is threading.main_thread()
+    return before if is_main and before is not signal.SIG_IGN else None
+
+
 @contextmanager
 def termination() -> Iterator[None]:
     """Raise SystemExit in the block when SIGTERM comes; the handler that was there before is called first.
@@ -296,9 +297,8 @@ def termination() -> Iterator[None]:
     Further signals do nothing until the block ends. Outside the main thread, where Python handles no
     signal, the block runs as it is.
     """
-    before = signal.getsignal(signal.SIGTERM)
-    is_main = threading.current_thread() is threading.main_thread()
-    if not is_main or before is signal.SIG_IGN or before is None:
+    before = _replaceable_handler()
+    if before is None:
         yield
         return
     process, ended = os.getpid(), False
@@ -336,9 +336,8 @@ class _AsyncBlocks:
         The handler that was there before is called when the last open block has ended. Outside the main
         thread, the block runs as it is.
         """
-        before = signal.getsignal(signal.SIGTERM)
-        is_main = threading.current_thread() is threading.main_thread()
-        if not is_main or before is signal.SIG_IGN or before is None:
+        before = _replaceable_handler()
+        if before is None:
             yield
             return
         if not self._cancels:

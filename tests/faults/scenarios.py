@@ -27,6 +27,13 @@ if TYPE_CHECKING:
 FOREVER = 120
 
 
+def stay(seconds: float = FOREVER) -> None:
+    """Sleep in short steps: a signal between Python's last look for one and the sleep does not end the sleep."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        time.sleep(0.05)
+
+
 def run(name: str, pipe: Connection, environment: dict[str, str], *args: Any) -> None:
     """Run one scenario, the target of a process."""
     os.environ.update(environment)
@@ -40,7 +47,7 @@ def locked(pipe: Connection, *meetings: str) -> None:
         for meeting in meetings:
             blocks.enter_context(DingTalkConferenceHook().locked(meeting))
         pipe.send("inside")
-        time.sleep(FOREVER)
+        stay()
 
 
 def locked_in_a_thread(pipe: Connection, meeting: str) -> None:
@@ -72,7 +79,7 @@ def timed_out(pipe: Connection, meeting: str, where: str) -> None:
             DingTalkConferenceHook().lock_conference(meeting)
         with DingTalkConferenceHook().locked(meeting):
             pipe.send("inside")
-            time.sleep(FOREVER if where == "block" else 0)
+            stay(FOREVER if where == "block" else 0)
 
 
 def awaited(pipe: Connection, meeting: str) -> None:
@@ -120,7 +127,7 @@ def awaited_with_a_child(pipe: Connection, meeting: str) -> None:
 
             def live() -> None:
                 there.send("up")  # a signal that comes while Python forks is lost
-                time.sleep(FOREVER)
+                stay()
 
             child = forking.Process(target=live)
             child.start()
@@ -156,7 +163,7 @@ def operator(pipe: Connection, meeting: str) -> None:
     signal.signal(signal.SIGTERM, killer_of(task))
     task.execute({"ti": Instance()})
     pipe.send("done")
-    time.sleep(FOREVER)
+    stay()
 
 
 def lock_on_request(pipe: Connection, meeting: str) -> None:
