@@ -87,10 +87,9 @@ def create_call(
 
     The call cannot be repeated: if its response is lost, a second one would create a second meeting.
 
-    :param title: the title; DingTalk cuts it after 50 characters and refuses more than 256.
+    :param title: DingTalk cuts it after 50 characters and refuses more than 256.
     :param creator_id: the unionId of the creator, who is the host.
     :param invite: the unionIds of those whom DingTalk invites; None for nobody.
-    :param invite_creator: whether DingTalk invites the creator, too (``inviteCaller``).
     :raises InvalidInputError: a value is missing or of another type.
     """
     body: dict[str, Any] = {"confTitle": check_text("title", title), "inviteCaller": invite_creator}
@@ -103,19 +102,14 @@ def create_call(
 
 
 def close_call(meeting: Reference, creator_id: object) -> Call:
-    """Return the call that closes a meeting, which only its host may.
+    """Return the call that closes a meeting, by its ``conference_id``; only its host may.
 
-    :param meeting: the meeting by its ``conference_id``.
     :param creator_id: the unionId of the host.
-    :raises InvalidInputError: a value is missing or of another type.
+    :raises InvalidInputError: it is missing or of another type.
     """
-    return call_to(CLOSE, meeting.conference_id, params={"unionId": check_text("creator_id", creator_id)})
+    return call_to(CLOSE, meeting.value, params={"unionId": check_text("creator_id", creator_id)})
 
 
 def members_call(meeting: Reference, *tokens: str) -> Call:
-    """Return the call for one page of the members of a meeting.
-
-    :param meeting: the meeting by its ``conference_id``.
-    :param tokens: the ``next_token`` of every page before; none for the first page.
-    """
-    return page_call(LIST_MEMBERS, meeting.conference_id, tokens, MEMBERS, ConferenceMember.read)
+    """Return the call for one page of the members of a meeting, by its ``conference_id``."""
+    return page_call(LIST_MEMBERS, meeting.value, tokens, MEMBERS, ConferenceMember.read)

@@ -79,12 +79,6 @@ def test_a_path_parameter_is_one_percent_encoded_segment(value: Any, segment: st
 # What is refused
 
 
-@pytest.mark.parametrize("name", ["room_code", "schedule_conference_id"])
-def test_a_lock_takes_a_conference_id_only(name: str) -> None:
-    with pytest.raises(InvalidInputError, match=f"^{name}: find the meeting first"):
-        lock_call(Reference(name, "1"), "lock")
-
-
 @pytest.mark.parametrize("method", ["", "TRACE", "GET\r\nX: y", None, 1])
 def test_any_call_refuses_an_unknown_method(method: Any) -> None:
     with pytest.raises(InvalidInputError, match=r"^method: .*DELETE, GET, PATCH, POST, PUT"):
