@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass, field, fields
 from datetime import datetime, timedelta, timezone
 from enum import Enum
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from airflow_provider_dingconf.dingtalk.errors import ResponseError
 
@@ -29,9 +29,6 @@ def text_of(content: Mapping[str, Any], *names: str) -> str | None:
     """Return the first of the named fields that holds a text or a whole number.
 
     NUL and half of a surrogate pair, as in a text cut within an emoji, are replaced: no database takes them.
-
-    :param content: what DingTalk sent.
-    :param names: the names the field may have, in order of preference.
     """
     for name in names:
         value = content.get(name)
@@ -84,7 +81,6 @@ def json_field(
     :param kind: the function above that reads it.
     :param name: what DingTalk calls it.
     :param needed: what a record without it lacks, for the message; empty if it may be None.
-    :param options: of :func:`dataclasses.field`.
     """
     return field(default=kind({}, name), metadata={"read": kind, "name": name, "needed": needed}, **options)
 
@@ -133,15 +129,11 @@ def _plain(value: Any, timespec: str) -> Any:
     return value.value if isinstance(value, Enum) else value
 
 
-@dataclass(frozen=True)
-class Page:
-    """One page of a list.
-
-    :param next_token: what the next page is asked for with; None on the last page.
-    """
+class Page(NamedTuple):
+    """One page of a list."""
 
     items: tuple[Any, ...]
-    next_token: str | None
+    next_token: str | None  # what the next page is asked for with; None on the last page
 
 
 def read_page(

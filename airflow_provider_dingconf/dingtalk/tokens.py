@@ -53,17 +53,16 @@ class App:
 
     def token_call(self) -> Call:
         """Return the call that fetches an access token for this kind of app."""
-        client, secret = self.client_id, self.client_secret
-        body: dict[str, str | None]
         if self.suite_ticket:
-            form, body = "corpAccessToken", {"authCorpId": self.corp_id, "suiteKey": client}
-            body |= {"suiteSecret": secret, "suiteTicket": self.suite_ticket}
-        elif self.corp_id:
-            form, body = f"{self.corp_id}/token", {"client_id": client, "client_secret": secret}
-            body["grant_type"] = "client_credentials"
-        else:
-            form, body = "accessToken", {"appKey": client, "appSecret": secret}
-        return call_to(ACCESS_TOKEN, form, body=body)
+            suite = {"authCorpId": self.corp_id, "suiteKey": self.client_id}
+            suite |= {"suiteSecret": self.client_secret, "suiteTicket": self.suite_ticket}
+            return call_to(ACCESS_TOKEN, "corpAccessToken", body=suite)
+        if self.corp_id:
+            client = {"client_id": self.client_id, "client_secret": self.client_secret}
+            client["grant_type"] = "client_credentials"
+            return call_to(ACCESS_TOKEN, f"{self.corp_id}/token", body=client)
+        body = {"appKey": self.client_id, "appSecret": self.client_secret}
+        return call_to(ACCESS_TOKEN, "accessToken", body=body)
 
 
 @dataclass(frozen=True)
@@ -98,10 +97,8 @@ class Token:
 
 
 def read_token(content: Mapping[str, Any], fetched_at: float) -> Token:
-    """Return the token in the response to a token call.
+    """Return the token in the response to a token call that was sent at ``fetched_at``, in seconds.
 
-    :param content: the response's JSON.
-    :param fetched_at: when the call was sent, in seconds.
     :raises ResponseError: the response holds no usable token.
     """
     value = content.get("accessToken", content.get("access_token"))
