@@ -36,6 +36,9 @@ MAX_TITLE = 256
 
 MAX_CONFERENCE_ID_LENGTH = 256
 
+NAMES = ("conference_id", "room_code", "schedule_conference_id")
+"""The parameters that can name a meeting."""
+
 _SEGMENT = re.compile(rf"(?!(\.{{1,2}}|None)\Z){SEGMENT_CHAR}{{1,{MAX_CONFERENCE_ID_LENGTH}}}")
 _SEPARATORS = re.compile(r"[\s\-\u2010-\u2015]+")
 _MAX_LISTED = 5
@@ -187,8 +190,7 @@ def check_reference(
     :param schedule_conference_id: a scheduleConferenceId. It and a room code may be ints.
     :raises InvalidConferenceIdError: none or several are given, or the value is not one path segment.
     """
-    named = {"conference_id": conference_id, "room_code": room_code}
-    named["schedule_conference_id"] = schedule_conference_id
+    named = dict(zip(NAMES, (conference_id, room_code, schedule_conference_id), strict=True))
     name = given_name(named)
     value = named[name]
     if value is None:
