@@ -14,7 +14,6 @@ from airflow_provider_dingconf.dingtalk.calls import Call, call_to, page_call
 from airflow_provider_dingconf.dingtalk.inputs import SEGMENT_CHAR, check_text, digits_of, shown
 from airflow_provider_dingconf.dingtalk.records import (
     Record,
-    id_of,
     json_field,
     moment_of,
     number_of,
@@ -74,7 +73,7 @@ class Meeting(Record):
 
     what: ClassVar[str] = "a meeting"
 
-    conference_id: str = json_field(id_of, "conferenceId", needed="conferenceId")
+    conference_id: str = json_field(text_of, "conferenceId", needed="conferenceId")
     title: str | None = json_field(text_of, "title")
     status: ConferenceStatus | None = json_field(_status_of, "status")
     room_code: str | None = json_field(text_of, "roomCode")
@@ -191,7 +190,7 @@ def check_reference(
     :raises InvalidConferenceIdError: none or several are given, or the value is not one path segment.
     """
     named = dict(zip(NAMES, (conference_id, room_code, schedule_conference_id), strict=True))
-    name = given_name(named)
+    name = check_given_name(named)
     value = named[name]
     if value is None:
         raise e.InvalidConferenceIdError(
@@ -235,23 +234,15 @@ def check_conference_ids(conference_ids: object) -> list[Reference]:
     return list(meetings)
 
 
-def given_name(named: Mapping[str, object]) -> str:
+def check_given_name(named: Mapping[str, object]) -> str:
     """Return which of the parameters that name a meeting is given; the first one, if all are None.
 
-    :raises InvalidConferenceIdError: several are given.
+    :raises InvalidConferenceIdError: several are given, or a list of room codes or schedules.
     """
     given = [name for name, value in named.items() if value is not None]
     if len(given) > 1:
         raise e.InvalidConferenceIdError(f"{' and '.join(given)} are given; give one of {', '.join(named)}")
-    return given[0] if given else next(iter(named))
-
-
-def check_given_name(named: Mapping[str, object]) -> str:
-    """Return as :func:`given_name` which one is given, of the parameters of a task.
-
-    :raises InvalidConferenceIdError: several are given, or a list of room codes or schedules.
-    """
-    name = given_name(named)
+    name = given[0] if given else next(iter(named))
     if name != "conference_id" and isinstance(named[name], (list, tuple, set)):
         raise e.InvalidConferenceIdError(
             f"{name}: it takes one, not a list; map the task over several, or find their conference ids first"

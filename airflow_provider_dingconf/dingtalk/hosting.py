@@ -14,7 +14,6 @@ from airflow_provider_dingconf.dingtalk.records import (
     Record,
     duration_of,
     flag_of,
-    id_of,
     json_field,
     moment_of,
     number_of,
@@ -40,7 +39,7 @@ class CreatedConference(Record):
 
     what: ClassVar[str] = "a new meeting"
 
-    conference_id: str = json_field(id_of, "conferenceId", needed="conferenceId")
+    conference_id: str = json_field(text_of, "conferenceId", needed="conferenceId")
     room_code: str | None = json_field(text_of, "roomCode")
     join_url: str | None = json_field(text_of, "externalLinkUrl")
     password: str | None = json_field(text_of, "conferencePassword", repr=False)

@@ -68,11 +68,6 @@ def flag_of(content: Mapping[str, Any], name: str) -> bool:
     return content.get(name) is True
 
 
-def id_of(content: Mapping[str, Any], name: str) -> str | None:
-    """Return the id in a field; a number is none."""
-    return text_of(content, name) if isinstance(content.get(name), str) else None
-
-
 def json_field(
     kind: Callable[[Mapping[str, Any], str], Any], name: str, needed: str = "", **options: Any
 ) -> Any:

@@ -105,7 +105,7 @@ def test_any_call_refuses_all_but_a_plain_path(path: Any) -> None:
         ({"id": "1", 5: "2"}, "the path has no placeholder for 5"),
         ({"id": ""}, "'id': it is empty"),
         ({"id": "None"}, "'id': it is 'None', as a template or XCom without a value renders"),
-        ({"id": None}, "'id': expected a string, got None"),
+        ({"id": None}, "'id': it is None, as a template or XCom without a value renders"),
         ({"id": 1.5}, "'id': expected a string, got 1.5 of type float"),
         ({"id": True}, "'id': expected a string, got True of type bool"),
         ({"id": ["a"]}, "'id': expected a string, got ['a'] of type list"),
