@@ -24,19 +24,11 @@ from airflow_provider_dingconf.dingtalk.records import (
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-BATCH = 100
-"""Meetings in one batch query; DingTalk documents no limit."""
-
-PAGE = 20
-"""Meetings on one page of a list; DingTalk documents no limit."""
-
-MAX_TITLE = 256
-"""Characters of a title that a pattern is searched in: the triggerer's one event loop searches, too."""
-
+BATCH = 100  # meetings in one batch query; DingTalk documents no limit
+PAGE = 20  # meetings on one page of a list; DingTalk documents no limit
+MAX_TITLE = 256  # characters of a title to search a pattern in: the triggerer's one event loop searches, too
 MAX_CONFERENCE_ID_LENGTH = 256
-
-NAMES = ("conference_id", "room_code", "schedule_conference_id")
-"""The parameters that can name a meeting."""
+NAMES = ("conference_id", "room_code", "schedule_conference_id")  # the parameters that can name a meeting
 
 _SEGMENT = re.compile(rf"(?!(\.{{1,2}}|None)\Z){SEGMENT_CHAR}{{1,{MAX_CONFERENCE_ID_LENGTH}}}")
 _SEPARATORS = re.compile(r"[\s\-\u2010-\u2015]+")
@@ -51,12 +43,11 @@ class ConferenceStatus(str, Enum):
     ENDED = "ended"
 
 
-_STATUS: Mapping[int | None, ConferenceStatus] = {
+_STATUS: Mapping[int | None, ConferenceStatus] = {  # by DingTalk's numbers
     0: ConferenceStatus.NOT_STARTED,
     1: ConferenceStatus.ENDED,
     2: ConferenceStatus.STARTED,
 }
-"""The meaning of DingTalk's numbers."""
 
 
 def _status_of(content: Mapping[str, Any], name: str) -> ConferenceStatus | None:

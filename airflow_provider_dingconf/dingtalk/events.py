@@ -40,7 +40,7 @@ SUITE_TICKET = "suite_ticket"
 
 STARTED = "conference_created"
 
-SCENES: Mapping[str, str] = {
+SCENES: Mapping[str, str] = {  # what can happen in a meeting, and the type of the event that says so
     STARTED: STATUS_CHANGE,
     "conference_closed": STATUS_CHANGE,
     "user_join": MEMBER_CHANGE,
@@ -48,7 +48,6 @@ SCENES: Mapping[str, str] = {
     "user_invited": MEMBER_CHANGE,
     "user_kicked": MEMBER_CHANGE,
 }
-"""What can happen in a meeting, and the type of the event that says so."""
 
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 

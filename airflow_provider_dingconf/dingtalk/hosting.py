@@ -23,8 +23,7 @@ from airflow_provider_dingconf.dingtalk.records import (
 if TYPE_CHECKING:
     from airflow_provider_dingconf.dingtalk.conferences import Reference
 
-MEMBERS = 500
-"""Members on one page: DingTalk's default is 128, and it documents no upper limit."""
+MEMBERS = 500  # on one page: DingTalk's default is 128, and it documents no upper limit
 
 
 @dataclass(frozen=True)

@@ -20,8 +20,7 @@ if TYPE_CHECKING:
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _UNSTORABLE = re.compile("[\0\ud800-\udfff]")
-_MAX_NUMBER = 2**63 - 1
-"""The largest whole number that every reader of JSON, and every database, can hold."""
+_MAX_NUMBER = 2**63 - 1  # the largest whole number that every reader of JSON, and every database, can hold
 _MAX_MILLISECONDS = 10**15
 
 

@@ -24,9 +24,7 @@ if TYPE_CHECKING:
 
     from airflow_provider_dingconf.dingtalk.calls import Call, Response
 
-MAX_RESPONSE_BYTES = 1024 * 1024
-"""A response over this size is refused: DingTalk's are a few hundred bytes."""
-
+MAX_RESPONSE_BYTES = 1024 * 1024  # a longer response is refused: DingTalk's have a few hundred bytes
 MASK = "***"
 
 _UNREADABLE = "unreadableAnswer"

@@ -18,9 +18,7 @@ from airflow_provider_dingconf.dingtalk.errors import ResponseError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-RENEW_AFTER = 7_000 / 7_200
-"""The share of a token's lifetime after which it is renewed."""
-
+RENEW_AFTER = 7_000 / 7_200  # the share of a token's lifetime after which it is renewed
 _MAX_LIFETIME = 10**9  # seconds: anything longer is no lifetime, and no date can be made of it
 
 
