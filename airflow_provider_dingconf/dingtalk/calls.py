@@ -42,18 +42,13 @@ _to_json = jsonlib.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_
 
 @dataclass(frozen=True)
 class Call:
-    """One call of DingTalk's API.
-
-    :param name: the name of the call in a log.
-    :param target: path and query, percent-encoded.
-    :param content: the JSON body; None for no body.
-    :param read: converts the JSON of a successful response, or raises a ResponseError; None: leaves it.
-    """
+    """One call of DingTalk's API."""
 
     endpoint: Endpoint
-    name: str
-    target: str
-    content: bytes | None = field(default=None, repr=False)
+    name: str  # of the call in a log
+    target: str  # path and query, percent-encoded
+    content: bytes | None = field(default=None, repr=False)  # the JSON body
+    # Converts the JSON of a successful response, or raises a ResponseError.
     read: Callable[[Any], Any] | None = field(default=None, repr=False, compare=False)
 
     def request(self, access_token: str | None = None) -> Request:
@@ -68,7 +63,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Request:
-    """A request for the wire; its target is path and query, percent-encoded."""
+    """A request for the wire."""
 
     method: str
     target: str

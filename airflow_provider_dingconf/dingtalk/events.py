@@ -58,14 +58,10 @@ class FrameError(ValueError):
 
 @dataclass(frozen=True)
 class Address:
-    """The address of an app's events, for one connection.
+    """The address of an app's events, for one connection."""
 
-    :param url: of the WebSocket, with the ticket; its scheme is in lower case.
-    :param ticket: admits one connection within a short time.
-    """
-
-    url: str = field(repr=False)
-    ticket: str = field(repr=False)
+    url: str = field(repr=False)  # of the WebSocket, with the ticket; its scheme is in lower case
+    ticket: str = field(repr=False)  # admits one connection within a short time
 
     @property
     def secrets(self) -> tuple[str, ...]:
@@ -105,22 +101,15 @@ def address_from(content: Mapping[str, Any]) -> Address:
 
 @dataclass(frozen=True)
 class Frame:
-    """One message of the stream.
+    """One message of the stream."""
 
-    :param kind: ``SYSTEM``, ``EVENT`` or ``CALLBACK``.
-    :param data: the JSON document in it; an empty dict if it is not an object.
-    :param raw_data: the same as the text that arrived.
-    :param message_id: goes back in the reply; DingTalk gives another one when it delivers again.
-    :param event_id: of an event: the same when it is delivered again.
-    """
-
-    kind: str | None
-    data: Mapping[str, Any] = field(repr=False)
-    raw_data: str = field(repr=False)
+    kind: str | None  # SYSTEM, EVENT or CALLBACK
+    data: Mapping[str, Any] = field(repr=False)  # the JSON document in it; empty if it is not an object
+    raw_data: str = field(repr=False)  # the same as the text that arrived
     topic: str | None = json_field(text_of, "topic")
-    message_id: str | None = json_field(text_of, "messageId")
+    message_id: str | None = json_field(text_of, "messageId")  # another one when it is delivered again
     event_type: str | None = json_field(text_of, "eventType")
-    event_id: str | None = json_field(text_of, "eventId")
+    event_id: str | None = json_field(text_of, "eventId")  # the same when it is delivered again
     corp_id: str | None = json_field(text_of, "eventCorpId")
     born_at: datetime | None = json_field(moment_of, "eventBornTime")
 
@@ -180,22 +169,15 @@ def suite_ticket(frame: Frame) -> str | None:
 
 @dataclass(frozen=True)
 class ConferenceEvent(Meeting):
-    """Something that happened in a meeting, of which an event about members says no more than its id.
+    """Something that happened in a meeting, of which an event about members says no more than its id."""
 
-    :param event_id: the same however often DingTalk delivers the event.
-    :param event_type: ``meeting_status_change`` or ``meeting_member_status_change``.
-    :param scene: what happened, one of :data:`SCENES`.
-    :param sequence: orders the events of a meeting.
-    :param members: of an event about members; see :func:`_member`.
-    """
-
-    event_id: str = ""
-    event_type: str = ""
-    scene: str = ""
+    event_id: str = ""  # the same however often DingTalk delivers the event
+    event_type: str = ""  # STATUS_CHANGE or MEMBER_CHANGE
+    scene: str = ""  # what happened, usually one of SCENES
     corp_id: str | None = None
-    sequence: int | None = None
+    sequence: int | None = None  # orders the events of a meeting
     happened_at: datetime | None = None
-    members: tuple[Mapping[str, Any], ...] = ()
+    members: tuple[Mapping[str, Any], ...] = ()  # of an event about members
 
     def payload(self) -> dict[str, Any]:
         """Return the event as plain JSON, with times as ISO 8601 in UTC."""

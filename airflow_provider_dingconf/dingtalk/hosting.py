@@ -28,13 +28,7 @@ MEMBERS = 500  # on one page: DingTalk's default is 128, and it documents no upp
 
 @dataclass(frozen=True)
 class CreatedConference(Record):
-    """A meeting that was just created. The host's password, which DingTalk sends as well, is not read.
-
-    :param conference_id: its conferenceId.
-    :param room_code: what a person sees in DingTalk (会议号).
-    :param join_url: the address to join it with a browser.
-    :param password: the meeting's password.
-    """
+    """A meeting that was just created. The host's password, which DingTalk sends as well, is not read."""
 
     what: ClassVar[str] = "a new meeting"
 

@@ -58,14 +58,10 @@ _REQUEST_ID = ("requestid", "requestId", "RequestId", "request_id", "uuid")
 
 @dataclass(frozen=True)
 class CallResult:
-    """What a good response holds.
+    """What a good response holds."""
 
-    :param content: its JSON object, or what the call's ``read`` makes of it.
-    :param request_id: what DingTalk's support asks for; None if DingTalk gave none.
-    """
-
-    content: Any = field(repr=False)
-    request_id: str | None
+    content: Any = field(repr=False)  # its JSON, or what the call's "read" makes of that
+    request_id: str | None  # what DingTalk's support asks for; None if DingTalk gave none
 
 
 def read_response(call: Call, response: Response, now: float, secrets: Iterable[str] = ()) -> CallResult:
@@ -240,7 +236,6 @@ def parse_retry_after(value: str | None, now: float) -> float | None:
     """Return the seconds that a ``Retry-After`` header asks for; None if it says nothing usable.
 
     :param value: a number of seconds, or an HTTP date (RFC 9110, 10.2.3).
-    :param now: seconds since the epoch.
     """
     value = (value or "").strip()
     if value.isascii() and value.isdigit():

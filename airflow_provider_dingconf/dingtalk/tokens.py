@@ -24,18 +24,12 @@ _MAX_LIFETIME = 10**9  # seconds: anything longer is no lifetime, and no date ca
 
 @dataclass(frozen=True)
 class App:
-    """The credentials of an app, and the organisation it acts for.
+    """The credentials of an app, and the organisation it acts for."""
 
-    :param client_id: Client ID (AppKey, SuiteKey).
-    :param client_secret: Client Secret (AppSecret, SuiteSecret).
-    :param corp_id: the organisation (corpId); selects the unified token call.
-    :param suite_ticket: DingTalk's newest suite ticket; selects the third-party token call.
-    """
-
-    client_id: str
-    client_secret: str = field(repr=False)
-    corp_id: str | None = None
-    suite_ticket: str | None = field(default=None, repr=False)
+    client_id: str  # Client ID (AppKey, SuiteKey)
+    client_secret: str = field(repr=False)  # Client Secret (AppSecret, SuiteSecret)
+    corp_id: str | None = None  # the organisation; selects the unified token call
+    suite_ticket: str | None = field(default=None, repr=False)  # selects the third-party token call
 
     @property
     def secrets(self) -> tuple[str, ...]:
@@ -65,16 +59,11 @@ class App:
 
 @dataclass(frozen=True)
 class Token:
-    """An access token.
-
-    :param value: the content of the header; never shown.
-    :param fetched_at: when it was requested, in seconds of the clock that :meth:`stale` gets.
-    :param lifetime: its lifetime in seconds; None for a token from elsewhere, which cannot be renewed.
-    """
+    """An access token."""
 
     value: str = field(repr=False)
-    fetched_at: float = 0.0
-    lifetime: float | None = None
+    fetched_at: float = 0.0  # when it was requested, in seconds of the clock that "stale" gets
+    lifetime: float | None = None  # in seconds; None for a token from elsewhere, which cannot be renewed
 
     @property
     def static(self) -> bool:
