@@ -285,13 +285,20 @@ def parameters(found: Any) -> set[str]:
     return {one.name for one in named if one.kind not in {one.VAR_KEYWORD, one.VAR_POSITIONAL}} - {"self"}
 
 
+def sources(found: Any) -> str:
+    """Return the text of a class and its bases; of anything else, none."""
+    kinds = found.__mro__ if inspect.isclass(found) else ()
+    return "".join(map(inspect.getsource, (kind for kind in kinds if "dingconf" in kind.__module__)))
+
+
 def documented(found: Any, owner: Any) -> set[str]:
-    """Return the parameters that a docstring explains, or the one to which it refers."""
+    """Return the parameters that a docstring explains, or the one to which it refers, or a comment."""
     doc, seen = inspect.getdoc(found) or "", set()
     while names := set(re.findall(r"(?:those of|as|see) :(?:meth|class):`~?([\w.]+)`", doc)) - seen:
         seen |= names
         doc += "".join(inspect.getdoc(getattr(owner, name, None)) or "" for name in names)
-    return set(re.findall(r":param (\w+):", doc))
+    described = re.findall(r"^    (\w+): .*#: |^    #: .*\n    (\w+): ", sources(found), re.MULTILINE)
+    return {*re.findall(r":param (\w+):", doc), *(name for names in described for name in names)}
 
 
 @pytest.mark.parametrize("name", [*PUBLIC, *METHODS])

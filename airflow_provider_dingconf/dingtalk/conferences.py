@@ -64,37 +64,26 @@ class Meeting(Record):
 
     what: ClassVar[str] = "a meeting"
 
-    conference_id: str = json_field(text_of, "conferenceId", needed="conferenceId")
+    conference_id: str = json_field(text_of, "conferenceId", needed="conferenceId")  #: Its conferenceId.
     title: str | None = json_field(text_of, "title")
     status: ConferenceStatus | None = json_field(_status_of, "status")
-    room_code: str | None = json_field(text_of, "roomCode")
-    start_time: datetime | None = json_field(moment_of, "startTime")
-    end_time: datetime | None = json_field(moment_of, "endTime")
-    creator_id: str | None = json_field(text_of, "creatorId")
-    creator_nick: str | None = json_field(text_of, "creatorNick")
-    join_url: str | None = json_field(text_of, "externalLinkUrl")
+    room_code: str | None = json_field(text_of, "roomCode")  #: What a person sees in DingTalk (会议号).
+    start_time: datetime | None = json_field(moment_of, "startTime")  #: When it started; an aware datetime.
+    end_time: datetime | None = json_field(moment_of, "endTime")  #: When it ended; an aware datetime.
+    creator_id: str | None = json_field(text_of, "creatorId")  #: The unionId of its creator.
+    creator_nick: str | None = json_field(text_of, "creatorNick")  #: The name of its creator.
+    join_url: str | None = json_field(text_of, "externalLinkUrl")  #: The address to join it with a browser.
+    #: The schedule it belongs to.
     schedule_conference_id: str | None = json_field(text_of, "scheduleConferenceId")
-    biz_type: str | None = json_field(text_of, "bizType")
+    biz_type: str | None = json_field(text_of, "bizType")  #: ``0`` instant, ``3`` scheduled, ``audio_conf``.
 
 
 @dataclass(frozen=True)
 class Conference(Meeting):
-    """A meeting as DingTalk describes it; None is what the response does not say.
+    """A meeting as DingTalk describes it; None is what the response does not say."""
 
-    :param conference_id: its conferenceId.
-    :param title: its title.
-    :param status: whether it is running.
-    :param room_code: what a person sees in DingTalk (会议号).
-    :param start_time: when it started; an aware datetime, like the end.
-    :param end_time: when it ended.
-    :param creator_id: the unionId of its creator.
-    :param creator_nick: the name of its creator.
-    :param join_url: the address to join it with a browser.
-    :param schedule_conference_id: the schedule it belongs to.
-    :param biz_type: ``0`` instant, ``3`` scheduled, ``audio_conf``.
-    """
-
-    title: str = json_field(_title_of, "title")
+    title: str = json_field(_title_of, "title")  #: Its title.
+    #: Whether it is running.
     status: ConferenceStatus = json_field(_status_of, "status", needed="a known status")
 
     def __str__(self) -> str:

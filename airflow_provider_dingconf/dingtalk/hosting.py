@@ -40,36 +40,23 @@ class CreatedConference(Record):
 
 @dataclass(frozen=True)
 class ConferenceMember(Record):
-    """Somebody who was invited to a meeting, is in it, or was; None is what the response does not say.
-
-    :param union_id: their unionId.
-    :param user_nick: their name.
-    :param conference_id: the meeting's conferenceId.
-    :param attend_status: 1 initialised, 2 being called, 3 in the meeting, 4 did not join, 5 removed, 6 left.
-    :param join_time: when they joined; an aware datetime, like the end.
-    :param leave_time: when they left.
-    :param duration: how long they were in the meeting.
-    :param host: whether they are the host.
-    :param co_host: whether they are a co-host.
-    :param outer_org_member: whether they belong to another organisation.
-    :param pstn_join: whether they joined by telephone.
-    :param job_number: their number in the organisation.
-    """
+    """Somebody who was invited to a meeting, is in it, or was; None is what the response does not say."""
 
     what: ClassVar[str] = "a member"
 
-    union_id: str | None = json_field(text_of, "unionId")
-    user_nick: str | None = json_field(text_of, "userNick")
-    conference_id: str | None = json_field(text_of, "conferenceId")
+    union_id: str | None = json_field(text_of, "unionId")  #: Their unionId.
+    user_nick: str | None = json_field(text_of, "userNick")  #: Their name.
+    conference_id: str | None = json_field(text_of, "conferenceId")  #: The meeting's conferenceId.
+    #: 1 initialised, 2 being called, 3 in the meeting, 4 did not join, 5 removed, 6 left.
     attend_status: int | None = json_field(number_of, "attendStatus")
-    join_time: datetime | None = json_field(moment_of, "joinTime")
-    leave_time: datetime | None = json_field(moment_of, "leaveTime")
-    duration: timedelta | None = json_field(duration_of, "duration")
-    host: bool = json_field(flag_of, "host")
-    co_host: bool = json_field(flag_of, "coHost")
-    outer_org_member: bool = json_field(flag_of, "outerOrgMember")
-    pstn_join: bool = json_field(flag_of, "pstnJoin")
-    job_number: str | None = json_field(text_of, "jobNumber")
+    join_time: datetime | None = json_field(moment_of, "joinTime")  #: When they joined; an aware datetime.
+    leave_time: datetime | None = json_field(moment_of, "leaveTime")  #: When they left; an aware datetime.
+    duration: timedelta | None = json_field(duration_of, "duration")  #: How long they were in the meeting.
+    host: bool = json_field(flag_of, "host")  #: Whether they are the host.
+    co_host: bool = json_field(flag_of, "coHost")  #: Whether they are a co-host.
+    outer_org_member: bool = json_field(flag_of, "outerOrgMember")  #: Whether from another organisation.
+    pstn_join: bool = json_field(flag_of, "pstnJoin")  #: Whether they joined by telephone.
+    job_number: str | None = json_field(text_of, "jobNumber")  #: Their number in the organisation.
 
 
 def create_call(

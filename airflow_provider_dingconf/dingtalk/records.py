@@ -80,9 +80,17 @@ def json_field(
 
 
 def fields_in(record: type[Any], content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values of a record's fields in a JSON object, by the record's names."""
-    read = ((one.name, one.metadata) for one in fields(record) if one.metadata)
-    return {name: about["read"](content, about["name"]) for name, about in read}
+    """Return the values of a record's fields in a JSON object, by the record's names.
+
+    :raises ResponseError: the object lacks what the record needs.
+    """
+    values = {}
+    for one in fields(record):
+        if about := one.metadata:
+            values[one.name] = about["read"](content, about["name"])
+            if about["needed"] and values[one.name] is None:
+                raise unreadable(f"{record.what} without {about['needed']}")
+    return values
 
 
 @dataclass(frozen=True)
@@ -99,11 +107,7 @@ class Record:
         """
         if not isinstance(content, dict):
             raise unreadable(f"{cls.what} that is no object")
-        values = fields_in(cls, content)
-        for one in fields(cls):
-            if one.metadata.get("needed") and values[one.name] is None:
-                raise unreadable(f"{cls.what} without {one.metadata['needed']}")
-        return cls(**values)
+        return cls(**fields_in(cls, content))
 
     def as_dict(self, timespec: str = "auto") -> dict[str, Any]:
         """Return plain values for an XCom: times in ISO 8601, durations in seconds.
