@@ -10,12 +10,7 @@ from typing import TYPE_CHECKING
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException
 
 from airflow_provider_dingconf.dingtalk.error_codes import ERRORS
-from airflow_provider_dingconf.dingtalk.errors import (
-    DingTalkError,
-    InvalidInputError,
-    Outcome,
-    error_classes,
-)
+from airflow_provider_dingconf.dingtalk.errors import DingTalkError, InvalidInputError, Outcome, error_classes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -23,8 +23,8 @@ from airflow_provider_dingconf.dingtalk.errors import DingTalkError, Outcome
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
+# As of Airflow's own growing delays; its scheduler fails if a delay leads past the year 9999.
 LONGEST_DELAY = timedelta(days=1)
-"""As of Airflow's own growing delays; its scheduler fails if a delay leads past the year 9999."""
 
 
 class DingTalkRetryPolicy(RetryPolicy):
