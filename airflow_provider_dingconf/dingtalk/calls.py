@@ -167,11 +167,11 @@ def _filled(path: object, path_params: object) -> str:
     if not isinstance(values, Mapping):
         raise InvalidInputError(f"path_params: expected a dict of values by name, got {shown(path_params)}")
     template = path if isinstance(path, str) else ""
+    filled = _PLACEHOLDER.sub(lambda placeholder: _segment(placeholder[1], values), template)
     for name in values.keys() - set(_PLACEHOLDER.findall(template)):
         raise InvalidInputError(
             f"path_params: the path has no placeholder for {shown(name)}; write it in braces"
         )
-    filled = _PLACEHOLDER.sub(lambda placeholder: _segment(placeholder[1], values), template)
     if not _PATH.fullmatch(filled) or _has_dots(unquote(filled)):
         raise InvalidInputError(
             f"path: {shown(path)} is not a plain absolute path such as /v1.0/conference/orgConferences; "

@@ -142,7 +142,6 @@ def read_page(
     A token continues the list unless ``hasMore`` is false: of some lists, DingTalk sends no ``hasMore``.
 
     :param keys: what DingTalk may call the list.
-    :param read: reads one item.
     :param tokens: the tokens of the pages before; one of them again would be an endless list.
     :raises ResponseError: the response is not as documented, or the list is endless.
     """

@@ -101,6 +101,7 @@ def test_any_call_refuses_all_but_a_plain_path(path: Any) -> None:
     [
         (None, "'id' is missing, for which the path has a placeholder"),
         ({}, "'id' is missing"),
+        ({"ID": "1"}, "'id' is missing"),
         ({"id": "1", "ID": "2"}, "the path has no placeholder for 'ID'"),
         ({"id": "1", 5: "2"}, "the path has no placeholder for 5"),
         ({"id": ""}, "'id': it is empty"),
