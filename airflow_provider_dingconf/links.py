@@ -34,8 +34,7 @@ def keep_links(
     """Keep what the links of a task lead to: addresses on the documentation site that goes with the host.
 
     :param base_url: the host that was called; None if no call was made.
-    :param page: the name of the call's page; None if it is not known.
-    :param error: what the call ended in; None if it went well.
+    :param page: the name of the call's page, if known.
     :param join_url: where the meeting that was found can be joined, if known.
     """
     if base_url is None or isinstance(error, InvalidInputError):

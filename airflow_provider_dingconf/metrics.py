@@ -1,13 +1,6 @@
 """Metrics of the requests to DingTalk, through Airflow's ``Stats``: what uses up the monthly quota.
 
-``dingtalk.calls`` counts each request that was sent, retries and calls for an access token included. Its tags
-are ``call``, such as ``lock`` or ``POST_conference_videoConferences_members_kick``, and ``outcome``:
-``success``, an error code of :data:`~airflow_provider_dingconf.dingtalk.error_codes.ERRORS`, the error class
-for any other code, or ``interrupted``. For StatsD without tags, ``dingtalk.calls.<call>.<outcome>`` counts
-the same, with dots in the outcome as ``__``, unless Airflow's ``[metrics] legacy_names_on`` is False.
-
-``dingtalk.throttled`` counts the requests that DingTalk refused as too frequent. ``dingtalk.token_fetches``
-counts the access tokens that DingTalk gave.
+The guide ``docs/how-to/metrics.md`` describes each metric and its tags.
 """
 
 from __future__ import annotations
@@ -29,11 +22,7 @@ log = logging.getLogger(__name__)
 
 
 def count_request(call: Call, error: BaseException | None) -> None:
-    """Count a request that was sent to DingTalk; raises nothing.
-
-    :param call: what was asked for.
-    :param error: what it ended in; None for success.
-    """
+    """Count a request that was sent to DingTalk, and ended in an error or well; raises nothing."""
     outcome = _outcome(error) if error else "success"
     try:
         Stats.incr("dingtalk.calls", tags={"call": call.endpoint.kind, "outcome": outcome})

@@ -9,13 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import BaseNotifier
 
-from airflow_provider_dingconf.dingtalk.conferences import check_given_name
-from airflow_provider_dingconf.dingtalk.errors import (
-    ConferenceClosedError,
-    ConferenceNotRunningError,
-    ConferencesError,
-    InvalidInputError,
-)
+from airflow_provider_dingconf.dingtalk import errors as e
+from airflow_provider_dingconf.dingtalk.conferences import NAMES, check_given_name
 from airflow_provider_dingconf.many import is_collection, meetings_in
 from airflow_provider_dingconf.roll_back import is_unlocked, log_still_locked
 
@@ -52,12 +47,7 @@ class UnlockConferenceNotifier(BaseNotifier):
     :raises DingTalkError: a meeting may be locked still, when Airflow calls the notifier.
     """
 
-    template_fields: Sequence[str] = (
-        "conference_id",
-        "room_code",
-        "schedule_conference_id",
-        "dingtalk_conn_id",
-    )
+    template_fields: Sequence[str] = (*NAMES, "dingtalk_conn_id")
 
     def __init__(
         self,
@@ -69,20 +59,15 @@ class UnlockConferenceNotifier(BaseNotifier):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        named = {
-            "conference_id": conference_id,
-            "room_code": room_code,
-            "schedule_conference_id": schedule_conference_id,
-        }
-        self.named_by = check_given_name(named)
-        if named[self.named_by] is None:
-            raise InvalidInputError(
-                "conference_id: it is missing; give it, room_code or schedule_conference_id"
-            )
         self.conference_id = conference_id
         self.room_code = room_code
         self.schedule_conference_id = schedule_conference_id
         self.dingtalk_conn_id = dingtalk_conn_id
+        self.named_by = check_given_name({name: getattr(self, name) for name in NAMES})
+        if getattr(self, self.named_by) is None:
+            raise e.InvalidInputError(
+                "conference_id: it is missing; give it, room_code or schedule_conference_id"
+            )
 
     def notify(self, context: Context) -> None:
         """Unlock, in the process that runs the callback."""
@@ -124,10 +109,10 @@ class UnlockConferenceNotifier(BaseNotifier):
                     code: dict[str, Any] = {self.named_by: getattr(self, self.named_by)}
                     meetings = [(await hook.aget_conference(**code)).conference_id]
                 results = await hook.aunlock_conferences(meetings)
-        except (ConferenceClosedError, ConferenceNotRunningError) as error:
+        except (e.ConferenceClosedError, e.ConferenceNotRunningError) as error:
             self.log.info("Nothing to unlock: %s", error.summary)
             return
         left = {one.conference_id: one.error for one in results if one.error and not is_unlocked(one)}
         log_still_locked(left)
         if left:
-            raise ConferencesError.of("unlock", left, len(results))
+            raise e.ConferencesError.of("unlock", left, len(results))

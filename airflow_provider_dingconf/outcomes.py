@@ -9,23 +9,15 @@ from typing import TYPE_CHECKING
 
 from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSkipException
 
-from airflow_provider_dingconf.dingtalk.error_codes import ERRORS, error_names
-from airflow_provider_dingconf.dingtalk.errors import (
-    DingTalkError,
-    InvalidInputError,
-    Outcome,
-)
+from airflow_provider_dingconf.dingtalk.error_codes import ERRORS
+from airflow_provider_dingconf.dingtalk.errors import DingTalkError, InvalidInputError, Outcome, error_classes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-__all__ = [
-    "Outcome",
-    "apply_outcome",
-    "check_on_error",
-    "outcome_of",
-    "task_outcome",
-]
+__all__ = ["Outcome", "apply_outcome", "check_on_error", "outcome_of", "task_outcome"]
+
+outcome_of = DingTalkError.outcome_with
 
 
 def check_on_error(on_error: Mapping[str, Outcome | str] | None) -> dict[str, Outcome]:
@@ -42,7 +34,7 @@ def check_on_error(on_error: Mapping[str, Outcome | str] | None) -> dict[str, Ou
             f"on_error: expected a dict of outcomes by code or class, got {type(on_error).__name__}"
         )
     outcomes = {outcome.value: outcome for outcome in Outcome}
-    known = [*ERRORS, *error_names()]
+    known = [*ERRORS, *error_classes()]
     checked = {}
     for code, outcome in on_error.items():
         if code not in known:
@@ -65,19 +57,9 @@ def _nearest(name: object, known: Iterable[str]) -> str:
     return f"; did you mean {by_lower[near[0]]!r}?" if near else ""
 
 
-def outcome_of(error: DingTalkError, on_error: Mapping[str, Outcome]) -> Outcome:
-    """Return what becomes of a task whose call ended in an error.
-
-    :param error: the error.
-    :param on_error: the overrides, as :func:`check_on_error` returns them.
-    """
-    return error.outcome_with(on_error)
-
-
 def apply_outcome(error: DingTalkError, on_error: Mapping[str, Outcome]) -> None:
     """Raise what gives the task the state that belongs to an error; return if that is success.
 
-    :param error: the error.
     :param on_error: the overrides, as :func:`check_on_error` returns them.
     :raises AirflowFailException: the outcome is FAIL.
     :raises AirflowSkipException: the outcome is SKIP.

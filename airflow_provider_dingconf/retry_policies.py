@@ -23,8 +23,8 @@ from airflow_provider_dingconf.dingtalk.errors import DingTalkError, Outcome
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
+# As of Airflow's own growing delays; its scheduler fails if a delay leads past the year 9999.
 LONGEST_DELAY = timedelta(days=1)
-"""As of Airflow's own growing delays; its scheduler fails if a delay leads past the year 9999."""
 
 
 class DingTalkRetryPolicy(RetryPolicy):
@@ -42,19 +42,13 @@ class DingTalkRetryPolicy(RetryPolicy):
     """
 
     def evaluate(
-        self,
-        exception: BaseException,
-        try_number: int,
-        max_tries: int,
-        context: Context | None = None,
+        self, exception: BaseException, try_number: int, max_tries: int, context: Context | None = None
     ) -> RetryDecision:
         """Decide on one failure; the parameters are those of Airflow's ``RetryPolicy``."""
         error = _dingtalk_error(exception)
-        if error is None:
-            return RetryDecision.default()
-        if error.outcome is not Outcome.RETRY:
+        if error is not None and error.outcome is not Outcome.RETRY:
             return RetryDecision.fail(reason=error.summary)
-        if error.retry_after is None:
+        if error is None or error.retry_after is None:
             return RetryDecision.default()
         delay = min(timedelta(seconds=error.retry_after), LONGEST_DELAY)
         return RetryDecision.retry(delay=delay, reason=error.summary)
@@ -70,7 +64,7 @@ class DingTalkRetryPolicy(RetryPolicy):
 
 
 def _dingtalk_error(exception: BaseException | None) -> DingTalkError | None:
-    """Return the DingTalk error in an exception or its causes."""
+    """Return the DingTalk error in an exception or its causes, of which some go in a circle."""
     seen: set[int] = set()
     while exception is not None and id(exception) not in seen:
         if isinstance(exception, DingTalkError):

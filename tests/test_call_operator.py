@@ -240,7 +240,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"path": "conference/x", "path_params": None}, "path: 'conference/x' is not a plain absolute path"),
     ({"path_params": ["m"]}, "path_params: expected a dict of values by name, got ['m']"),
     ({"path_params": {}}, "path_params: 'conference_id' is missing, for which the path has a placeholder"),
-    ({"path_params": {"conference_id": None}}, "path_params: 'conference_id': expected a string, got None"),
+    ({"path_params": {"conference_id": None}}, "path_params: 'conference_id': it is None"),
 ]
 
 

@@ -16,7 +16,7 @@ from runs import dag_bag
 from airflow_provider_dingconf import __version__
 from airflow_provider_dingconf.dingtalk.error_codes import ERRORS
 from airflow_provider_dingconf.dingtalk.errors import DingTalkError
-from airflow_provider_dingconf.get_provider_info import CONNECTION_TYPE, get_provider_info
+from airflow_provider_dingconf.get_provider_info import CONNECTION_TYPE
 from airflow_provider_dingconf.sandbox import Fault
 
 if TYPE_CHECKING:
@@ -239,11 +239,6 @@ def test_the_page_of_the_connection_lists_every_field_of_the_form() -> None:
         assert f"| {label} | `{name}` |" in page
 
 
-def test_the_guides_that_the_provider_info_names_exist() -> None:
-    guides = [guide for one in get_provider_info()["integrations"] for guide in one["how-to-guide"]]
-    assert {f"/docs/{page.relative_to(DOCS)}" for page in (DOCS / "how-to").glob("*.md")} == set(guides)
-
-
 def test_the_page_of_promises_names_tests_that_exist() -> None:
     tests = Path(__file__).parent
     named = re.findall(r"`([\w/]+\.py)::(\w+)`", (DOCS / "promises.md").read_text())
@@ -290,13 +285,20 @@ def parameters(found: Any) -> set[str]:
     return {one.name for one in named if one.kind not in {one.VAR_KEYWORD, one.VAR_POSITIONAL}} - {"self"}
 
 
+def sources(found: Any) -> str:
+    """Return the text of a class and its bases; of anything else, none."""
+    kinds = found.__mro__ if inspect.isclass(found) else ()
+    return "".join(map(inspect.getsource, (kind for kind in kinds if "dingconf" in kind.__module__)))
+
+
 def documented(found: Any, owner: Any) -> set[str]:
-    """Return the parameters that a docstring explains, or the one to which it refers."""
+    """Return the parameters that a docstring explains, or the one to which it refers, or a comment."""
     doc, seen = inspect.getdoc(found) or "", set()
     while names := set(re.findall(r"(?:those of|as|see) :(?:meth|class):`~?([\w.]+)`", doc)) - seen:
         seen |= names
         doc += "".join(inspect.getdoc(getattr(owner, name, None)) or "" for name in names)
-    return set(re.findall(r":param (\w+):", doc))
+    described = re.findall(r"^    (\w+): .*#: |^    #: .*\n    (\w+): ", sources(found), re.MULTILINE)
+    return {*re.findall(r":param (\w+):", doc), *(name for names in described for name in names)}
 
 
 @pytest.mark.parametrize("name", [*PUBLIC, *METHODS])

@@ -143,8 +143,8 @@ def test_a_refusal_becomes_the_state_that_on_error_says(sandbox: Sandbox) -> Non
 @pytest.mark.parametrize(
     ("parameters", "said"),
     [
-        ({"title": None}, "title: expected a string, got None"),
-        ({"title": " "}, "title: it is blank"),
+        ({"title": None}, "title: it is None, as a template or XCom without a value renders"),
+        ({"title": " "}, "title: it is empty"),
         ({"creator_id": "None"}, "creator_id: it is 'None'"),
         ({"invite": "ann"}, "invite: expected a list of unionIds, got 'ann'"),
         ({"invite": ["ann", ""]}, "invite: it is empty"),

@@ -157,7 +157,7 @@ def test_an_unknown_meeting_is_a_not_found_error(face: Any) -> None:
         ("get_conference", "info", {}),
         ("get_conference", "info", {"confInfo": []}),
         ("get_conference", "info", {"confInfo": {"title": "no id", "status": 2}}),
-        ("get_conference", "info", {"confInfo": {"conferenceId": 7, "status": 2}}),
+        ("get_conference", "info", {"confInfo": {"conferenceId": [7], "status": 2}}),
         ("get_conference", "info", {"confInfo": {"conferenceId": "a", "status": 9}}),
         ("get_conference", "info", {"confInfo": {"conferenceId": "a", "status": [2]}}),
         ("find_conferences", "roomCode", {"conferenceList": "none"}),

@@ -42,19 +42,13 @@ _to_json = jsonlib.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_
 
 @dataclass(frozen=True)
 class Call:
-    """One call of DingTalk's API.
-
-    :param endpoint: what is called.
-    :param name: the name of the call in a log.
-    :param target: path and query, percent-encoded.
-    :param content: the bytes of the JSON body; None for no body.
-    :param read: converts the JSON of a successful response, or raises a ResponseError; None: leaves it.
-    """
+    """One call of DingTalk's API."""
 
     endpoint: Endpoint
-    name: str
-    target: str
-    content: bytes | None = field(default=None, repr=False)
+    name: str  # of the call in a log
+    target: str  # path and query, percent-encoded
+    content: bytes | None = field(default=None, repr=False)  # the JSON body
+    # Converts the JSON of a successful response, or raises a ResponseError.
     read: Callable[[Any], Any] | None = field(default=None, repr=False, compare=False)
 
     def request(self, access_token: str | None = None) -> Request:
@@ -69,11 +63,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Request:
-    """A request for the wire.
-
-    :param target: path and query, percent-encoded.
-    :param content: the body's bytes; None for no body.
-    """
+    """A request for the wire."""
 
     method: str
     target: str
@@ -83,12 +73,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Response:
-    """A response from the wire.
-
-    :param status: the HTTP status.
-    :param headers: the headers; they are looked up by their names in lower case.
-    :param content: the body's bytes.
-    """
+    """A response from the wire; its headers are looked up by their names in lower case."""
 
     status: int
     headers: Mapping[str, str] = field(repr=False)
@@ -105,14 +90,11 @@ def call_to(
 ) -> Call:
     """Return a call.
 
-    :param endpoint: what is called.
-    :param about: what stands for the ``{}`` in its path and its name.
+    :param about: what stands for the ``{}`` in the endpoint's path and name.
     :param params: query parameters: texts, numbers and booleans.
-    :param body: the JSON body; None sends none.
-    :param read: converts the JSON of a successful response, or raises a ResponseError.
     :raises TypeError, ValueError, RecursionError: a parameter or the body cannot be sent.
     """
-    query = f"?{urlencode(_query(params))}" if params else ""
+    query = f"?{_query(params)}" if params else ""
     content = None if body is None else _to_json(body).encode()
     return Call(endpoint, endpoint.name.format(about), endpoint.path.format(about) + query, content, read)
 
@@ -123,7 +105,6 @@ def page_call(
     """Return the call for one page of a list; its response is read as a :class:`~.records.Page`.
 
     :param tokens: the ``next_token`` of every page before; none for the first page.
-    :param max_results: items on the page.
     :param read: reads one item.
     """
     params = {"maxResults": max_results, **({"nextToken": tokens[-1]} if tokens else {})}
@@ -132,16 +113,11 @@ def page_call(
 
 
 def lock_call(meeting: Reference, action: str) -> Call:
-    """Return the call that locks or unlocks a meeting.
+    """Return the call that locks or unlocks a meeting, by its ``conference_id``.
 
-    :param meeting: the meeting by its ``conference_id``.
     :param action: ``lock`` or ``unlock``.
-    :raises InvalidInputError: the action is another one, or the meeting is named by something else.
     """
-    if action not in ("lock", "unlock"):
-        raise InvalidInputError(f"action: {shown(action)} is neither lock nor unlock")
-    endpoint = LOCK if action == "lock" else UNLOCK
-    return call_to(endpoint, meeting.conference_id, body={"action": action})
+    return call_to(LOCK if action == "lock" else UNLOCK, meeting.value, body={"action": action})
 
 
 def any_call(
@@ -155,11 +131,9 @@ def any_call(
 ) -> Call:
     """Return any other call.
 
-    :param method: the HTTP method.
-    :param path: the path, such as ``/v1.0/im/chats/{id}``; it may be percent-encoded already.
+    :param path: such as ``/v1.0/im/chats/{id}``; it may be percent-encoded already.
     :param path_params: values for the placeholders, each percent-encoded as one path segment.
     :param params: query parameters: texts, numbers and booleans.
-    :param json: the body, a dict or a list.
     :param repeatable: whether sending the call twice has the same effect as sending it once.
     :raises InvalidInputError: a parameter cannot be sent; the message names it.
     """
@@ -180,32 +154,24 @@ def any_call(
 
 
 def kind_of(method: str, path: str) -> str:
-    """Return a name for all calls of a method and path, without the ids in it: ``GET_contact_users``.
+    """Return a name for all calls of a method and path: ``GET_contact_users``.
 
-    It holds the words of the path: what is written in camel case, and is neither a placeholder nor a version.
-
-    :param path: with placeholders; an id that is written into it counts as a word if it looks like one.
+    It holds the words of the path, in camel case: no placeholder and no version. An id that is written into
+    the path counts as a word if it looks like one.
     """
     return "_".join((method, *filter(_WORD.fullmatch, path.split("/"))))
 
 
 def _filled(path: object, path_params: object) -> str:
-    """Return the path with every placeholder replaced by its value, percent-encoded."""
     values = {} if path_params is None else path_params
     if not isinstance(values, Mapping):
         raise InvalidInputError(f"path_params: expected a dict of values by name, got {shown(path_params)}")
     template = path if isinstance(path, str) else ""
-    names = dict.fromkeys(_PLACEHOLDER.findall(template))
-    for name in names.keys() - values.keys():
-        raise InvalidInputError(
-            f"path_params: {shown(name)} is missing, for which the path has a placeholder"
-        )
-    for name in values.keys() - names.keys():
+    filled = _PLACEHOLDER.sub(lambda placeholder: _segment(placeholder[1], values), template)
+    for name in values.keys() - set(_PLACEHOLDER.findall(template)):
         raise InvalidInputError(
             f"path_params: the path has no placeholder for {shown(name)}; write it in braces"
         )
-    encoded = {name: _encoded(name, values[name]) for name in names}
-    filled = _PLACEHOLDER.sub(lambda placeholder: encoded[placeholder[1]], template)
     if not _PATH.fullmatch(filled) or _has_dots(unquote(filled)):
         raise InvalidInputError(
             f"path: {shown(path)} is not a plain absolute path such as /v1.0/conference/orgConferences; "
@@ -214,9 +180,12 @@ def _filled(path: object, path_params: object) -> str:
     return filled
 
 
-def _encoded(name: str, value: object) -> str:
+def _segment(name: str, values: Mapping[str, object]) -> str:
+    """Return the value of a placeholder, percent-encoded."""
     parameter = f"path_params: {shown(name)}"
-    text = check_text(parameter, digits_of(value))
+    if name not in values:
+        raise InvalidInputError(f"{parameter} is missing, for which the path has a placeholder")
+    text = check_text(parameter, digits_of(values[name]))
     if _has_dots(text):
         raise InvalidInputError(f"{parameter}: {shown(text)} would change the path; dots cannot be a segment")
     try:
@@ -230,27 +199,24 @@ def _has_dots(text: str) -> bool:
     return not {".", ".."}.isdisjoint(re.split(r"[/\\]", text))
 
 
-def _query(params: Mapping[str, Any]) -> dict[str, str]:
-    """Return query parameters as texts.
+def _query(params: Mapping[str, Any]) -> str:
+    """Return query parameters for an address.
 
     Lists are refused: DingTalk's SDK sends ``ids.1=a&ids.2=b`` for some calls, a JSON text for others.
-
-    :raises TypeError: they are not a mapping of texts, numbers and booleans.
     """
     if not isinstance(params, Mapping):
         raise TypeError(f"params is a {type(params).__name__}, not a mapping")
+    texts = {}
     for name, value in params.items():
         if not isinstance(value, (str, int, float)):
             raise TypeError(f"{shown(name)} is a {type(value).__name__}, not a text, a number or a boolean")
-    return {
-        name: str(value).lower() if isinstance(value, bool) else str(value) for name, value in params.items()
-    }
+        texts[name] = str(value).lower() if isinstance(value, bool) else str(value)
+    return urlencode(texts)
 
 
 def documentation_url(page: str, base_url: str = INTERNATIONAL_HOST) -> str:
     """Return the address of a documentation page.
 
-    :param page: the page's name.
     :param base_url: the host that is called: mainland China has its own documentation site.
     """
     china = base_url.rstrip("/").endswith(".dingtalk.com")

@@ -9,17 +9,11 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow_provider_dingconf.dingtalk import endpoints
+from airflow_provider_dingconf.dingtalk import errors as e
 from airflow_provider_dingconf.dingtalk.calls import Call, call_to, page_call
-from airflow_provider_dingconf.dingtalk.errors import (
-    ConferenceClosedError,
-    ConferenceNotRunningError,
-    InvalidConferenceIdError,
-    InvalidInputError,
-)
 from airflow_provider_dingconf.dingtalk.inputs import SEGMENT_CHAR, check_text, digits_of, shown
 from airflow_provider_dingconf.dingtalk.records import (
     Record,
-    id_of,
     json_field,
     moment_of,
     number_of,
@@ -30,16 +24,11 @@ from airflow_provider_dingconf.dingtalk.records import (
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-BATCH = 100
-"""Meetings in one batch query; DingTalk documents no limit."""
-
-PAGE = 20
-"""Meetings on one page of a list; DingTalk documents no limit."""
-
-MAX_TITLE = 256
-"""Characters of a title that a pattern is searched in: the triggerer's one event loop searches, too."""
-
+BATCH = 100  # meetings in one batch query; DingTalk documents no limit
+PAGE = 20  # meetings on one page of a list; DingTalk documents no limit
+MAX_TITLE = 256  # characters of a title to search a pattern in: the triggerer's one event loop searches, too
 MAX_CONFERENCE_ID_LENGTH = 256
+NAMES = ("conference_id", "room_code", "schedule_conference_id")  # the parameters that can name a meeting
 
 _SEGMENT = re.compile(rf"(?!(\.{{1,2}}|None)\Z){SEGMENT_CHAR}{{1,{MAX_CONFERENCE_ID_LENGTH}}}")
 _SEPARATORS = re.compile(r"[\s\-\u2010-\u2015]+")
@@ -54,12 +43,11 @@ class ConferenceStatus(str, Enum):
     ENDED = "ended"
 
 
-_STATUS: Mapping[int | None, ConferenceStatus] = {
+_STATUS: Mapping[int | None, ConferenceStatus] = {  # by DingTalk's numbers
     0: ConferenceStatus.NOT_STARTED,
     1: ConferenceStatus.ENDED,
     2: ConferenceStatus.STARTED,
 }
-"""The meaning of DingTalk's numbers."""
 
 
 def _status_of(content: Mapping[str, Any], name: str) -> ConferenceStatus | None:
@@ -76,37 +64,26 @@ class Meeting(Record):
 
     what: ClassVar[str] = "a meeting"
 
-    conference_id: str = json_field(id_of, "conferenceId", needed="conferenceId")
+    conference_id: str = json_field(text_of, "conferenceId", needed="conferenceId")  #: Its conferenceId.
     title: str | None = json_field(text_of, "title")
     status: ConferenceStatus | None = json_field(_status_of, "status")
-    room_code: str | None = json_field(text_of, "roomCode")
-    start_time: datetime | None = json_field(moment_of, "startTime")
-    end_time: datetime | None = json_field(moment_of, "endTime")
-    creator_id: str | None = json_field(text_of, "creatorId")
-    creator_nick: str | None = json_field(text_of, "creatorNick")
-    join_url: str | None = json_field(text_of, "externalLinkUrl")
+    room_code: str | None = json_field(text_of, "roomCode")  #: What a person sees in DingTalk (会议号).
+    start_time: datetime | None = json_field(moment_of, "startTime")  #: When it started; an aware datetime.
+    end_time: datetime | None = json_field(moment_of, "endTime")  #: When it ended; an aware datetime.
+    creator_id: str | None = json_field(text_of, "creatorId")  #: The unionId of its creator.
+    creator_nick: str | None = json_field(text_of, "creatorNick")  #: The name of its creator.
+    join_url: str | None = json_field(text_of, "externalLinkUrl")  #: The address to join it with a browser.
+    #: The schedule it belongs to.
     schedule_conference_id: str | None = json_field(text_of, "scheduleConferenceId")
-    biz_type: str | None = json_field(text_of, "bizType")
+    biz_type: str | None = json_field(text_of, "bizType")  #: ``0`` instant, ``3`` scheduled, ``audio_conf``.
 
 
 @dataclass(frozen=True)
 class Conference(Meeting):
-    """A meeting as DingTalk describes it; None is what the response does not say.
+    """A meeting as DingTalk describes it; None is what the response does not say."""
 
-    :param conference_id: its conferenceId.
-    :param title: its title.
-    :param status: whether it is running.
-    :param room_code: what a person sees in DingTalk (会议号).
-    :param start_time: when it started; an aware datetime, like the end.
-    :param end_time: when it ended.
-    :param creator_id: the unionId of its creator.
-    :param creator_nick: the name of its creator.
-    :param join_url: the address to join it with a browser.
-    :param schedule_conference_id: the schedule it belongs to.
-    :param biz_type: ``0`` instant, ``3`` scheduled, ``audio_conf``.
-    """
-
-    title: str = json_field(_title_of, "title")
+    title: str = json_field(_title_of, "title")  #: Its title.
+    #: Whether it is running.
     status: ConferenceStatus = json_field(_status_of, "status", needed="a known status")
 
     def __str__(self) -> str:
@@ -116,11 +93,11 @@ class Conference(Meeting):
 
 @dataclass(frozen=True)
 class ConferenceFilter:
-    """Selects meetings by title and creator.
+    """Selects meetings by title and creator, of which None takes any.
 
-    :param title_pattern: a regular expression to be found in the title, ``^`` at its beginning. None: any.
-    :param creator_id: the unionId of the creator. None: any.
-    :raises InvalidInputError: a value is not a text, is empty or ``None`` (which would take any meeting by
+    :param title_pattern: a regular expression to be found in the title; ``^`` is its beginning.
+    :param creator_id: the unionId of the creator.
+    :raises InvalidInputError: a value is not a text, is blank or ``"None"`` (which would take any meeting by
         mistake), or is not a regular expression.
     """
 
@@ -128,9 +105,8 @@ class ConferenceFilter:
     creator_id: str | None = None
 
     def __post_init__(self) -> None:
-        """Check both values."""
         if isinstance(self.title_pattern, re.Pattern):
-            raise InvalidInputError(
+            raise e.InvalidInputError(
                 "title_pattern: expected a string, got a compiled pattern; pass pattern.pattern"
             )
         for name in ("title_pattern", "creator_id"):
@@ -139,7 +115,7 @@ class ConferenceFilter:
         try:
             re.compile(self.title_pattern or "")
         except (re.error, RecursionError, OverflowError) as error:
-            raise InvalidInputError(
+            raise e.InvalidInputError(
                 f"title_pattern: {shown(self.title_pattern)} is not a regular expression: {error}"
             ) from None
 
@@ -155,12 +131,11 @@ class ConferenceFilter:
 
 @dataclass(frozen=True)
 class Reference:
-    """A meeting by the parameter that names it. A reference holds nothing but one path segment.
+    """A meeting by the parameter that names it; the one place that checks what goes into a path.
 
     DingTalk's SDK turns a conference id of ``a/../b`` into ``b``; here such a value is refused.
 
     :param name: ``conference_id``, ``room_code`` or ``schedule_conference_id``.
-    :param value: the parameter's value.
     :raises InvalidConferenceIdError: the value is not one path segment.
     """
 
@@ -168,10 +143,9 @@ class Reference:
     value: str
 
     def __post_init__(self) -> None:
-        """Check the value: the one place for all that goes into the path of a call."""
         if isinstance(self.value, str) and _SEGMENT.fullmatch(self.value):
             return
-        text = check_text(self.name, self.value, InvalidConferenceIdError)
+        text = check_text(self.name, self.value, e.InvalidConferenceIdError)
         if len(text) > MAX_CONFERENCE_ID_LENGTH:
             problem = f"it has {len(text)} characters, more than {MAX_CONFERENCE_ID_LENGTH}"
         elif text in {".", ".."}:
@@ -179,20 +153,10 @@ class Reference:
         else:
             wrong = next(char for char in text if not re.match(SEGMENT_CHAR, char))
             problem = f"{shown(text)} has {wrong!a}, which cannot stand in a {self.name.replace('_', ' ')}"
-        raise InvalidConferenceIdError(
+        raise e.InvalidConferenceIdError(
             f"{self.name}: {problem}; conference_id takes a meeting's conferenceId, room_code a room code as "
             "DingTalk shows it, schedule_conference_id a schedule's scheduleConferenceId"
         )
-
-    @property
-    def conference_id(self) -> str:
-        """The conferenceId.
-
-        :raises InvalidInputError: the reference is a room code or a schedule, which has no conferenceId yet.
-        """
-        if self.name != "conference_id":
-            raise InvalidInputError(f"{self.name}: find the meeting first; this call takes a conference_id")
-        return self.value
 
 
 def check_reference(
@@ -205,74 +169,62 @@ def check_reference(
     :param schedule_conference_id: a scheduleConferenceId. It and a room code may be ints.
     :raises InvalidConferenceIdError: none or several are given, or the value is not one path segment.
     """
-    named = {"conference_id": conference_id, "room_code": room_code}
-    named["schedule_conference_id"] = schedule_conference_id
-    name = given_name(named)
+    named = dict(zip(NAMES, (conference_id, room_code, schedule_conference_id), strict=True))
+    name = check_given_name(named)
     value = named[name]
     if value is None:
-        raise InvalidConferenceIdError(
+        raise e.InvalidConferenceIdError(
             "conference_id: it is missing, or a template or XCom rendered to None; "
             "give it, a room_code or a schedule_conference_id"
         )
+    value = conference_id_in(value) if name == "conference_id" else digits_of(value)
     if isinstance(value, dict) and name == "conference_id":
-        value = conference_id_in(value)
-        if isinstance(value, dict):
-            keys = ", ".join(map(shown, list(value)[:10])) or "none"
-            raise InvalidConferenceIdError(
-                "conference_id: expected a dict with a conference_id, got one with no value for it; "
-                f"its keys: {keys}"
-            )
-    elif name != "conference_id":
-        value = digits_of(value)
-        if name == "room_code" and isinstance(value, str):
-            value = _SEPARATORS.sub("", value)
+        keys = ", ".join(map(shown, list(value)[:10])) or "none"
+        raise e.InvalidConferenceIdError(
+            "conference_id: expected a dict with a conference_id, got one with no value for it; "
+            f"its keys: {keys}"
+        )
+    if isinstance(value, str) and name == "room_code":
+        value = _SEPARATORS.sub("", value)
     return Reference(name, value)  # type: ignore[arg-type]  # the reference checks it
 
 
 def check_named(room_code: object = None, schedule_conference_id: object = None) -> Reference:
     """Return the one of the two that is given; see :func:`check_reference`."""
     if room_code is None and schedule_conference_id is None:
-        raise InvalidConferenceIdError("room_code: it is missing; give it, or a schedule_conference_id")
+        raise e.InvalidConferenceIdError("room_code: it is missing; give it, or a schedule_conference_id")
     return check_reference(room_code=room_code, schedule_conference_id=schedule_conference_id)
 
 
 def check_conference_ids(conference_ids: object) -> list[Reference]:
-    """Return the meetings, each once, if every id is valid.
+    """Return the meetings, each once.
 
     :raises InvalidConferenceIdError: they are no collection of ids, or one is not one path segment.
     """
     if isinstance(conference_ids, (str, bytes)) or not hasattr(conference_ids, "__iter__"):
-        raise InvalidConferenceIdError(
+        raise e.InvalidConferenceIdError(
             f"conference_ids: expected a list of conferenceIds, got a {type(conference_ids).__name__}"
         )
     meetings: dict[Reference, None] = {}
     for number, conference_id in enumerate(conference_ids):
         try:
             meetings[check_reference(conference_id)] = None
-        except InvalidConferenceIdError as error:  # noqa: PERF203
-            raise InvalidConferenceIdError(f"number {number} of the list, {error.message}") from None
+        except e.InvalidConferenceIdError as error:  # noqa: PERF203
+            raise e.InvalidConferenceIdError(f"number {number} of the list, {error.message}") from None
     return list(meetings)
 
 
-def given_name(named: Mapping[str, object]) -> str:
-    """Return which of the parameters that name a meeting is given; the first one, if all are None.
-
-    :raises InvalidConferenceIdError: several are given.
-    """
-    given = [name for name, value in named.items() if value is not None]
-    if len(given) > 1:
-        raise InvalidConferenceIdError(f"{' and '.join(given)} are given; give one of {', '.join(named)}")
-    return given[0] if given else next(iter(named))
-
-
 def check_given_name(named: Mapping[str, object]) -> str:
-    """Return as :func:`given_name` which one is given, of the parameters of a task.
+    """Return which of the parameters that name a meeting is given; the first one, if all are None.
 
     :raises InvalidConferenceIdError: several are given, or a list of room codes or schedules.
     """
-    name = given_name(named)
+    given = [name for name, value in named.items() if value is not None]
+    if len(given) > 1:
+        raise e.InvalidConferenceIdError(f"{' and '.join(given)} are given; give one of {', '.join(named)}")
+    name = given[0] if given else next(iter(named))
     if name != "conference_id" and isinstance(named[name], (list, tuple, set)):
-        raise InvalidConferenceIdError(
+        raise e.InvalidConferenceIdError(
             f"{name}: it takes one, not a list; map the task over several, or find their conference ids first"
         )
     return name
@@ -291,7 +243,7 @@ _FIND = {"room_code": endpoints.FIND_BY_ROOM_CODE, "schedule_conference_id": end
 
 def conference_call(meeting: Reference) -> Call:
     """Return the call that reads one meeting, named by its ``conference_id``, as a :class:`Conference`."""
-    return call_to(endpoints.GET_CONFERENCE, meeting.conference_id, read=_read_conference)
+    return call_to(endpoints.GET_CONFERENCE, meeting.value, read=_read_conference)
 
 
 def _read_conference(content: Mapping[str, Any]) -> Conference:
@@ -310,18 +262,16 @@ def _read_running(content: Mapping[str, Any]) -> dict[str, Conference]:
 
 
 def list_call(meetings: Reference | None = None, *tokens: str, max_results: int = PAGE) -> Call:
-    """Return the call for one page of a list of meetings.
+    """Return the call for one page of a list of meetings; tokens as for :func:`~.calls.page_call`.
 
     :param meetings: a room code or a schedule; None for the running meetings of the organisation.
-    :param tokens: the ``next_token`` of every page before; none for the first page.
-    :param max_results: meetings on the page.
     """
     endpoint = _FIND[meetings.name] if meetings else endpoints.RUNNING_CONFERENCES
     return page_call(endpoint, meetings and meetings.value, tokens, max_results, Conference.read)
 
 
 def page_of(reference: Reference) -> str:
-    """Return the name of the page of DingTalk's documentation on the call that reads a reference."""
+    """Return the name of the documentation page on the call that reads a reference."""
     return _FIND.get(reference.name, endpoints.GET_CONFERENCE).page or ""
 
 
@@ -329,10 +279,8 @@ def page_of(reference: Reference) -> str:
 
 
 def started_of(found: Iterable[Conference], reference: Reference) -> Conference | None:
-    """Return the one meeting that is running; None if none is.
+    """Return the one meeting that is running, of those of a room code or schedule; None if none is.
 
-    :param found: the meetings of a room code or schedule.
-    :param reference: the room code or schedule, for the message.
     :raises ConferenceNotRunningError: more than one is running.
     """
     running = [one for one in found if one.status is ConferenceStatus.STARTED]
@@ -342,7 +290,7 @@ def started_of(found: Iterable[Conference], reference: Reference) -> Conference 
 
 
 def the_running(found: Sequence[Conference], reference: Reference) -> Conference:
-    """Return the one meeting that is running; parameters as for :func:`started_of`.
+    """Return the one meeting that is running.
 
     :raises ConferenceNotRunningError: none is running, or more than one.
     """
@@ -358,13 +306,13 @@ def reached(conference: Conference, wanted: ConferenceStatus) -> bool:
     :raises ConferenceClosedError: it has ended, and so will not start.
     """
     if conference.status is not wanted and conference.status is ConferenceStatus.ENDED:
-        raise ConferenceClosedError(f"{conference} will not start any more", code="confClosed")
+        raise e.ConferenceClosedError(f"{conference} will not start any more", code="confClosed")
     return conference.status is wanted
 
 
-def _not_running(what: str, listed: Sequence[Conference], reference: Reference) -> ConferenceNotRunningError:
+def _not_running(what: str, listed: Sequence[Conference], reference: Reference) -> e.DingTalkError:
     names = ", ".join(map(str, listed[:_MAX_LISTED])) or "none is known"
     more = f" and {len(listed) - _MAX_LISTED} more" if len(listed) > _MAX_LISTED else ""
-    return ConferenceNotRunningError(
+    return e.ConferenceNotRunningError(
         f"{what} under {reference.name} {reference.value}: {names}{more}", code="confNotRunning"
     )

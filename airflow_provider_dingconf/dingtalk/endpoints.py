@@ -12,25 +12,16 @@ from typing import NamedTuple
 class Endpoint(NamedTuple):
     """What DingTalk documents of a call, whatever it is about."""
 
-    kind: str
-    """What a metric calls it."""
-    name: str
-    """What a log calls it; ``{}`` stands for what it is about."""
+    kind: str  # what a metric calls it
+    name: str  # what a log calls it; {} stands for what it is about
     method: str
-    path: str
-    """Percent-encoded, with ``{}`` for the ids in it."""
-    page: str | None
-    """The name of its page in DingTalk's documentation."""
-    items: tuple[str, ...] = ()
-    """What the response may call the list in it."""
-    confirms: bool = False
-    """Whether a successful response says ``success``."""
-    repeatable: bool = True
-    """Whether sending the call twice has the same effect as sending it once."""
-    with_credentials: bool = False
-    """Whether the app's credentials are in the body, and no access token is sent."""
-    any_body: bool = False
-    """Whether a successful response may have no body or any JSON, not only a JSON object."""
+    path: str  # percent-encoded, with {} for the ids in it
+    page: str | None  # the name of its page in DingTalk's documentation
+    items: tuple[str, ...] = ()  # what the response may call the list in it
+    confirms: bool = False  # whether a successful response says "success"
+    repeatable: bool = True  # whether sending the call twice has the same effect as sending it once
+    with_credentials: bool = False  # whether the body has the app's credentials, in place of an access token
+    any_body: bool = False  # whether a successful response may have no body, or any JSON
 
 
 # fmt: off

@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from airflow_provider_dingconf.dingtalk import errors as e
-from airflow_provider_dingconf.dingtalk.errors import DingTalkError, Outcome, Scope, error_classes
+from airflow_provider_dingconf.dingtalk.errors import DingTalkError, Outcome, Scope
 
 
 class ErrorCode(NamedTuple):
@@ -37,7 +37,7 @@ class ErrorCode(NamedTuple):
     @property
     def sent_by_dingtalk(self) -> bool:
         """Whether DingTalk sends the code; otherwise this package names a condition with it."""
-        return self.code not in LOCAL_CODES
+        return self not in _OWN
 
 
 # fmt: off
@@ -59,7 +59,8 @@ _CHECK_TOKEN = "Check that the connection's app and host belong together; a stat
 _CHECK_PATH = "Check the path, which begins with its version, such as /v1.0, and the connection's host."
 _GRANT = "An administrator grants the app VideoConference.Conference.Write (VideoConference.Conference.Read for reading calls)."
 _SLOW_DOWN = e.ThrottledError.remedy
-_PLAN = e.QuotaExhaustedError.remedy
+_QUOTA = "The organisation has used up its monthly quota of API calls."
+_PLAN = "Calls succeed again when the month ends or the organisation's plan grows; DingTalk's developer console shows what used them."
 _PROXY = "Check that the connection's host is DingTalk's, and what proxies stand between."
 
 _SENT = (
@@ -96,8 +97,8 @@ _SENT = (
     ErrorCode("60011", (), e.PermissionDeniedError, _APP, None, "The app lacks the permission point of this call, in the older form.", _GRANT),
     ErrorCode(_FORBIDDEN + "IpNotInWhiteList", (403,), e.PermissionDeniedError, _APP, None, "The address of this host is not on the app's list.", "An administrator adds the public address of this host to the app's server egress addresses."),
     ErrorCode("orgAccessForbidden", (400, 403), e.PermissionDeniedError, _ORGANISATION, None, "The app may not act for this organisation.", "An administrator of the organisation has to allow it."),
-    ErrorCode(_FORBIDDEN + "ApiCountLimitForOrg", (403,), e.QuotaExhaustedError, _ORGANISATION, None, e.QuotaExhaustedError.meaning, _PLAN),
-    ErrorCode("90020", (), e.QuotaExhaustedError, _ORGANISATION, None, e.QuotaExhaustedError.meaning, _PLAN),
+    ErrorCode(_FORBIDDEN + "ApiCountLimitForOrg", (403,), e.QuotaExhaustedError, _ORGANISATION, None, _QUOTA, _PLAN),
+    ErrorCode("90020", (), e.QuotaExhaustedError, _ORGANISATION, None, _QUOTA, _PLAN),
     # Calls that DingTalk does not have.
     ErrorCode("InvalidAction.NotFound", (404,), e.RefusedError, _APP, None, "DingTalk has no call of this path and method.", _CHECK_PATH),
     ErrorCode("404", (), e.RefusedError, _APP, None, "DingTalk has no call of this path, in the older form.", _CHECK_PATH),
@@ -129,9 +130,6 @@ _OWN = (
 ERRORS: dict[str, ErrorCode] = {row.code: row for row in (*_SENT, *_OWN)}
 """The table of error codes, by code."""
 
-LOCAL_CODES = frozenset(row.code for row in _OWN)
-"""Codes of this package's own, for conditions that DingTalk has no code for."""
-
 _FAMILIES = {
     _FORBIDDEN + "Qps": ERRORS[_FORBIDDEN + "QpsLimitForApi"],
     _FORBIDDEN + "Qpm": ERRORS[_FORBIDDEN + "QpmLimitForAppkeyAndApi"],
@@ -155,8 +153,3 @@ def error_class(code: str | None, http_status: int) -> type[DingTalkError]:
         return row.error
     by_status = {401: e.AccessTokenError, 403: e.PermissionDeniedError, 429: e.ThrottledError}
     return by_status.get(http_status, e.ServerError if http_status >= 500 else e.RefusedError)
-
-
-def error_names() -> list[str]:
-    """Return the names of all error classes, which ``on_error`` takes beside codes."""
-    return list(error_classes())

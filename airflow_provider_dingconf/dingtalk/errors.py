@@ -102,10 +102,6 @@ class DingTalkError(Exception):
         if row := self._row:
             self.scope = row.scope
 
-    def __reduce__(self) -> tuple[type[DingTalkError], tuple[object, ...], dict[str, object]]:
-        """Keep the keyword-only fields when a worker pickles the exception."""
-        return type(self), (self.message,), self.__dict__
-
     def as_dict(self) -> dict[str, object]:
         """Return the error as plain values: fit for an XCom or a trigger's event."""
         names = ("message", "code", "http_status", "request_id", "retry_after", "uncertain")
@@ -115,10 +111,9 @@ class DingTalkError(Exception):
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> DingTalkError:
         """Return the error that :meth:`as_dict` turned into values."""
-        facts = {**values}
-        kind, uncertain = error_classes()[facts.pop("type")], facts.pop("uncertain")
-        error = kind(**facts)
-        error.uncertain = uncertain
+        facts = {name: value for name, value in values.items() if name not in ("type", "uncertain")}
+        error = error_classes()[values["type"]](**facts)
+        error.uncertain = values["uncertain"]
         return error
 
     @property
@@ -139,7 +134,7 @@ class DingTalkError(Exception):
 
     @property
     def concerns_all(self) -> bool:
-        """Whether any other meeting would meet the same error: trying it is a wasted call."""
+        """Whether any other meeting would meet the same error."""
         return self.scope is not Scope.MEETING
 
     def outcome_with(self, on_error: Mapping[str, Outcome]) -> Outcome:
@@ -222,11 +217,6 @@ class QuotaExhaustedError(RefusedError):
     """Raised when the organisation has used up its calls of the month: every call of every app fails."""
 
     scope = Scope.ORGANISATION
-    meaning = "The organisation has used up its monthly quota of API calls."
-    remedy = (
-        "Calls succeed again when the month ends or the organisation's plan grows; "
-        "DingTalk's developer console shows what used them."
-    )
 
 
 class CredentialsError(RefusedError):
@@ -325,7 +315,7 @@ class ConferencesError(DingTalkError):
 
 
 def error_classes(kind: type[DingTalkError] = DingTalkError) -> dict[str, type[DingTalkError]]:
-    """Return an error class and all its subclasses, by name."""
+    """Return an error class and all its subclasses, by name; ``on_error`` takes them beside codes."""
     found = {kind.__name__: kind}
     for each in kind.__subclasses__():
         found |= error_classes(each)

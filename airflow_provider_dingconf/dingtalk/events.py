@@ -40,7 +40,7 @@ SUITE_TICKET = "suite_ticket"
 
 STARTED = "conference_created"
 
-SCENES: Mapping[str, str] = {
+SCENES: Mapping[str, str] = {  # what can happen in a meeting, and the type of the event that says so
     STARTED: STATUS_CHANGE,
     "conference_closed": STATUS_CHANGE,
     "user_join": MEMBER_CHANGE,
@@ -48,7 +48,6 @@ SCENES: Mapping[str, str] = {
     "user_invited": MEMBER_CHANGE,
     "user_kicked": MEMBER_CHANGE,
 }
-"""What can happen in a meeting, and the type of the event that says so."""
 
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
@@ -59,14 +58,10 @@ class FrameError(ValueError):
 
 @dataclass(frozen=True)
 class Address:
-    """The address of an app's events, for one connection.
+    """The address of an app's events, for one connection."""
 
-    :param url: of the WebSocket, with the ticket, its scheme in lower case; never shown.
-    :param ticket: admits one connection within a short time; never shown.
-    """
-
-    url: str = field(repr=False)
-    ticket: str = field(repr=False)
+    url: str = field(repr=False)  # of the WebSocket, with the ticket; its scheme is in lower case
+    ticket: str = field(repr=False)  # admits one connection within a short time
 
     @property
     def secrets(self) -> tuple[str, ...]:
@@ -86,9 +81,9 @@ def open_call(app: App) -> Call:
 
 
 def address_from(content: Mapping[str, Any]) -> Address:
-    """Return the address in the response to :func:`open_call`.
+    """Return the address in the response to :func:`open_call`: ``wss``, or ``ws`` to this machine.
 
-    :raises ResponseError: no address is usable. It is ``wss``, or ``ws`` to this machine.
+    :raises ResponseError: no address is usable.
     """
     endpoint, ticket = content.get("endpoint"), content.get("ticket")
     try:
@@ -106,32 +101,21 @@ def address_from(content: Mapping[str, Any]) -> Address:
 
 @dataclass(frozen=True)
 class Frame:
-    """One message of the stream.
+    """One message of the stream."""
 
-    :param kind: ``SYSTEM``, ``EVENT`` or ``CALLBACK``.
-    :param data: the JSON document in it; an empty dict if it is not an object.
-    :param raw_data: the same as the text that arrived.
-    :param topic: the topic of a system message.
-    :param message_id: goes back in the reply; DingTalk gives another one when it delivers again.
-    :param event_type: of an event.
-    :param event_id: of an event: the same when it is delivered again.
-    :param corp_id: the organisation of the event.
-    :param born_at: when the event happened.
-    """
-
-    kind: str | None
-    data: Mapping[str, Any] = field(repr=False)
-    raw_data: str = field(repr=False)
+    kind: str | None  # SYSTEM, EVENT or CALLBACK
+    data: Mapping[str, Any] = field(repr=False)  # the JSON document in it; empty if it is not an object
+    raw_data: str = field(repr=False)  # the same as the text that arrived
     topic: str | None = json_field(text_of, "topic")
-    message_id: str | None = json_field(text_of, "messageId")
+    message_id: str | None = json_field(text_of, "messageId")  # another one when it is delivered again
     event_type: str | None = json_field(text_of, "eventType")
-    event_id: str | None = json_field(text_of, "eventId")
+    event_id: str | None = json_field(text_of, "eventId")  # the same when it is delivered again
     corp_id: str | None = json_field(text_of, "eventCorpId")
     born_at: datetime | None = json_field(moment_of, "eventBornTime")
 
     @property
     def is_event(self) -> bool:
-        """Whether the message is an event, rather than about the connection."""
+        """Whether the message is an event, and not about the connection."""
         return self.kind == "EVENT"
 
     @property
@@ -158,14 +142,10 @@ def read_frame(text: str) -> Frame:
     content = _object(text)
     headers = content.get("headers")
     if not isinstance(headers, dict) or not text_of(headers, "messageId"):
-        raise FrameError("the message has no headers.messageId")
+        raise FrameError("it is no JSON object with headers.messageId")
     raw = content.get("data")
     raw = raw if isinstance(raw, str) else json.dumps(raw)
-    try:
-        data = _object(raw)
-    except FrameError:
-        data = {}
-    return Frame(text_of(content, "type"), data, raw, **fields_in(Frame, headers))
+    return Frame(text_of(content, "type"), _object(raw), raw, **fields_in(Frame, headers))
 
 
 def reply(frame: Frame, *, taken: bool = True) -> str:
@@ -189,25 +169,15 @@ def suite_ticket(frame: Frame) -> str | None:
 
 @dataclass(frozen=True)
 class ConferenceEvent(Meeting):
-    """Something that happened in a meeting, of which an event about members says no more than its id.
+    """Something that happened in a meeting, of which an event about members says no more than its id."""
 
-    :param event_id: the same however often DingTalk delivers the event.
-    :param event_type: ``meeting_status_change`` or ``meeting_member_status_change``.
-    :param scene: what happened, one of :data:`SCENES`.
-    :param corp_id: the organisation.
-    :param sequence: orders the events of a meeting.
-    :param happened_at: when the event happened.
-    :param members: the members of an event about members, each with ``user_id``, ``nick``, ``host``,
-        ``co_host``, ``attend_status`` and ``join_time``.
-    """
-
-    event_id: str = ""
-    event_type: str = ""
-    scene: str = ""
+    event_id: str = ""  # the same however often DingTalk delivers the event
+    event_type: str = ""  # STATUS_CHANGE or MEMBER_CHANGE
+    scene: str = ""  # what happened, usually one of SCENES
     corp_id: str | None = None
-    sequence: int | None = None
+    sequence: int | None = None  # orders the events of a meeting
     happened_at: datetime | None = None
-    members: tuple[Mapping[str, Any], ...] = ()
+    members: tuple[Mapping[str, Any], ...] = ()  # of an event about members
 
     def payload(self) -> dict[str, Any]:
         """Return the event as plain JSON, with times as ISO 8601 in UTC."""
@@ -223,12 +193,12 @@ def conference_events(frame: Frame) -> list[ConferenceEvent]:
         return []
     about_members = frame.event_type == MEMBER_CHANGE
     models = frame.data.get("openMemberModels") if about_members else [frame.data.get("openConfModel")]
-    meetings: dict[Reference, list[dict[str, Any]]] = {}
+    meetings: dict[str, list[dict[str, Any]]] = {}
     for model in models if isinstance(models, list) else []:
         with suppress(AttributeError, InvalidInputError):  # it is no object, or names no meeting
-            named = Reference("conference_id", text_of(model, "conferenceId") or "")
-            meetings.setdefault(named, []).append(model)
-    return [_event(frame, meeting.value, found) for meeting, found in meetings.items()]
+            meeting = Reference("conference_id", text_of(model, "conferenceId") or "")
+            meetings.setdefault(meeting.value, []).append(model)
+    return [_event(frame, meeting_id, found) for meeting_id, found in meetings.items()]
 
 
 def _event(frame: Frame, conference_id: str, models: list[dict[str, Any]]) -> ConferenceEvent:
@@ -262,17 +232,13 @@ def _member(model: Mapping[str, Any]) -> dict[str, Any]:
 class EventFilter(ConferenceFilter):
     """Selects events of meetings. An event that does not say what the filter asks for is not selected.
 
-    :param title_pattern: a regular expression to be found in the meeting's title; ``^`` is its beginning.
-    :param creator_id: the meeting's creator.
     :param scenes: what happened, of :data:`SCENES`: one, or several in any order; kept sorted, each once.
-    :raises InvalidInputError: a scene is unknown or its events never say what is asked for, or title or
-        creator are refused by :class:`~airflow_provider_dingconf.dingtalk.conferences.ConferenceFilter`.
+    :raises InvalidInputError: a value is invalid, or the events of a scene never say what is asked for.
     """
 
     scenes: Collection[str] = field(default=(STARTED,), kw_only=True)
 
     def __post_init__(self) -> None:
-        """Check the values."""
         object.__setattr__(self, "scenes", _scenes(self.scenes))
         super().__post_init__()
         asked = [name for name in ("title_pattern", "creator_id") if getattr(self, name) is not None]
@@ -290,7 +256,7 @@ class EventFilter(ConferenceFilter):
 def _scenes(scenes: object) -> tuple[str, ...]:
     """Return scenes in one canonical form: equal filters are then one trigger to Airflow."""
     given = [scenes] if isinstance(scenes, str) else scenes
-    if not isinstance(given, Iterable) or isinstance(given, (bytes, Mapping)):
+    if not isinstance(given, Iterable) or isinstance(given, Mapping):
         raise InvalidInputError(f"scenes: expected a list of strings, got {shown(scenes)}")
     found = list(given)
     if not found:
@@ -302,10 +268,8 @@ def _scenes(scenes: object) -> tuple[str, ...]:
 
 
 def _object(text: str) -> dict[str, Any]:
-    try:
+    """Return the JSON object in a text; an empty one if there is none."""
+    with suppress(ValueError, RecursionError):
         value = json.loads(text)
-    except (ValueError, RecursionError):
-        value = None
-    if not isinstance(value, dict):
-        raise FrameError("the message is not a JSON object")
-    return value
+        return value if isinstance(value, dict) else {}
+    return {}

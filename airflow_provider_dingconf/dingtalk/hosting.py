@@ -14,7 +14,6 @@ from airflow_provider_dingconf.dingtalk.records import (
     Record,
     duration_of,
     flag_of,
-    id_of,
     json_field,
     moment_of,
     number_of,
@@ -24,23 +23,16 @@ from airflow_provider_dingconf.dingtalk.records import (
 if TYPE_CHECKING:
     from airflow_provider_dingconf.dingtalk.conferences import Reference
 
-MEMBERS = 500
-"""Members on one page: DingTalk's default is 128, and it documents no upper limit."""
+MEMBERS = 500  # on one page: DingTalk's default is 128, and it documents no upper limit
 
 
 @dataclass(frozen=True)
 class CreatedConference(Record):
-    """A meeting that was just created. The host's password, which DingTalk sends as well, is not read.
-
-    :param conference_id: its conferenceId.
-    :param room_code: what a person sees in DingTalk (会议号).
-    :param join_url: the address to join it with a browser.
-    :param password: the meeting's password.
-    """
+    """A meeting that was just created. The host's password, which DingTalk sends as well, is not read."""
 
     what: ClassVar[str] = "a new meeting"
 
-    conference_id: str = json_field(id_of, "conferenceId", needed="conferenceId")
+    conference_id: str = json_field(text_of, "conferenceId", needed="conferenceId")
     room_code: str | None = json_field(text_of, "roomCode")
     join_url: str | None = json_field(text_of, "externalLinkUrl")
     password: str | None = json_field(text_of, "conferencePassword", repr=False)
@@ -48,36 +40,23 @@ class CreatedConference(Record):
 
 @dataclass(frozen=True)
 class ConferenceMember(Record):
-    """Somebody who was invited to a meeting, is in it, or was; None is what the response does not say.
-
-    :param union_id: their unionId.
-    :param user_nick: their name.
-    :param conference_id: the meeting's conferenceId.
-    :param attend_status: 1 initialised, 2 being called, 3 in the meeting, 4 did not join, 5 removed, 6 left.
-    :param join_time: when they joined; an aware datetime, like the end.
-    :param leave_time: when they left.
-    :param duration: how long they were in the meeting.
-    :param host: whether they are the host.
-    :param co_host: whether they are a co-host.
-    :param outer_org_member: whether they belong to another organisation.
-    :param pstn_join: whether they joined by telephone.
-    :param job_number: their number in the organisation.
-    """
+    """Somebody who was invited to a meeting, is in it, or was; None is what the response does not say."""
 
     what: ClassVar[str] = "a member"
 
-    union_id: str | None = json_field(text_of, "unionId")
-    user_nick: str | None = json_field(text_of, "userNick")
-    conference_id: str | None = json_field(text_of, "conferenceId")
+    union_id: str | None = json_field(text_of, "unionId")  #: Their unionId.
+    user_nick: str | None = json_field(text_of, "userNick")  #: Their name.
+    conference_id: str | None = json_field(text_of, "conferenceId")  #: The meeting's conferenceId.
+    #: 1 initialised, 2 being called, 3 in the meeting, 4 did not join, 5 removed, 6 left.
     attend_status: int | None = json_field(number_of, "attendStatus")
-    join_time: datetime | None = json_field(moment_of, "joinTime")
-    leave_time: datetime | None = json_field(moment_of, "leaveTime")
-    duration: timedelta | None = json_field(duration_of, "duration")
-    host: bool = json_field(flag_of, "host")
-    co_host: bool = json_field(flag_of, "coHost")
-    outer_org_member: bool = json_field(flag_of, "outerOrgMember")
-    pstn_join: bool = json_field(flag_of, "pstnJoin")
-    job_number: str | None = json_field(text_of, "jobNumber")
+    join_time: datetime | None = json_field(moment_of, "joinTime")  #: When they joined; an aware datetime.
+    leave_time: datetime | None = json_field(moment_of, "leaveTime")  #: When they left; an aware datetime.
+    duration: timedelta | None = json_field(duration_of, "duration")  #: How long they were in the meeting.
+    host: bool = json_field(flag_of, "host")  #: Whether they are the host.
+    co_host: bool = json_field(flag_of, "coHost")  #: Whether they are a co-host.
+    outer_org_member: bool = json_field(flag_of, "outerOrgMember")  #: Whether from another organisation.
+    pstn_join: bool = json_field(flag_of, "pstnJoin")  #: Whether they joined by telephone.
+    job_number: str | None = json_field(text_of, "jobNumber")  #: Their number in the organisation.
 
 
 def create_call(
@@ -87,10 +66,9 @@ def create_call(
 
     The call cannot be repeated: if its response is lost, a second one would create a second meeting.
 
-    :param title: the title; DingTalk cuts it after 50 characters and refuses more than 256.
+    :param title: DingTalk cuts it after 50 characters and refuses more than 256.
     :param creator_id: the unionId of the creator, who is the host.
     :param invite: the unionIds of those whom DingTalk invites; None for nobody.
-    :param invite_creator: whether DingTalk invites the creator, too (``inviteCaller``).
     :raises InvalidInputError: a value is missing or of another type.
     """
     body: dict[str, Any] = {"confTitle": check_text("title", title), "inviteCaller": invite_creator}
@@ -103,19 +81,14 @@ def create_call(
 
 
 def close_call(meeting: Reference, creator_id: object) -> Call:
-    """Return the call that closes a meeting, which only its host may.
+    """Return the call that closes a meeting, by its ``conference_id``; only its host may.
 
-    :param meeting: the meeting by its ``conference_id``.
     :param creator_id: the unionId of the host.
-    :raises InvalidInputError: a value is missing or of another type.
+    :raises InvalidInputError: it is missing or of another type.
     """
-    return call_to(CLOSE, meeting.conference_id, params={"unionId": check_text("creator_id", creator_id)})
+    return call_to(CLOSE, meeting.value, params={"unionId": check_text("creator_id", creator_id)})
 
 
 def members_call(meeting: Reference, *tokens: str) -> Call:
-    """Return the call for one page of the members of a meeting.
-
-    :param meeting: the meeting by its ``conference_id``.
-    :param tokens: the ``next_token`` of every page before; none for the first page.
-    """
-    return page_call(LIST_MEMBERS, meeting.conference_id, tokens, MEMBERS, ConferenceMember.read)
+    """Return the call for one page of the members of a meeting, by its ``conference_id``."""
+    return page_call(LIST_MEMBERS, meeting.value, tokens, MEMBERS, ConferenceMember.read)

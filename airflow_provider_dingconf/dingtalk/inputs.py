@@ -23,17 +23,12 @@ def check_text(name: str, value: object, error: type[InvalidInputError] = Invali
     """
     if isinstance(value, str) and value.strip() not in ("", "None"):
         return value
-    if value is None:
-        problem = "expected a string, got None"
-    elif not isinstance(value, str):
+    if value is not None and not isinstance(value, str):
         raise error(
             f"{name}: expected a string, got {shown(value)} of type {type(value).__name__}; if it comes from "
             "a template, render_template_as_native_obj=True is the likely cause: quotes in it keep a string"
         )
-    elif value.strip():
-        problem = "it is 'None'"
-    else:
-        problem = "it is blank" if value else "it is empty"
+    problem = f"it is {value!r}" if value is None or value.strip() else "it is empty"
     raise error(
         f"{name}: {problem}, as a template or XCom without a value renders; check where it comes from"
     )

@@ -9,19 +9,12 @@ from airflow_provider_dingconf.dingtalk.errors import InvalidInputError
 MAX_ATTEMPTS = 5
 MAX_SECONDS = 60.0
 
-LONGEST_SECONDS = 86_400
-"""A day: more is a mistake, and too much for the clocks of a transport."""
-
+LONGEST_SECONDS = 86_400  # a day: more is a mistake, and too much for the clocks of a transport
 CONCURRENCY = 20
-CALLS_PER_SECOND = 18.0
-"""DingTalk allows a standard organisation 20 calls a second for each app and API: faster ones are refused."""
+CALLS_PER_SECOND = 18.0  # DingTalk allows a standard organisation 20 for each app and API
+STREAM_SILENCE = 1_800.0  # seconds without a message after which the event stream is opened anew
 
-STREAM_SILENCE = 1_800.0
-"""Seconds without a message after which the event stream is opened anew."""
-
-
-SECONDS = f"a number of seconds above 0 and up to a day ({LONGEST_SECONDS})"
-"""What :func:`is_seconds` takes, for a message."""
+SECONDS = f"a number of seconds above 0 and up to a day ({LONGEST_SECONDS})"  # what is_seconds takes
 
 
 def is_number(value: object) -> TypeGuard[float]:

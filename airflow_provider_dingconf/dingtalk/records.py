@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass, field, fields
 from datetime import datetime, timedelta, timezone
 from enum import Enum
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 from airflow_provider_dingconf.dingtalk.errors import ResponseError
 
@@ -20,8 +20,7 @@ if TYPE_CHECKING:
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _UNSTORABLE = re.compile("[\0\ud800-\udfff]")
-_MAX_NUMBER = 2**63 - 1
-"""The largest whole number that every reader of JSON, and every database, can hold."""
+_MAX_NUMBER = 2**63 - 1  # the largest whole number that every reader of JSON, and every database, can hold
 _MAX_MILLISECONDS = 10**15
 
 
@@ -29,9 +28,6 @@ def text_of(content: Mapping[str, Any], *names: str) -> str | None:
     """Return the first of the named fields that holds a text or a whole number.
 
     NUL and half of a surrogate pair, as in a text cut within an emoji, are replaced: no database takes them.
-
-    :param content: what DingTalk sent.
-    :param names: the names the field may have, in order of preference.
     """
     for name in names:
         value = content.get(name)
@@ -71,11 +67,6 @@ def flag_of(content: Mapping[str, Any], name: str) -> bool:
     return content.get(name) is True
 
 
-def id_of(content: Mapping[str, Any], name: str) -> str | None:
-    """Return the id in a field; a number is none."""
-    return text_of(content, name) if isinstance(content.get(name), str) else None
-
-
 def json_field(
     kind: Callable[[Mapping[str, Any], str], Any], name: str, needed: str = "", **options: Any
 ) -> Any:
@@ -84,15 +75,22 @@ def json_field(
     :param kind: the function above that reads it.
     :param name: what DingTalk calls it.
     :param needed: what a record without it lacks, for the message; empty if it may be None.
-    :param options: of :func:`dataclasses.field`.
     """
     return field(default=kind({}, name), metadata={"read": kind, "name": name, "needed": needed}, **options)
 
 
 def fields_in(record: type[Any], content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values of a record's fields in a JSON object, by the record's names."""
-    read = ((one.name, one.metadata) for one in fields(record) if one.metadata)
-    return {name: about["read"](content, about["name"]) for name, about in read}
+    """Return the values of a record's fields in a JSON object, by the record's names.
+
+    :raises ResponseError: the object lacks what the record needs.
+    """
+    values = {}
+    for one in fields(record):
+        if about := one.metadata:
+            values[one.name] = about["read"](content, about["name"])
+            if about["needed"] and values[one.name] is None:
+                raise unreadable(f"{record.what} without {about['needed']}")
+    return values
 
 
 @dataclass(frozen=True)
@@ -109,11 +107,7 @@ class Record:
         """
         if not isinstance(content, dict):
             raise unreadable(f"{cls.what} that is no object")
-        values = fields_in(cls, content)
-        for one in fields(cls):
-            if one.metadata.get("needed") and values[one.name] is None:
-                raise unreadable(f"{cls.what} without {one.metadata['needed']}")
-        return cls(**values)
+        return cls(**fields_in(cls, content))
 
     def as_dict(self, timespec: str = "auto") -> dict[str, Any]:
         """Return plain values for an XCom: times in ISO 8601, durations in seconds.
@@ -133,15 +127,11 @@ def _plain(value: Any, timespec: str) -> Any:
     return value.value if isinstance(value, Enum) else value
 
 
-@dataclass(frozen=True)
-class Page:
-    """One page of a list.
-
-    :param next_token: what the next page is asked for with; None on the last page.
-    """
+class Page(NamedTuple):
+    """One page of a list."""
 
     items: tuple[Any, ...]
-    next_token: str | None
+    next_token: str | None  # what the next page is asked for with; None on the last page
 
 
 def read_page(
@@ -152,7 +142,6 @@ def read_page(
     A token continues the list unless ``hasMore`` is false: of some lists, DingTalk sends no ``hasMore``.
 
     :param keys: what DingTalk may call the list.
-    :param read: reads one item.
     :param tokens: the tokens of the pages before; one of them again would be an endless list.
     :raises ResponseError: the response is not as documented, or the list is endless.
     """

@@ -14,17 +14,8 @@ from datetime import datetime
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
+from airflow_provider_dingconf.dingtalk import errors as e
 from airflow_provider_dingconf.dingtalk.error_codes import error_class, find_code
-from airflow_provider_dingconf.dingtalk.errors import (
-    AccessTokenError,
-    CredentialsError,
-    DingTalkError,
-    PermissionDeniedError,
-    RefusedError,
-    ResponseError,
-    Scope,
-    ThrottledError,
-)
 from airflow_provider_dingconf.dingtalk.limits import is_number
 from airflow_provider_dingconf.dingtalk.records import text_of
 
@@ -33,9 +24,7 @@ if TYPE_CHECKING:
 
     from airflow_provider_dingconf.dingtalk.calls import Call, Response
 
-MAX_RESPONSE_BYTES = 1024 * 1024
-"""A response over this size is refused: DingTalk's are a few hundred bytes."""
-
+MAX_RESPONSE_BYTES = 1024 * 1024  # a longer response is refused: DingTalk's have a few hundred bytes
 MASK = "***"
 
 _UNREADABLE = "unreadableAnswer"
@@ -69,21 +58,15 @@ _REQUEST_ID = ("requestid", "requestId", "RequestId", "request_id", "uuid")
 
 @dataclass(frozen=True)
 class CallResult:
-    """What a good response holds.
+    """What a good response holds."""
 
-    :param content: its JSON object, or what the call's ``read`` makes of it.
-    :param request_id: what DingTalk's support asks for; None if DingTalk gave none.
-    """
-
-    content: Any = field(repr=False)
-    request_id: str | None
+    content: Any = field(repr=False)  # its JSON, or what the call's "read" makes of that
+    request_id: str | None  # what DingTalk's support asks for; None if DingTalk gave none
 
 
 def read_response(call: Call, response: Response, now: float, secrets: Iterable[str] = ()) -> CallResult:
     """Return what a good response holds.
 
-    :param call: the call that was made.
-    :param response: what came back.
     :param now: seconds since the epoch, for a wait that ends at a moment.
     :param secrets: what is masked in the text of an error, since a server may echo what it was sent.
     :raises DingTalkError: the subclass that the response stands for.
@@ -116,7 +99,7 @@ def read_response(call: Call, response: Response, now: float, secrets: Iterable[
         raise errors.for_unconfirmed(success, code)
     try:
         return CallResult(call.read(content) if call.read else content, errors.request_id())
-    except ResponseError as error:
+    except e.ResponseError as error:
         raise errors.make(error.message, _UNREADABLE) from None
 
 
@@ -130,13 +113,13 @@ class _Errors:
         self.secrets = secrets
         self.content: Mapping[str, Any] = {}  # until it is read
 
-    def for_unconfirmed(self, success: object, code: str | None) -> DingTalkError:
+    def for_unconfirmed(self, success: object, code: str | None) -> e.DingTalkError:
         shown = str(success).lower() if isinstance(success, (bool, str)) else type(success).__name__
         reasons = filter(None, (None if code in _FINE else code, text_of(self.content, *_MESSAGE)))
         return self.make(": ".join((f"success is {shown} in the response", *reasons)), "notConfirmed")
 
-    def for_page(self, text: str) -> DingTalkError:
-        """Return the error of an HTML page: it is the address ban's, or of some other server."""
+    def for_page(self, text: str) -> e.DingTalkError:
+        """Return the error of an HTML page: the address ban's, or another server's."""
         text = masked(text, self.secrets)
         title = _TITLE.search(text)
         shown = one_line(title[1] if title else _TAGS.sub(" ", text[:5_000])) or "without text"
@@ -151,27 +134,27 @@ class _Errors:
             error.repeat = False  # the same page would come again
             return error
         asks_for_token = self.status == 401 and not self.endpoint.with_credentials
-        error = self.make(said, _UNREADABLE, kind=AccessTokenError if asks_for_token else RefusedError)
-        error.scope = Scope.APP  # any other call would meet the same page
+        error = self.make(said, _UNREADABLE, kind=e.AccessTokenError if asks_for_token else e.RefusedError)
+        error.scope = e.Scope.APP  # any other call would meet the same page
         return error
 
-    def for_other_body(self, text: str) -> DingTalkError:
+    def for_other_body(self, text: str) -> e.DingTalkError:
         # All of it: a cut could leave half a secret unmasked.
         said = f"the response is not a JSON object: {text}" if text.strip() else "the response is empty"
         return self.make(said, _UNREADABLE) if self.status < 300 else self.for_refusal(said, None)
 
-    def for_refusal(self, said: str | None, code: str | None) -> DingTalkError:
+    def for_refusal(self, said: str | None, code: str | None) -> e.DingTalkError:
         """Return the error that DingTalk's code or the HTTP status stands for."""
         kind = error_class(code, self.status)
-        refused = kind is AccessTokenError or (kind is RefusedError and not find_code(code))
+        refused = kind is e.AccessTokenError or (kind is e.RefusedError and not find_code(code))
         if self.endpoint.with_credentials:
             # unknownError is how DingTalk refuses a Client ID or a corpId that it does not know.
-            kind = CredentialsError if refused or code == "unknownError" else kind
+            kind = e.CredentialsError if refused or code == "unknownError" else kind
         elif self.status == 401:
-            kind = AccessTokenError
+            kind = e.AccessTokenError
         said = said or "DingTalk gave no reason"
         wait = parse_retry_after(self.response.headers.get("retry-after"), self.now)
-        if wait is None and issubclass(kind, ThrottledError):
+        if wait is None and issubclass(kind, e.ThrottledError):
             wait = _until_limit_ends(said, self.now)
         return self.make(said, code, kind=kind, wait=wait)
 
@@ -179,14 +162,13 @@ class _Errors:
         self,
         said: str,
         code: str | None,
-        *,
-        kind: type[DingTalkError] | None = None,
+        kind: type[e.DingTalkError] | None = None,
         wait: float | None = None,
-    ) -> DingTalkError:
+    ) -> e.DingTalkError:
         """Return an error: its kind and its wait are given, or those of the code."""
         row = find_code(code)
         kind = kind or error_class(code, self.status)
-        scopes = _required_scopes(self.content) if issubclass(kind, PermissionDeniedError) else ""
+        scopes = _required_scopes(self.content) if issubclass(kind, e.PermissionDeniedError) else ""
         return kind(
             self._clean(said),
             code=code and self._clean(code),
@@ -205,13 +187,10 @@ class _Errors:
 
 
 def _text_in(response: Response) -> str | None:
-    """Return the body as text, decompressed if a proxy compressed it unasked; None if it is too long.
-
-    A body that cannot be decompressed is left as it is, and so is no JSON.
-    """
+    """Return the body as text, decompressed if a proxy compressed it unasked; None if it is too long."""
     body = response.content
     if response.headers.get("content-encoding", "identity").lower() in {"gzip", "x-gzip", "deflate"}:
-        with suppress(zlib.error):
+        with suppress(zlib.error):  # it may not be compressed after all
             body = zlib.decompressobj(_GZIP_OR_ZLIB).decompress(body, MAX_RESPONSE_BYTES + 1)
     return body.decode("utf-8", "replace").removeprefix("\ufeff") if len(body) <= MAX_RESPONSE_BYTES else None
 
@@ -257,7 +236,6 @@ def parse_retry_after(value: str | None, now: float) -> float | None:
     """Return the seconds that a ``Retry-After`` header asks for; None if it says nothing usable.
 
     :param value: a number of seconds, or an HTTP date (RFC 9110, 10.2.3).
-    :param now: seconds since the epoch.
     """
     value = (value or "").strip()
     if value.isascii() and value.isdigit():

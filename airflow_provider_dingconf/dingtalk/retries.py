@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from tenacity import (
-    retry_if_exception,
-    stop_after_attempt,
-    stop_before_delay,
-    wait_exponential,
-    wait_random,
-)
+import tenacity
 
 from airflow_provider_dingconf.dingtalk.errors import ThrottledError, TransientError
 from airflow_provider_dingconf.dingtalk.limits import MAX_ATTEMPTS, MAX_SECONDS
 
-if TYPE_CHECKING:
-    from tenacity import RetryCallState
-
-_backoff = wait_exponential(multiplier=0.5, max=20) + wait_random(0, 0.5)
+_backoff = tenacity.wait_exponential(multiplier=0.5, max=20) + tenacity.wait_random(0, 0.5)
 
 
-def wait_as_asked(state: RetryCallState) -> float:
+def _wait_as_asked(state: tenacity.RetryCallState) -> float:
     """Return the seconds to wait: growing exponentially, with jitter, and as many as DingTalk asks for."""
     error = state.outcome.exception() if state.outcome else None
     asked = error.retry_after if isinstance(error, TransientError) else None
@@ -38,20 +29,18 @@ def retry_policy(
 
     :param repeatable: whether the call can be repeated; if not, it is retried only if it was not sent, or
         refused as too frequent.
-    :param max_attempts: attempts in all.
-    :param max_seconds: seconds in all, waits included.
+    :param max_attempts: in all.
+    :param max_seconds: in all, waits included.
     """
 
     def may_repeat(error: BaseException) -> bool:
-        return (
-            isinstance(error, TransientError)
-            and error.repeat
-            and (repeatable or error.unsent or isinstance(error, ThrottledError))
-        )
+        if not isinstance(error, TransientError) or not error.repeat:
+            return False
+        return repeatable or error.unsent or isinstance(error, ThrottledError)
 
     return {
-        "stop": stop_after_attempt(max_attempts) | stop_before_delay(max_seconds),
-        "wait": wait_as_asked,
-        "retry": retry_if_exception(may_repeat),
+        "stop": tenacity.stop_after_attempt(max_attempts) | tenacity.stop_before_delay(max_seconds),
+        "wait": _wait_as_asked,
+        "retry": tenacity.retry_if_exception(may_repeat),
         "reraise": True,
     }

@@ -18,26 +18,18 @@ from airflow_provider_dingconf.dingtalk.errors import ResponseError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-RENEW_AFTER = 7_000 / 7_200
-"""The share of a token's lifetime after which it is renewed."""
-
+RENEW_AFTER = 7_000 / 7_200  # the share of a token's lifetime after which it is renewed
 _MAX_LIFETIME = 10**9  # seconds: anything longer is no lifetime, and no date can be made of it
 
 
 @dataclass(frozen=True)
 class App:
-    """The credentials of an app, and the organisation it acts for.
+    """The credentials of an app, and the organisation it acts for."""
 
-    :param client_id: Client ID (AppKey, SuiteKey).
-    :param client_secret: Client Secret (AppSecret, SuiteSecret).
-    :param corp_id: the organisation (corpId); selects the unified token call.
-    :param suite_ticket: DingTalk's newest suite ticket; selects the third-party token call.
-    """
-
-    client_id: str
-    client_secret: str = field(repr=False)
-    corp_id: str | None = None
-    suite_ticket: str | None = field(default=None, repr=False)
+    client_id: str  # Client ID (AppKey, SuiteKey)
+    client_secret: str = field(repr=False)  # Client Secret (AppSecret, SuiteSecret)
+    corp_id: str | None = None  # the organisation; selects the unified token call
+    suite_ticket: str | None = field(default=None, repr=False)  # selects the third-party token call
 
     @property
     def secrets(self) -> tuple[str, ...]:
@@ -53,31 +45,25 @@ class App:
 
     def token_call(self) -> Call:
         """Return the call that fetches an access token for this kind of app."""
-        client, secret = self.client_id, self.client_secret
-        body: dict[str, str | None]
         if self.suite_ticket:
-            form, body = "corpAccessToken", {"authCorpId": self.corp_id, "suiteKey": client}
-            body |= {"suiteSecret": secret, "suiteTicket": self.suite_ticket}
-        elif self.corp_id:
-            form, body = f"{self.corp_id}/token", {"client_id": client, "client_secret": secret}
-            body["grant_type"] = "client_credentials"
-        else:
-            form, body = "accessToken", {"appKey": client, "appSecret": secret}
-        return call_to(ACCESS_TOKEN, form, body=body)
+            suite = {"authCorpId": self.corp_id, "suiteKey": self.client_id}
+            suite |= {"suiteSecret": self.client_secret, "suiteTicket": self.suite_ticket}
+            return call_to(ACCESS_TOKEN, "corpAccessToken", body=suite)
+        if self.corp_id:
+            client = {"client_id": self.client_id, "client_secret": self.client_secret}
+            client["grant_type"] = "client_credentials"
+            return call_to(ACCESS_TOKEN, f"{self.corp_id}/token", body=client)
+        body = {"appKey": self.client_id, "appSecret": self.client_secret}
+        return call_to(ACCESS_TOKEN, "accessToken", body=body)
 
 
 @dataclass(frozen=True)
 class Token:
-    """An access token.
-
-    :param value: the content of the header; never shown.
-    :param fetched_at: when it was requested, in seconds of the clock that :meth:`stale` gets.
-    :param lifetime: its lifetime in seconds; None for a token from elsewhere, which cannot be renewed.
-    """
+    """An access token."""
 
     value: str = field(repr=False)
-    fetched_at: float = 0.0
-    lifetime: float | None = None
+    fetched_at: float = 0.0  # when it was requested, in seconds of the clock that "stale" gets
+    lifetime: float | None = None  # in seconds; None for a token from elsewhere, which cannot be renewed
 
     @property
     def static(self) -> bool:
@@ -98,10 +84,8 @@ class Token:
 
 
 def read_token(content: Mapping[str, Any], fetched_at: float) -> Token:
-    """Return the token in the response to a token call.
+    """Return the token in the response to a token call that was sent at ``fetched_at``, in seconds.
 
-    :param content: the response's JSON.
-    :param fetched_at: when the call was sent, in seconds.
     :raises ResponseError: the response holds no usable token.
     """
     value = content.get("accessToken", content.get("access_token"))

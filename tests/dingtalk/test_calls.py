@@ -79,12 +79,6 @@ def test_a_path_parameter_is_one_percent_encoded_segment(value: Any, segment: st
 # What is refused
 
 
-@pytest.mark.parametrize("name", ["room_code", "schedule_conference_id"])
-def test_a_lock_takes_a_conference_id_only(name: str) -> None:
-    with pytest.raises(InvalidInputError, match=f"^{name}: find the meeting first"):
-        lock_call(Reference(name, "1"), "lock")
-
-
 @pytest.mark.parametrize("method", ["", "TRACE", "GET\r\nX: y", None, 1])
 def test_any_call_refuses_an_unknown_method(method: Any) -> None:
     with pytest.raises(InvalidInputError, match=r"^method: .*DELETE, GET, PATCH, POST, PUT"):
@@ -107,11 +101,12 @@ def test_any_call_refuses_all_but_a_plain_path(path: Any) -> None:
     [
         (None, "'id' is missing, for which the path has a placeholder"),
         ({}, "'id' is missing"),
+        ({"ID": "1"}, "'id' is missing"),
         ({"id": "1", "ID": "2"}, "the path has no placeholder for 'ID'"),
         ({"id": "1", 5: "2"}, "the path has no placeholder for 5"),
         ({"id": ""}, "'id': it is empty"),
         ({"id": "None"}, "'id': it is 'None', as a template or XCom without a value renders"),
-        ({"id": None}, "'id': expected a string, got None"),
+        ({"id": None}, "'id': it is None, as a template or XCom without a value renders"),
         ({"id": 1.5}, "'id': expected a string, got 1.5 of type float"),
         ({"id": True}, "'id': expected a string, got True of type bool"),
         ({"id": ["a"]}, "'id': expected a string, got ['a'] of type list"),

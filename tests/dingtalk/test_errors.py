@@ -8,8 +8,8 @@ import pickle
 import pytest
 
 from airflow_provider_dingconf.dingtalk import errors
-from airflow_provider_dingconf.dingtalk.error_codes import ERRORS, ErrorCode, error_names, find_code
-from airflow_provider_dingconf.dingtalk.errors import DingTalkError, Outcome, Scope
+from airflow_provider_dingconf.dingtalk.error_codes import ERRORS, ErrorCode, find_code
+from airflow_provider_dingconf.dingtalk.errors import DingTalkError, Outcome, Scope, error_classes
 
 CLASSES = [
     kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, DingTalkError)
@@ -21,7 +21,7 @@ def test_the_tree_of_the_module_and_on_error_name_every_class() -> None:
         line.strip("│├└─ ").split()[0] for line in (errors.__doc__ or "").splitlines() if "Error" in line
     ]
     assert {kind.__name__ for kind in CLASSES} <= set(drawn)
-    assert {kind.__name__ for kind in CLASSES} <= set(error_names())
+    assert {kind.__name__ for kind in CLASSES} <= set(error_classes())
 
 
 @pytest.mark.parametrize("kind", CLASSES)

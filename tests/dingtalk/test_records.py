@@ -10,7 +10,6 @@ import pytest
 from airflow_provider_dingconf.dingtalk.records import (
     duration_of,
     flag_of,
-    id_of,
     moment_of,
     number_of,
     text_of,
@@ -27,7 +26,6 @@ START = datetime(2023, 11, 14, 22, 13, 20, 123000, tzinfo=timezone.utc)
     [
         (text_of, "a", "a"), (text_of, 7, "7"), (text_of, "a\0\ud83d", "a\ufffd\ufffd"),
         *((text_of, value, None) for value in (None, "", True, 1.5, ["a"], {})),
-        (id_of, "a", "a"), (id_of, 7, None), (id_of, "", None),
         (number_of, 7, 7), (number_of, "7", 7), (number_of, -7, -7), (number_of, 2**63 - 1, 2**63 - 1),
         *((number_of, value, None) for value in (None, "", True, 1.5, "1.5", "٣", 2**63, 10**30, [7])),
         (duration_of, 1500, timedelta(seconds=1.5)), (duration_of, 0, timedelta(0)),
