@@ -1,4 +1,4 @@
-"""What Airflow learns of this provider: its modules and links, and the connection form as data.
+"""What Airflow learns of this provider: its modules, links and guides, and the connection form as data.
 
 Airflow 3.2 and later read the form from here without importing the hook; for older versions the hook's own
 methods make the same form of the same data.
@@ -12,6 +12,11 @@ from airflow_provider_dingconf import __version__
 
 _PACKAGE = "airflow_provider_dingconf"
 _INTEGRATION = "DingTalk video meetings"
+_GUIDES = """
+    create-the-dingtalk-app set-up-the-connection find-a-meeting lock-a-section lock-and-unlock-separately
+    lock-many-meetings wait-then-lock start-a-dag-when-a-meeting-starts create-a-meeting list-attendance
+    make-any-call retries unlock-by-hand test-with-the-sandbox metrics troubleshooting
+""".split()
 
 
 def _field(label: str, description: str, **schema: str) -> dict[str, Any]:
@@ -95,6 +100,7 @@ def get_provider_info() -> dict[str, Any]:
             {
                 "integration-name": _INTEGRATION,
                 "external-doc-url": "https://help.dingtalk.io/open/development/api-lockconference",
+                "how-to-guide": [f"/docs/how-to/{guide}.md" for guide in _GUIDES],
                 "tags": ["service"],
             }
         ],

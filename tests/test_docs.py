@@ -16,7 +16,7 @@ from runs import dag_bag
 from airflow_provider_dingconf import __version__
 from airflow_provider_dingconf.dingtalk.error_codes import ERRORS
 from airflow_provider_dingconf.dingtalk.errors import DingTalkError
-from airflow_provider_dingconf.get_provider_info import CONNECTION_TYPE
+from airflow_provider_dingconf.get_provider_info import CONNECTION_TYPE, get_provider_info
 from airflow_provider_dingconf.sandbox import Fault
 
 if TYPE_CHECKING:
@@ -237,6 +237,11 @@ def test_the_page_of_the_connection_lists_every_field_of_the_form() -> None:
         assert f"| {field['label']} | extra `{name}` |" in page
     for name, label in CONNECTION_TYPE["ui-field-behaviour"]["relabeling"].items():
         assert f"| {label} | `{name}` |" in page
+
+
+def test_the_guides_that_the_provider_info_names_exist() -> None:
+    guides = [guide for one in get_provider_info()["integrations"] for guide in one["how-to-guide"]]
+    assert {f"/docs/{page.relative_to(DOCS)}" for page in (DOCS / "how-to").glob("*.md")} == set(guides)
 
 
 def test_the_page_of_promises_names_tests_that_exist() -> None:

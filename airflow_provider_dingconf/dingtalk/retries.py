@@ -29,8 +29,8 @@ def retry_policy(
 
     :param repeatable: whether the call can be repeated; if not, it is retried only if it was not sent, or
         refused as too frequent.
-    :param max_attempts: in all.
-    :param max_seconds: in all, waits included.
+    :param max_attempts: attempts in all.
+    :param max_seconds: seconds in all, waits included.
     """
 
     def may_repeat(error: BaseException) -> bool:
