@@ -9,7 +9,7 @@ import asyncio
 import logging
 import os
 import socket
-from contextlib import suppress
+from contextlib import closing, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -63,11 +63,10 @@ class Try:
         :param hook: what locked them; it asks this try.
         :param quickly: whether Airflow is about to kill the process.
         """
-        with interruptions_held():
+        with interruptions_held(), closing(hook):
             self._unlocks = len(meetings)
             results = run(partial(hook._connect().roll_back, meetings, quickly=quickly))
             log_still_locked(one.conference_id for one in results if not is_unlocked(one))
-            hook.close()
 
     async def is_superseded(self) -> bool:
         """Return whether Airflow has begun another try; if Airflow does not say so in time, it has not."""
@@ -99,8 +98,6 @@ def when_airflow_fails(task: Any, undo: Callable[[], None]) -> None:
     """Undo also if Airflow fails or skips a task after its ``execute``: in ``post_execute``, or at the XCom.
 
     Airflow then calls nothing of the operator but its callbacks, in the same process.
-
-    :param task: the operator, in the process that executes it.
     """
     for kind in ("on_failure_callback", "on_retry_callback", "on_skipped_callback"):
         theirs = getattr(task, kind, None) or []

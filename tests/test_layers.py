@@ -32,7 +32,6 @@ DOWNWARDS = [
     "event_triggers",
     "stream_producer",
     "many",
-    "task_state",
     "tasks",
     "hooks",
     "connection_hook",
