@@ -23,7 +23,6 @@ FILES = sorted(ROOT.rglob("*.py"))
 DOWNWARDS = [
     "notifications",
     "operators",
-    "sections",
     "lock_operators",
     "call_operator",
     "meeting_operators",
