@@ -98,10 +98,6 @@ class ConferenceOperator(CallingTask):
         meetings = meetings_in(getattr(self, self.named_by), self.action)
         return f"{len(meetings)} meetings" if is_collection(meetings) else meetings
 
-    @property
-    def _is_of_many(self) -> bool:
-        return self.running or is_collection(self.conference_id)
-
     def _call(self, context: Context, hook: DingTalkConferenceHook) -> Any:
         """Lock or unlock the meetings that no earlier try has completed, and return the XCom.
 
@@ -109,9 +105,11 @@ class ConferenceOperator(CallingTask):
         """
         self._ids, self._results = [], []
         self.conference_id = given = meetings_in(self.conference_id, self.action)
+        self._is_of_many = self.running or is_collection(given)
         if self.action == "unlock" and self.named_by == "conference_id" and given in (None, []):
             self.log.info("Nothing to unlock: no lock has handed on a meeting that is or may be locked")
             return self._xcom_of()
+        self._begin(context, hook)
         # A section locks all again at each try: the one before it has rolled back.
         is_resumed = self._is_of_many and not self.unlock_on_failure
         self._completed = CompletedMeetings(context if is_resumed else {}, hook.settings)
@@ -150,6 +148,9 @@ class ConferenceOperator(CallingTask):
             context["ti"].xcom_push(key="return_value", value=self._xcom_of())
         raise error
 
+    def _begin(self, context: Context, hook: DingTalkConferenceHook) -> None:
+        """Prepare for what may have to be undone."""
+
     def _act(self, hook: DingTalkConferenceHook, ids: list[Any]) -> list[ConferenceResult]:
         if self._is_of_many:
             act_on_all = hook.lock_conferences if self.action == "lock" else hook.unlock_conferences
@@ -170,7 +171,10 @@ class ConferenceOperator(CallingTask):
         """Return the ids of the meetings: those given, or those of the running meetings that are wanted."""
         ids: list[Any]
         if self.running:
-            running = list(hook.running_conferences(**self._filters()))
+            # The hook refuses what a template without a value renders, and takes None for no filter.
+            values = {name: digits_of(getattr(self, name)) for name in self.filters}
+            wanted: Any = {name: "None" if value is None else value for name, value in values.items()}
+            running = list(hook.running_conferences(**wanted))
             ids = [one.conference_id for one in running]
             if self.only_listed:
                 self.log.info("running: %s", ", ".join(map(str, running)) or "none")
@@ -188,17 +192,6 @@ class ConferenceOperator(CallingTask):
                 "title_pattern or creator_id, or raise max_meetings"
             )
         return ids
-
-    def _filters(self) -> dict[str, Any]:
-        """Return which of the running meetings are wanted; the hook refuses an empty text."""
-        wanted = {name: digits_of(getattr(self, name)) for name in self.filters}
-        for name, value in wanted.items():
-            if value is None:
-                raise InvalidInputError(
-                    f"{name}: it was rendered as {value!r}, which is no filter; check its template or XCom, "
-                    f"or leave {name} out to take every running meeting"
-                )
-        return wanted
 
     def _would_act(self) -> Any:
         """Log which meetings the task would lock or unlock, and return an XCom by which none is locked."""
@@ -278,12 +271,11 @@ class LockConferenceOperator(ConferenceOperator):
         self._check(locals())
         self.unlock_on_failure = unlock_on_failure
 
-    def _call(self, context: Context, hook: DingTalkConferenceHook) -> Any:
+    def _begin(self, context: Context, hook: DingTalkConferenceHook) -> None:
         self._try = Try(context.get("ti"))
         hook._connect().is_superseded = self._try.is_superseded
         if self.unlock_on_failure:
             when_airflow_fails(self, partial(self._roll_back, hook))
-        return super()._call(context, hook)
 
     def _clean_up(self, context: Context, hook: DingTalkConferenceHook, raised: BaseException) -> None:
         # A section keeps nothing for its next try; another task does, and gives up if there is none.

@@ -101,10 +101,7 @@ def error_of_all(
 
 
 def table(results: list[ConferenceResult]) -> str:
-    """Return how the meetings ended, for a log: a row for each that failed, and the number of the others.
-
-    :param results: with the outcomes that :func:`error_of_all` gave their errors.
-    """
+    """Return how the meetings ended, for a log; :func:`error_of_all` has given the errors their outcomes."""
     failed = [(one.conference_id, one.error) for one in results if one.error]
     rows = []
     for name, error in failed[:MOST_ROWS]:
@@ -117,21 +114,19 @@ def table(results: list[ConferenceResult]) -> str:
 
 
 class CompletedMeetings:
-    """The results of the meetings that need no further call: a retry does not lock or unlock them again.
+    """The results of the meetings that a retry does not lock or unlock again.
 
     Airflow empties a task's XComs before a retry. From 3.3 on it has a store for the state of a task; before,
     or if the store fails, a retry asks again for completed meetings, which costs calls and changes nothing.
 
-    :param context: the task's; without a store, nothing is saved.
     :param settings: the connection's: results of another DingTalk do not count.
     """
 
     def __init__(self, context: Mapping[str, Any], settings: Settings) -> None:
         self._store: Any = context.get("task_state_store")
         # If the task is cleared, Airflow raises max_tries: then all is asked for again.
-        life = [getattr(context.get("ti"), "max_tries", 0), settings.base_url]
-        life.append(settings.app and settings.app.client_id)
-        self._life = sha256(json.dumps(life).encode()).hexdigest()[:16]
+        tries = getattr(context.get("ti"), "max_tries", 0)
+        self._life = [tries, settings.base_url, settings.app and settings.app.client_id]
         self._new: list[dict[str, Any]] = []
         self._entries = 0
 
@@ -160,8 +155,9 @@ class CompletedMeetings:
         """Return what the store returns; None if there is none, or it has failed: the meetings come first."""
         if self._store is None:
             return None
+        key = sha256(json.dumps([*self._life, self._entries]).encode()).hexdigest()
         try:
-            return getattr(self._store, method)(f"dingconf_completed_{self._life}_{self._entries}", *values)
+            return getattr(self._store, method)(f"dingconf_completed_{key}", *values)
         except Exception as error:  # whatever Airflow raises
             log.warning("Completed meetings are no longer saved; a retry asks for them again: %s", error)
             self._store = None

@@ -44,9 +44,9 @@ class CreateConferenceOperator(CallingTask):
     <https://help.dingtalk.io/open/development/create-a-video-conference>`__.
 
     A create whose response was lost is not repeated, since it would create a second meeting: the task fails
-    without a retry, and the error says what may exist. Airflow does repeat a try whose process was killed,
-    after the meeting was created or before: ``retries=0`` keeps it from that. SIGTERM and an execution
-    timeout wait for DingTalk's response; a meeting that was created is then closed.
+    without a retry, and the error says what may exist. ``retries=0`` keeps Airflow from repeating a try whose
+    process was killed after it created a meeting. SIGTERM and an execution timeout wait for DingTalk's
+    response; a meeting that was created is then closed.
 
     :param title: DingTalk cuts it after 50 characters and refuses more than 256. (templated)
     :param creator_id: the unionId of the creator, who is the host and alone may close the meeting.

@@ -68,12 +68,12 @@ def conference_lock(
     The lock is the section's setup and the unlock its teardown, in Airflow's sense: the unlock runs whether
     the work succeeds, fails or is skipped, and clearing the work clears both. The DAG run fails if the work
     fails, and if the unlock does: an empty teardown between the two, ``<name>_work_done``, lets Airflow count
-    both; it needs no worker.
+    both; it needs no worker. The unlock takes the meetings that the lock has locked: a room code may stand
+    for another one by then.
 
     Both tasks are retried by default, the lock twice and the unlock five times: after 10 seconds, and each
     time after twice as long. A try of the lock that does not succeed unlocks what it has locked before it
-    ends; its retry locks all again. The unlock takes the meetings that the lock has locked: a room code may
-    stand for another one by then.
+    ends; its retry locks all again.
 
     A meeting can still stay locked, for example if the run reaches its ``dagrun_timeout`` before the unlock
     begins: use an :class:`~airflow_provider_dingconf.notifications.UnlockConferenceNotifier`, too. Of two
@@ -149,22 +149,16 @@ def conference(
         with conference("Stand-up", creator_id="{{ params.creator_id }}") as section:
             announce(section.join_url) >> record(section.conference_id)
 
-    The create is the section's setup and the close its teardown, as in :func:`conference_lock`: the close
-    runs whether the work succeeds, fails or is skipped, and the DAG run fails if the work fails, and if the
-    close does.
-
-    The close is retried five times by default, as in :func:`conference_lock`, and the create not at all: the
-    next try would create a second meeting if the process of the one before was lost after its call. A
-    throttled create is repeated within the call; see ``max_attempts`` and ``max_seconds``.
+    The create is the section's setup and the close its teardown, as in :func:`conference_lock`. The close is
+    retried five times by default, and the create not at all: the next try would create a second meeting if
+    the process of the one before was lost after its call. A throttled create is repeated within the call.
 
     A meeting can still stay open, for example if the run reaches its ``dagrun_timeout`` before the close
     begins, or if the response to the create is lost: the error then says what may exist.
 
-    :param title: DingTalk cuts it after 50 characters and refuses more than 256. (templated)
-    :param creator_id: the unionId of the creator, who is the host. (templated)
-    :param invite: the unionIds of those whom DingTalk invites. (templated)
-    :param invite_creator: whether DingTalk invites the creator, too.
-    :param with_password: whether the XCom of the create has the meeting's password.
+    ``title``, ``creator_id``, ``invite``, ``invite_creator`` and ``with_password`` are parameters of the
+    create: see :class:`CreateConferenceOperator`.
+
     :param lock: whether the meeting is locked as soon as it is created, and unlocked before it is closed:
         nobody can join, not even those who are invited. To give people time, use :func:`conference_lock`
         inside the block instead, after a task that waits.

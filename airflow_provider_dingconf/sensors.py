@@ -49,11 +49,10 @@ class ConferenceSensor(DingTalkTask, BaseSensorOperator):
         )
         LockConferenceOperator(task_id="lock", conference_id=started.output)
 
-    Each poke is one call, and counts against DingTalk's monthly quota: a task that waits an hour at the
-    default interval makes 60. With ``deferrable``, the waiting tasks of one connection and interval share
-    their calls: a hundred meetings are one call. The wait goes on after a transient error, and after one that
-    ``on_error`` makes a ``retry``. Any other error becomes a task state as in the operators. If the start is
-    waited for and the meeting has ended, the error is ``confClosed``.
+    Each poke is one call, and counts against DingTalk's monthly quota. With ``deferrable``, the waiting tasks
+    of one connection and interval share their calls: a hundred meetings are one call. The wait goes on after
+    a transient error, and after one that ``on_error`` makes a ``retry``. Any other error becomes a task state
+    as in the operators. If the start is waited for and the meeting has ended, the error is ``confClosed``.
 
     The XCom is the meeting, a dict: ``conference_id``, ``title``, ``status``, ``room_code``, ``start_time``
     and ``end_time`` in ISO 8601, ``creator_id``, ``creator_nick``, ``join_url``, ``schedule_conference_id``,
@@ -162,11 +161,8 @@ class ConferenceSensor(DingTalkTask, BaseSensorOperator):
         return PokeReturnValue(True, conference.as_dict())
 
     def _get_next_poke_interval(self, started_at: Any, run_duration: Any, poke_count: int) -> float:
-        """Return Airflow's seconds, what DingTalk asks for, or the rest of the delay; up to the timeout.
-
-        With ``deferrable``, there is no next poke: the wait goes on in the triggerer.
-        """
-        if self.deferrable:
+        """Return Airflow's seconds, what DingTalk asks for, or the rest of the delay; up to the timeout."""
+        if self.deferrable:  # there is no next poke: the wait goes on in the triggerer
             self._defer()
         left: float = self.timeout - run_duration()
         if self._started:
@@ -198,11 +194,7 @@ class ConferenceSensor(DingTalkTask, BaseSensorOperator):
     def resume(
         self, context: Context, event: dict[str, Any], base_url: str | None = None, page: str | None = None
     ) -> Any:
-        """Give the task the state that the trigger's event leads to.
-
-        :param base_url: the host that was called.
-        :param page: the name of the call's documentation page.
-        """
+        """Give the task the state that the trigger's event leads to; the rest is for the task's links."""
         error = DingTalkError.from_dict(event["error"]) if "error" in event else None
         found = event.get("conference")
         keep_links(self, context, base_url, page, error, join_url=found and found["join_url"])
