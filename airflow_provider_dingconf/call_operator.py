@@ -22,8 +22,7 @@ class _ParamsAreQueryParams(type(CallingTask)):
     """Keeps ``params`` from Airflow, which would take them for parameters of the DAG run."""
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
-        """Make the operator; Airflow's ``params`` of a mapped task, which it adds itself, stay Airflow's."""
-        if "_airflow_from_mapped" not in kwargs:
+        if "_airflow_from_mapped" not in kwargs:  # there, Airflow has added its own params
             _rename(kwargs)
         return super().__call__(*args, **kwargs)
 

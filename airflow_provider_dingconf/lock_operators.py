@@ -99,10 +99,7 @@ class ConferenceOperator(CallingTask):
         return f"{len(meetings)} meetings" if is_collection(meetings) else meetings
 
     def _call(self, context: Context, hook: DingTalkConferenceHook) -> Any:
-        """Lock or unlock the meetings that no earlier try has completed, and return the XCom.
-
-        :raises DingTalkError: what gives the task the state that belongs to the results.
-        """
+        """Lock or unlock the meetings that no earlier try has completed; raise the worst of their errors."""
         self._ids, self._results = [], []
         self.conference_id = given = meetings_in(self.conference_id, self.action)
         self._is_of_many = self.running or is_collection(given)

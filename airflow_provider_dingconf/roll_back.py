@@ -60,7 +60,6 @@ class Try:
     def roll_back(self, hook: DingTalkConferenceHook, meetings: list[str], *, quickly: bool) -> None:
         """Unlock meetings that are or may be locked, unless this try is superseded; SIGTERM waits.
 
-        :param hook: what locked them; it asks this try.
         :param quickly: whether Airflow is about to kill the process.
         """
         with interruptions_held(), closing(hook):
@@ -81,17 +80,16 @@ class Try:
         return False
 
     def _is_superseded(self) -> bool:
-        # Twice: if a request of the task's was interrupted, Airflow 3 responds to that one first.
-        return all(self._is_other() for _ in range(2))
-
-    def _is_other(self) -> bool:
         ti = self._ti
-        try:
-            found = ti.xcom_pull(task_ids=ti.task_id, key=TRY_KEY, map_indexes=ti.map_index)
-        except Exception as error:
-            detail = getattr(getattr(error, "error", None), "detail", None) or {}
-            return detail.get("status_code") in {401, 403}  # the try's own token has expired
-        return bool(found != self._name)
+        for _ in range(2):  # if a request of the task's was interrupted, Airflow 3 responds to that one first
+            try:
+                if ti.xcom_pull(task_ids=ti.task_id, key=TRY_KEY, map_indexes=ti.map_index) == self._name:
+                    return False
+            except Exception as error:  # noqa: PERF203
+                detail = getattr(getattr(error, "error", None), "detail", None) or {}
+                if detail.get("status_code") not in {401, 403}:  # the try's own token has expired
+                    return False
+        return True
 
 
 def when_airflow_fails(task: Any, undo: Callable[[], None]) -> None:

@@ -66,11 +66,7 @@ class DingTalkTask(BaseOperator):
 
     @classmethod
     def _check(cls, given: Mapping[str, Any]) -> None:
-        """Check parameters that no template fills in, when the DAG is parsed.
-
-        :param given: those that are given, by name.
-        :raises InvalidInputError: one of them is wrong.
-        """
+        """Check the given parameters that no template fills in, when the DAG is parsed."""
         check_on_error(given.get("on_error"))
         for name in cls.switches:
             if not isinstance(value := given.get(name, False), bool):
@@ -100,10 +96,7 @@ class DingTalkTask(BaseOperator):
         return conference_id_in(getattr(self, self.named_by))
 
     def end_in(self, error: DingTalkError) -> None:
-        """Log an error and give the task the state that belongs to it; return if that is success.
-
-        :raises: as :func:`~airflow_provider_dingconf.outcomes.apply_outcome`.
-        """
+        """Log an error and raise what gives the task its state; return if that is success."""
         if not isinstance(error, ConferencesError):  # the table of the meetings has been logged
             self.log.warning("%s", error)
         apply_outcome(error, self.on_error)
