@@ -65,7 +65,6 @@ class CreateConferenceOperator(CallingTask):
     page = CREATE.page
     airflow_defaults: ClassVar[dict[str, Any]] = {**CallingTask.airflow_defaults, "multiple_outputs": True}
     template_fields: Sequence[str] = ("title", "creator_id", "invite", "dingtalk_conn_id")
-
     switches = ("with_password", "invite_creator")
     named_by = "title"
     _made: CreatedConference | None = None
@@ -160,7 +159,7 @@ class CloseConferenceOperator(CallingTask):
             self.conference_id = self.conference_id.get("conference_id", self.conference_id)
         if self.conference_id is None:
             self.log.info("Nothing to close: no meeting was created")
-            return self._xcom()
+            return self._xcom_of()
         attempts = Attempts()
         call = close_call(check_reference(self.conference_id), self.creator_id)
         try:
@@ -169,18 +168,16 @@ class CloseConferenceOperator(CallingTask):
         except ConferenceClosedError as error:
             error.outcome = Outcome.SUCCEED  # unless on_error says otherwise
             raise
-        return self._xcom(attempts.made, request_id)
+        return self._xcom_of(None, attempts.made, request_id)
 
-    def _xcom(
-        self, attempts: int = 0, request_id: str | None = None, error: DingTalkError | None = None
+    def _xcom_of(
+        self, error: DingTalkError | None = None, attempts: int = 0, request_id: str | None = None
     ) -> dict[str, Any]:
-        meeting = cast("str", self.conference_id)
-        result = ConferenceResult(meeting, self.action, attempts, request_id, error)
-        return result.as_dict(with_error=error is not None)
-
-    def _xcom_of(self, error: DingTalkError) -> dict[str, Any]:
-        ended = isinstance(error, ConferenceClosedError)
-        return self._xcom(error.attempts, error.request_id, None if ended else error)
+        if error is not None:
+            attempts, request_id = error.attempts, error.request_id
+        noted = None if isinstance(error, ConferenceClosedError) else error
+        result = ConferenceResult(cast("str", self.conference_id), self.action, attempts, request_id, noted)
+        return result.as_dict(with_error=noted is not None)
 
     def _clean_up(self, context: Context, hook: DingTalkConferenceHook, raised: BaseException) -> None:
         if not isinstance(raised.__cause__ or raised, (ConferenceClosedError, InvalidInputError)):

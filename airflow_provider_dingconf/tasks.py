@@ -7,7 +7,7 @@ killed.
 from __future__ import annotations
 
 from collections import ChainMap
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.providers.common.compat.sdk import BaseOperator
@@ -24,12 +24,11 @@ from airflow_provider_dingconf.links import (
 )
 from airflow_provider_dingconf.outcomes import apply_outcome, check_on_error
 
-try:
+_DEFAULTS: dict[str, Any] = {}
+with suppress(ImportError):  # Airflow before 3.3
     from airflow_provider_dingconf.retry_policies import DingTalkRetryPolicy
-except ImportError:  # Airflow before 3.3
-    _DEFAULTS: dict[str, Any] = {}
-else:
-    _DEFAULTS = {"retry_policy": DingTalkRetryPolicy()}
+
+    _DEFAULTS["retry_policy"] = DingTalkRetryPolicy()
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
