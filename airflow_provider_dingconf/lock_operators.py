@@ -14,11 +14,17 @@ from airflow_provider_dingconf.dingtalk.endpoints import LOCK
 from airflow_provider_dingconf.dingtalk.errors import DingTalkError, InvalidInputError
 from airflow_provider_dingconf.dingtalk.inputs import digits_of
 from airflow_provider_dingconf.dingtalk.limits import CONCURRENCY, check_bulk_limits
-from airflow_provider_dingconf.many import error_of_all, is_collection, meetings_in, table, tries_are_left
+from airflow_provider_dingconf.many import (
+    CompletedMeetings,
+    error_of_all,
+    is_collection,
+    meetings_in,
+    table,
+    tries_are_left,
+)
 from airflow_provider_dingconf.outcomes import Outcome, outcome_of
 from airflow_provider_dingconf.roll_back import Try, is_unlocked, log_still_locked, when_airflow_fails
-from airflow_provider_dingconf.task_state import CompletedMeetings
-from airflow_provider_dingconf.tasks import CallingTask, check_switches
+from airflow_provider_dingconf.tasks import NAMES, CallingTask
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -34,16 +40,10 @@ class ConferenceOperator(CallingTask):
     """What locking and unlocking have in common."""
 
     page: str | None = LOCK.page
+    switches = ("running", "dry_run", "unlock_on_failure")
     unlock_on_failure = False
 
-    template_fields: Sequence[str] = (
-        "conference_id",
-        "room_code",
-        "schedule_conference_id",
-        "title_pattern",
-        "creator_id",
-        "dingtalk_conn_id",
-    )
+    template_fields: Sequence[str] = (*NAMES, "title_pattern", "creator_id", "dingtalk_conn_id")
 
     def __init__(
         self,
@@ -61,71 +61,61 @@ class ConferenceOperator(CallingTask):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self._check(locals())
-        filters = {"title_pattern": title_pattern, "creator_id": creator_id}
-        self.filters = [name for name, value in filters.items() if value is not _NOT_GIVEN]
-        idle = [] if running else [name for name in self.filters if filters[name] is not None]
-        if idle:
+        given = {name: value for name, value in dict(locals()).items() if value is not _NOT_GIVEN}
+        self._check(given)
+        self.filters: list[str] = [name for name in ("title_pattern", "creator_id") if name in given]
+        idle = [name for name in self.filters if given[name] is not None]
+        if idle and not running:
             raise InvalidInputError(f"{', '.join(idle)}: for running meetings only; set running=True")
-        named = {
-            "conference_id": None if conference_id is _NOT_GIVEN else conference_id,
-            "room_code": room_code,
-            "schedule_conference_id": schedule_conference_id,
-            "running": running or None,
-        }
+        named = {name: given.get(name) for name in NAMES} | {"running": running or None}
         self.named_by = check_given_name(named)
-        self.conference_id = named.pop("conference_id")
-        if conference_id is _NOT_GIVEN and self.named_by == "conference_id":
-            raise InvalidInputError(f"conference_id: it is missing; give it or {', '.join(named)}")
+        if self.named_by == "conference_id" and "conference_id" not in given:
+            raise InvalidInputError(f"conference_id: it is missing; give it or {', '.join([*named][1:])}")
+        self.conference_id = given.get("conference_id")
         self.room_code = room_code
         self.schedule_conference_id = schedule_conference_id
         self.running = running
-        self.title_pattern = title_pattern if "title_pattern" in self.filters else None
-        self.creator_id = creator_id if "creator_id" in self.filters else None
+        self.title_pattern = given.get("title_pattern")
+        self.creator_id = given.get("creator_id")
         self.max_meetings = max_meetings
         self.only_listed = dry_run  # dry_run is a method of Airflow's operators
         self.concurrency = concurrency
         self.calls_per_second = calls_per_second
+        self._ids: list[Any] = []  # of the meetings to lock or unlock
+        self._results: list[ConferenceResult] = []  # of those that are done; of earlier tries first
 
     @classmethod
     def _check(cls, given: Mapping[str, Any]) -> None:
         super()._check(given)
         check_bulk_limits(given.get("concurrency", CONCURRENCY), given.get("calls_per_second"))
-        check_switches(given, "running", "dry_run", "unlock_on_failure")
         most = given.get("max_meetings")
         if most is not None and (isinstance(most, bool) or not isinstance(most, int) or most < 1):
             raise InvalidInputError(f"max_meetings: {most!r} is not a whole number of at least 1")
 
-    def _shown(self) -> str:
+    def _shown(self) -> Any:
         if self.running:
-            return str(self.title_pattern or self.creator_id or "")
+            return self.title_pattern or self.creator_id or ""
         meetings = meetings_in(getattr(self, self.named_by), self.action)
-        return f"{len(meetings)} meetings" if is_collection(meetings) else str(meetings)
-
-    def _has_work(self) -> bool:
-        self.conference_id = meetings = meetings_in(self.conference_id, self.action)
-        self._is_of_many = self.running or is_collection(meetings)
-        self._ids: list[Any] = []  # of the meetings to lock or unlock
-        self._results: list[ConferenceResult] = []  # of those that are done; of earlier tries first
-        if self.action == "lock" or self.named_by != "conference_id" or meetings not in (None, []):
-            return True
-        self.log.info("Nothing to unlock: no lock has handed on a meeting that is or may be locked")
-        return False
+        return f"{len(meetings)} meetings" if is_collection(meetings) else meetings
 
     def _call(self, context: Context, hook: DingTalkConferenceHook) -> Any:
-        """Lock or unlock the meetings that no earlier try has completed, and return the XCom.
-
-        :raises DingTalkError: what gives the task the state that belongs to the results.
-        """
+        """Lock or unlock the meetings that no earlier try has completed; raise the worst of their errors."""
+        self._ids, self._results = [], []
+        self.conference_id = given = meetings_in(self.conference_id, self.action)
+        self._is_of_many = self.running or is_collection(given)
+        if self.action == "unlock" and self.named_by == "conference_id" and given in (None, []):
+            self.log.info("Nothing to unlock: no lock has handed on a meeting that is or may be locked")
+            return self._xcom_of()
+        self._begin(context, hook)
         # A section locks all again at each try: the one before it has rolled back.
         is_resumed = self._is_of_many and not self.unlock_on_failure
         self._completed = CompletedMeetings(context if is_resumed else {}, hook.settings)
-        before = [ConferenceResult.from_dict(saved) for saved in self._completed.load()]
+        before = self._completed.load()
         self._results = list(before)
-        cause: DingTalkError | None = None
         ids: list[Any] = [] if self._is_of_many else [None]
+        error: DingTalkError | None = None
         try:
-            with self._interruptible():
+            with self._interruptible(hook):
                 self._ids = self._find(hook)
                 if self.only_listed:
                     return self._would_act()
@@ -133,31 +123,55 @@ class ConferenceOperator(CallingTask):
                 ids = [one for one in self._ids if str(one) not in completed]
                 new = self._act(hook, ids)
         except InvalidInputError:
+            self._ids = []  # nothing was sent
             raise
-        except DingTalkError as error:  # of many: no list of the running meetings, or no access token
-            cause = error
-            attempts, request_id = (0, None) if self._is_of_many else (error.attempts, error.request_id)
-            new = [
-                ConferenceResult(one, self.action, attempts, request_id, error) for one in dict.fromkeys(ids)
-            ]
+        except DingTalkError as cause:  # of many: no list of the running meetings, or no access token
+            error = cause
+            made = (0, None) if self._is_of_many else (error.attempts, error.request_id)
+            new = [ConferenceResult(one, self.action, *made, error) for one in dict.fromkeys(ids)]
         finally:
             self._completed.save()
         self._results = [*before, *new]
-        error = self._error(context, cause)
+        if self._is_of_many:
+            worst = error_of_all(self._results, self.on_error, may_retry=tries_are_left(context))
+            error = error or worst
+            if self._results:
+                self.log.log(logging.WARNING if error else logging.INFO, "%s", table(self._results))
         if error is None:
-            return self._xcom_of(None)
-        may_be_locked = self.action == "lock" and self._ids and error.uncertain
-        is_for_unlock = may_be_locked and not self.unlock_on_failure
+            return self._xcom_of()
+        is_for_unlock = self.action == "lock" and self._ids and error.uncertain and not self.unlock_on_failure
         if self.do_xcom_push and (self._is_of_many or is_for_unlock) and "ti" in context:
             # Airflow pushes no XCom of a task that fails or is skipped.
-            context["ti"].xcom_push(key="return_value", value=self._xcom_of(error))
+            context["ti"].xcom_push(key="return_value", value=self._xcom_of())
         raise error
+
+    def _begin(self, context: Context, hook: DingTalkConferenceHook) -> None:
+        """Prepare for what may have to be undone."""
+
+    def _act(self, hook: DingTalkConferenceHook, ids: list[Any]) -> list[ConferenceResult]:
+        if self._is_of_many:
+            act_on_all = hook.lock_conferences if self.action == "lock" else hook.unlock_conferences
+            rate = self.calls_per_second
+            return act_on_all(ids, concurrency=self.concurrency, calls_per_second=rate, on_result=self._note)
+        act = hook.lock_conference if self.action == "lock" else hook.unlock_conference
+        result = act(ids[0])  # noted at once: an interruption from here on is to roll it back
+        self._results.append(ConferenceResult(ids[0], self.action, result["attempts"], result["request_id"]))
+        return self._results[-1:]
+
+    def _note(self, result: ConferenceResult) -> None:
+        """Note what is done of many meetings: the rest may be interrupted."""
+        self._results.append(result)
+        if result.error is None or outcome_of(result.error, self.on_error) is not Outcome.RETRY:
+            self._completed.add(result)
 
     def _find(self, hook: DingTalkConferenceHook) -> list[Any]:
         """Return the ids of the meetings: those given, or those of the running meetings that are wanted."""
         ids: list[Any]
         if self.running:
-            running = list(hook.running_conferences(**self._filters()))
+            # The hook refuses what a template without a value renders, and takes None for no filter.
+            values = {name: digits_of(getattr(self, name)) for name in self.filters}
+            wanted: Any = {name: "None" if value is None else value for name, value in values.items()}
+            running = list(hook.running_conferences(**wanted))
             ids = [one.conference_id for one in running]
             if self.only_listed:
                 self.log.info("running: %s", ", ".join(map(str, running)) or "none")
@@ -176,62 +190,18 @@ class ConferenceOperator(CallingTask):
             )
         return ids
 
-    def _filters(self) -> dict[str, Any]:
-        """Return which of the running meetings are wanted; the hook refuses an empty text.
-
-        :raises InvalidInputError: a template has rendered to nothing.
-        """
-        wanted = {name: digits_of(getattr(self, name)) for name in self.filters}
-        for name, value in wanted.items():
-            if value is None:
-                raise InvalidInputError(
-                    f"{name}: it was rendered as {value!r}, which is no filter; check its template or XCom, "
-                    f"or leave {name} out to take every running meeting"
-                )
-        return wanted
-
     def _would_act(self) -> Any:
         """Log which meetings the task would lock or unlock, and return an XCom by which none is locked."""
-        shown = f"{len(self._ids)} meetings" if self._is_of_many else self._ids[0]
-        self.log.info("dry_run: would %s %s", self.action, shown)
+        ids, self._ids = self._ids, []
+        self.log.info(
+            "dry_run: would %s %s", self.action, f"{len(ids)} meetings" if self._is_of_many else ids[0]
+        )
         self.page = None  # a link to it would speak of a call that is not made
-        results = [ConferenceResult(one, self.action, 0) for one in self._ids]
+        results = [ConferenceResult(one, self.action, 0) for one in ids]
         xcom = [{**one.as_dict(with_error=self._is_of_many), "success": False} for one in results]
         return xcom if self._is_of_many else xcom[0]
 
-    def _act(self, hook: DingTalkConferenceHook, ids: list[Any]) -> list[ConferenceResult]:
-        if self._is_of_many:
-            act_on_all = hook.lock_conferences if self.action == "lock" else hook.unlock_conferences
-            return act_on_all(
-                ids,
-                concurrency=self.concurrency,
-                calls_per_second=self.calls_per_second,
-                on_result=self._note,
-            )
-        act = hook.lock_conference if self.action == "lock" else hook.unlock_conference
-        result = act(ids[0])  # noted at once: an interruption from here on is to roll it back
-        self._results.append(ConferenceResult(ids[0], self.action, result["attempts"], result["request_id"]))
-        return self._results[-1:]
-
-    def _note(self, result: ConferenceResult) -> None:
-        """Note what is done of many meetings: the rest may be interrupted."""
-        self._results.append(result)
-        if result.error is None or outcome_of(result.error, self.on_error) is not Outcome.RETRY:
-            self._completed.add(result.as_dict())
-
-    def _error(self, context: Context, cause: DingTalkError | None) -> DingTalkError | None:
-        """Return the error that gives the task the state that belongs to the results, if any."""
-        if not self._is_of_many:
-            return cause
-        error = error_of_all(self._results, self.on_error, cause, may_retry=tries_are_left(context))
-        if self._results:
-            level = logging.WARNING if error else logging.INFO
-            self.log.log(level, "%s", table(self._results, self.on_error))
-        if error is None or error.outcome is not Outcome.RETRY:
-            self._completed.clear()
-        return error
-
-    def _xcom_of(self, error: DingTalkError | None) -> dict[str, Any] | list[dict[str, Any]]:
+    def _xcom_of(self, _error: DingTalkError | None = None) -> dict[str, Any] | list[dict[str, Any]]:
         if self._is_of_many:
             return [one.as_dict() for one in self._results]
         (one,) = self._results or [ConferenceResult(cast("str", None), self.action, 0)]
@@ -250,19 +220,17 @@ class LockConferenceOperator(ConferenceOperator):
     Without ``as_teardown``, or :func:`~airflow_provider_dingconf.operators.conference_lock`, the meeting
     stays locked if the work fails.
 
-    The XCom is a dict of ``conference_id``, ``action``, ``success``, ``attempts`` and ``request_id``, and of
-    ``error`` if the call failed and ``on_error`` makes that a success. The error code decides what a refusal
-    makes of the task: see :data:`~airflow_provider_dingconf.dingtalk.error_codes.ERRORS`.
-    Source: `Lock a meeting <https://help.dingtalk.io/open/development/api-lockconference>`__.
+    Of the first four parameters exactly one is given. The XCom is a dict of ``conference_id``, ``action``,
+    ``success``, ``attempts`` and ``request_id``, and of ``error`` if the call failed and ``on_error`` makes
+    that a success. Source: `Lock a meeting
+    <https://help.dingtalk.io/open/development/api-lockconference>`__.
 
-    Of the first four parameters exactly one is given. With a list, or with ``running``, the XCom is a list of
-    such dicts, each with an ``error``, also if the task fails. Every meeting is tried and the task's state is
-    the worst of theirs; an ended meeting only counts if all have ended, or ``on_error`` names ``confClosed``.
-    On Airflow 3.3 and later a retry asks only for the meetings that are not completed.
+    With a list, or with ``running``, the XCom is a list of such dicts, each with an ``error``, also if the
+    task fails. Every meeting is tried and the task's state is the worst of theirs; an ended meeting only
+    counts if all have ended, or ``on_error`` names ``confClosed``. On Airflow 3.3 and later a retry asks only
+    for the meetings that are not completed.
 
-    Outside :func:`~airflow_provider_dingconf.operators.conference_lock`, a failed or skipped task keeps the
-    meetings it has locked. Two runs that lock the same meeting do not know of each other: the first to end
-    unlocks it for the other.
+    Two runs that lock the same meeting do not know of each other: the first to end unlocks it for the other.
 
     :param conference_id: the meeting's conferenceId, or a list of them; also the XCom of another such task or
         of a sensor. (templated)
@@ -279,11 +247,12 @@ class LockConferenceOperator(ConferenceOperator):
     :param concurrency: of many meetings, the number at a time.
     :param calls_per_second: for many meetings, the number of calls a second; None for the connection's.
     :param dingtalk_conn_id: the Airflow connection, of type ``dingtalk``. (templated)
-    :param on_error: outcomes by error code or error class, in place of the defaults, such as
-        ``{"confClosed": "fail"}``.
+    :param on_error: outcomes by error code or error class, in place of the defaults of
+        :data:`~airflow_provider_dingconf.dingtalk.error_codes.ERRORS`, such as ``{"confClosed": "fail"}``.
     :param max_attempts: attempts of one call in all; not Airflow's own ``retries``.
     :param max_seconds: seconds of one call in all, the waits between attempts included.
-    :param unlock_on_failure: whether a try that fails or is skipped unlocks what it has locked.
+    :param unlock_on_failure: whether a try that fails or is skipped unlocks what it has locked; otherwise it
+        keeps that locked.
     :param retry_policy: Airflow 3.3's; :class:`~airflow_provider_dingconf.retry_policies.DingTalkRetryPolicy`
         by default: Airflow retries a throttled or banned call when DingTalk allows it.
     :raises InvalidInputError: a parameter is wrong; when the DAG is parsed.
@@ -296,15 +265,14 @@ class LockConferenceOperator(ConferenceOperator):
 
     def __init__(self, *, unlock_on_failure: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        check_switches(locals(), "unlock_on_failure")
+        self._check(locals())
         self.unlock_on_failure = unlock_on_failure
 
-    def _call(self, context: Context, hook: DingTalkConferenceHook) -> Any:
+    def _begin(self, context: Context, hook: DingTalkConferenceHook) -> None:
         self._try = Try(context.get("ti"))
         hook._connect().is_superseded = self._try.is_superseded
         if self.unlock_on_failure:
             when_airflow_fails(self, partial(self._roll_back, hook))
-        return super()._call(context, hook)
 
     def _clean_up(self, context: Context, hook: DingTalkConferenceHook, raised: BaseException) -> None:
         # A section keeps nothing for its next try; another task does, and gives up if there is none.
@@ -336,10 +304,6 @@ class UnlockConferenceOperator(ConferenceOperator):
     def _call(self, context: Context, hook: DingTalkConferenceHook) -> Any:
         try:
             return super()._call(context, hook)
-        except InvalidInputError:
-            self._ids = []  # nothing was sent
-            raise
         finally:  # also if on_error makes a refused unlock a success
             unlocked = {one.conference_id for one in self._results if is_unlocked(one)}
-            if not self.only_listed:
-                log_still_locked(one for one in self._ids if str(one) not in unlocked)
+            log_still_locked(one for one in self._ids if str(one) not in unlocked)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import logging
 from collections.abc import Iterable, Mapping
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
+from airflow_provider_dingconf.client.bulk import ConferenceResult
 from airflow_provider_dingconf.dingtalk.conferences import conference_id_in
 from airflow_provider_dingconf.dingtalk.errors import ConferenceClosedError, ConferencesError
 from airflow_provider_dingconf.outcomes import Outcome, outcome_of
@@ -12,13 +16,16 @@ from airflow_provider_dingconf.outcomes import Outcome, outcome_of
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
-    from airflow_provider_dingconf.client.bulk import ConferenceResult
+    from airflow_provider_dingconf.client.settings import Settings
     from airflow_provider_dingconf.dingtalk.errors import DingTalkError
 
 MOST_ROWS = 50
 """In the table of a log."""
 
-_WORST_LAST = (Outcome.SUCCEED, Outcome.SKIP, Outcome.RETRY, Outcome.FAIL)
+ENTRY_RESULTS = 20
+"""In one entry of Airflow's store: about as many as a second brings. Airflow warns of one over 64 KiB."""
+
+log = logging.getLogger(__name__)
 
 
 def is_collection(value: object) -> bool:
@@ -62,55 +69,95 @@ def tries_are_left(context: Context) -> bool:
 
 
 def error_of_all(
-    results: list[ConferenceResult],
-    on_error: Mapping[str, Outcome],
-    cause: DingTalkError | None = None,
-    *,
-    may_retry: bool,
+    results: list[ConferenceResult], on_error: Mapping[str, Outcome], *, may_retry: bool
 ) -> DingTalkError | None:
     """Return the error that gives a task the worst of its meetings' states; None if that is success.
 
     An ended meeting counts as a success unless all have ended or ``on_error`` names its error. If the task
     can be retried, a meeting that a retry may help counts for more than one that fails for good.
 
-    :param on_error: the overrides, as ``check_on_error`` returns them.
-    :param cause: the error for which no meeting was tried; it is then the error that is returned.
-    :param may_retry: whether Airflow can retry the task.
+    :param results: their errors get the outcomes that they count with.
     """
     errors = {one.conference_id: one.error for one in results if one.error}
-    ended = [error for error in errors.values() if isinstance(error, ConferenceClosedError)]
-    all_ended = len(ended) == len(results)
-    for noted in [] if all_ended else ended:
-        noted.outcome = Outcome.SUCCEED
-    if cause is not None:
-        errors[""] = cause
-    outcomes = {name: outcome_of(error, on_error) for name, error in errors.items()}
-    counting = {name: one for name, one in errors.items() if outcomes[name] is not Outcome.SUCCEED}
+    all_ended = all(isinstance(one.error, ConferenceClosedError) for one in results)
+    for each in errors.values():
+        if isinstance(each, ConferenceClosedError) and not all_ended:
+            each.outcome = Outcome.SUCCEED
+        each.outcome = outcome_of(each, on_error)
+    counting = {name: each for name, each in errors.items() if each.outcome is not Outcome.SUCCEED}
     if not counting:
         return None
-    if cause is not None:
-        error = cause
-    elif all_ended:
-        count = len(results)
-        error = ConferencesError(f"nothing to {results[0].action}: all of the {count} meetings have ended")
-    else:
-        error = ConferencesError.of(results[0].action, counting, len(results))
-    retried = [one for name, one in counting.items() if outcomes[name] is Outcome.RETRY]
-    worst = max(outcomes.values(), key=_WORST_LAST.index)
-    error.outcome = Outcome.RETRY if may_retry and retried else worst
-    error.retry_after = max((one.retry_after for one in retried if one.retry_after is not None), default=None)
+    action, total = results[0].action, len(results)
+    error = ConferencesError.of(action, counting, total)
+    if all_ended:
+        error = ConferencesError(f"nothing to {action}: all of the {total} meetings have ended")
+    worst_last = [Outcome.SKIP, Outcome.FAIL, Outcome.RETRY]
+    if not may_retry:
+        worst_last = [Outcome.SKIP, Outcome.RETRY, Outcome.FAIL]
+    error.outcome = max((each.outcome for each in counting.values()), key=worst_last.index)
+    waits = [each.retry_after for each in counting.values() if each.outcome is Outcome.RETRY]
+    error.retry_after = max((wait for wait in waits if wait is not None), default=None)
     return error
 
 
-def table(results: list[ConferenceResult], on_error: Mapping[str, Outcome]) -> str:
-    """Return how the meetings ended, for a log: a row for each that failed, and the number of the others."""
-    failed = [(one, one.error) for one in results if one.error]
+def table(results: list[ConferenceResult]) -> str:
+    """Return how the meetings ended, for a log; :func:`error_of_all` has given the errors their outcomes."""
+    failed = [(one.conference_id, one.error) for one in results if one.error]
     rows = []
-    for one, error in failed[:MOST_ROWS]:
-        outcome = outcome_of(error, on_error)
-        word = "noted" if outcome is Outcome.SUCCEED else outcome.value
-        rows.append(f"  {one.conference_id}  {word:<5}  {error.summary}")
+    for name, error in failed[:MOST_ROWS]:
+        word = "noted" if error.outcome is Outcome.SUCCEED else error.outcome.value
+        rows.append(f"  {name}  {word:<5}  {error.summary}")
     if len(failed) > MOST_ROWS:
         rows.append(f"  and {len(failed) - MOST_ROWS} more; the XCom holds them all")
     head = f"{results[0].action}: {len(results) - len(failed)} of {len(results)} meetings done"
     return "\n".join([head + (", but not:" if rows else ""), *rows])
+
+
+class CompletedMeetings:
+    """The results of the meetings that a retry does not lock or unlock again.
+
+    Airflow empties a task's XComs before a retry. From 3.3 on it has a store for the state of a task; before,
+    or if the store fails, a retry asks again for completed meetings, which costs calls and changes nothing.
+
+    :param settings: the connection's: results of another DingTalk do not count.
+    """
+
+    def __init__(self, context: Mapping[str, Any], settings: Settings) -> None:
+        self._store: Any = context.get("task_state_store")
+        # If the task is cleared, Airflow raises max_tries: then all is asked for again.
+        tries = getattr(context.get("ti"), "max_tries", 0)
+        self._life = [tries, settings.base_url, settings.app and settings.app.client_id]
+        self._new: list[dict[str, Any]] = []
+        self._entries = 0
+
+    def load(self) -> list[ConferenceResult]:
+        """Return the results that earlier tries of the task have saved."""
+        found: list[dict[str, Any]] = []
+        while entry := self._ask("get"):
+            found += entry
+            self._entries += 1
+        return [ConferenceResult.from_dict(one) for one in found]
+
+    def add(self, result: ConferenceResult) -> None:
+        """Note a result, and save now and then."""
+        self._new.append(result.as_dict())
+        if len(self._new) >= ENTRY_RESULTS:
+            self.save()
+
+    def save(self) -> None:
+        """Save the results that were noted."""
+        if self._new:
+            self._ask("set", self._new)
+            self._new = []
+            self._entries += 1
+
+    def _ask(self, method: str, *values: Any) -> Any:
+        """Return what the store returns; None if there is none, or it has failed: the meetings come first."""
+        if self._store is None:
+            return None
+        key = sha256(json.dumps([*self._life, self._entries]).encode()).hexdigest()
+        try:
+            return getattr(self._store, method)(f"dingconf_completed_{key}", *values)
+        except Exception as error:  # whatever Airflow raises
+            log.warning("Completed meetings are no longer saved; a retry asks for them again: %s", error)
+            self._store = None

@@ -8,11 +8,16 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 from airflow_provider_dingconf.client.bulk import ConferenceResult
 from airflow_provider_dingconf.client.sync import interruptions_held
 from airflow_provider_dingconf.compat import mask_secret
-from airflow_provider_dingconf.dingtalk.conferences import check_reference, conference_id_in
+from airflow_provider_dingconf.dingtalk.conferences import check_reference
 from airflow_provider_dingconf.dingtalk.endpoints import CLOSE, CREATE, LIST_MEMBERS
-from airflow_provider_dingconf.dingtalk.errors import ConferenceClosedError, DingTalkError, Outcome
+from airflow_provider_dingconf.dingtalk.errors import (
+    ConferenceClosedError,
+    DingTalkError,
+    InvalidInputError,
+    Outcome,
+)
 from airflow_provider_dingconf.dingtalk.hosting import close_call, create_call
-from airflow_provider_dingconf.tasks import CallingTask, check_switches
+from airflow_provider_dingconf.tasks import CallingTask
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,9 +44,9 @@ class CreateConferenceOperator(CallingTask):
     <https://help.dingtalk.io/open/development/create-a-video-conference>`__.
 
     A create whose response was lost is not repeated, since it would create a second meeting: the task fails
-    without a retry, and the error says what may exist. Airflow does repeat a try whose process was killed,
-    after the meeting was created or before: ``retries=0`` keeps it from that. SIGTERM and an execution
-    timeout wait for DingTalk's response; a meeting that was created is then closed.
+    without a retry, and the error says what may exist. ``retries=0`` keeps Airflow from repeating a try whose
+    process was killed after it created a meeting. SIGTERM and an execution timeout wait for DingTalk's
+    response; a meeting that was created is then closed.
 
     :param title: DingTalk cuts it after 50 characters and refuses more than 256. (templated)
     :param creator_id: the unionId of the creator, who is the host and alone may close the meeting.
@@ -50,22 +55,19 @@ class CreateConferenceOperator(CallingTask):
     :param invite_creator: whether DingTalk invites the creator, too.
     :param with_password: whether the XCom has the meeting's password. Airflow masks it in the logs of this
         task alone: a task that takes it in a template shows it among its rendered fields.
-    :param dingtalk_conn_id: the Airflow connection, of type ``dingtalk``. (templated)
-    :param on_error: outcomes by error code or error class, in place of the defaults, such as
-        ``{"noPermission": "skip"}``.
-    :param max_attempts: attempts of the call in all; not Airflow's own ``retries``.
-    :param max_seconds: seconds of the call in all, the waits between attempts included.
     :param multiple_outputs: Airflow's, True by default.
-    :raises InvalidInputError: a parameter that is no template is wrong; when the DAG is parsed.
-    :raises AirflowFailException: the outcome of the error is FAIL, or a meeting may have been created.
-    :raises AirflowSkipException: the outcome of the error is SKIP.
-    :raises DingTalkError: the outcome of the error is RETRY.
+
+    The other parameters, ``dingtalk_conn_id``, ``on_error``, ``max_attempts`` and ``max_seconds``, and the
+    errors, are those of :class:`LockConferenceOperator`.
     """
 
     action = "create"
     page = CREATE.page
     airflow_defaults: ClassVar[dict[str, Any]] = {**CallingTask.airflow_defaults, "multiple_outputs": True}
     template_fields: Sequence[str] = ("title", "creator_id", "invite", "dingtalk_conn_id")
+    switches = ("with_password", "invite_creator")
+    named_by = "title"
+    _made: CreatedConference | None = None
 
     def __init__(
         self,
@@ -84,18 +86,11 @@ class CreateConferenceOperator(CallingTask):
         self.invite = invite
         self.invite_creator = invite_creator
         self.with_password = with_password
-        self._made: CreatedConference | None = None
-
-    @classmethod
-    def _check(cls, given: Mapping[str, Any]) -> None:
-        super()._check(given)
-        check_switches(given, "with_password", "invite_creator")
-
-    def _shown(self) -> str:
-        return str(self.title)
 
     def _call(self, context: Context, hook: DingTalkConferenceHook) -> dict[str, Any]:
+        self._made = None
         call = create_call(self.title, self.creator_id, self.invite, invite_creator=self.invite_creator)
+        self._base_url = hook.settings.base_url
         self.log.info("Creating the meeting %r, whose host is %s", self.title, self.creator_id)
         try:
             with interruptions_held():  # the response alone says which meeting is to be closed
@@ -112,14 +107,12 @@ class CreateConferenceOperator(CallingTask):
         self._join_url = made.join_url
         if made.password and self.with_password:
             mask_secret(made.password)
-        return self._xcom(made)
+        return self._xcom_of()
 
-    def _xcom_of(self, error: DingTalkError | None) -> dict[str, Any]:
-        return self._xcom(None) | {"error": error and error.as_dict()}
-
-    def _xcom(self, made: CreatedConference | None) -> dict[str, Any]:
+    def _xcom_of(self, error: DingTalkError | None = None) -> dict[str, Any]:
         names = ["conference_id", "room_code", "join_url", *(["password"] if self.with_password else [])]
-        return {name: getattr(made, name, None) for name in names} | {"title": self.title}
+        xcom = {name: getattr(self._made, name, None) for name in names} | {"title": self.title}
+        return xcom | ({"error": error.as_dict()} if error else {})
 
     def _clean_up(self, context: Context, hook: DingTalkConferenceHook, raised: BaseException) -> None:
         if self._made is None:
@@ -145,7 +138,7 @@ class CloseConferenceOperator(CallingTask):
         and the task succeeds. (templated)
     :param creator_id: the unionId of the host, who alone may close the meeting. (templated)
 
-    The other parameters, and the errors, are those of :class:`CreateConferenceOperator`.
+    The other parameters, and the errors, are as in the create: those of :class:`LockConferenceOperator`.
     """
 
     action = "close"
@@ -159,46 +152,35 @@ class CloseConferenceOperator(CallingTask):
         self.conference_id = conference_id
         self.creator_id = creator_id
 
-    def _shown(self) -> str:
-        return str(conference_id_in(self.conference_id))
+    def _call(self, context: Context, hook: DingTalkConferenceHook) -> dict[str, Any]:
+        from airflow_provider_dingconf.client.client import Attempts
 
-    def _has_work(self) -> bool:
         if isinstance(self.conference_id, Mapping):  # a dict without a conference_id is refused below
             self.conference_id = self.conference_id.get("conference_id", self.conference_id)
         if self.conference_id is None:
             self.log.info("Nothing to close: no meeting was created")
-        return self.conference_id is not None
-
-    def _call(self, context: Context, hook: DingTalkConferenceHook) -> dict[str, Any]:
-        from airflow_provider_dingconf.client.client import Attempts
-
+            return self._xcom_of()
         attempts = Attempts()
         call = close_call(check_reference(self.conference_id), self.creator_id)
-        with self._interruptible():
-            request_id = hook._call(call, attempts).request_id
-        return self._xcom(attempts.made, request_id)
+        try:
+            with self._interruptible(hook):
+                request_id = hook._call(call, attempts).request_id
+        except ConferenceClosedError as error:
+            error.outcome = Outcome.SUCCEED  # unless on_error says otherwise
+            raise
+        return self._xcom_of(None, attempts.made, request_id)
 
-    def _xcom_of(self, error: DingTalkError | None) -> dict[str, Any]:
-        if error is None:
-            return self._xcom()
-        ended = isinstance(error, ConferenceClosedError)
-        return self._xcom(error.attempts, error.request_id, None if ended else error)
-
-    def _xcom(
-        self, attempts: int = 0, request_id: str | None = None, error: DingTalkError | None = None
+    def _xcom_of(
+        self, error: DingTalkError | None = None, attempts: int = 0, request_id: str | None = None
     ) -> dict[str, Any]:
-        meeting = cast("str", self.conference_id)
-        result = ConferenceResult(meeting, self.action, attempts, request_id, error)
-        return result.as_dict(with_error=error is not None)
-
-    def end_in(self, error: DingTalkError) -> None:
-        """End as the error says; an ended meeting is a success unless ``on_error`` says otherwise."""
-        if isinstance(error, ConferenceClosedError):
-            error.outcome = Outcome.SUCCEED
-        super().end_in(error)
+        if error is not None:
+            attempts, request_id = error.attempts, error.request_id
+        noted = None if isinstance(error, ConferenceClosedError) else error
+        result = ConferenceResult(cast("str", self.conference_id), self.action, attempts, request_id, noted)
+        return result.as_dict(with_error=noted is not None)
 
     def _clean_up(self, context: Context, hook: DingTalkConferenceHook, raised: BaseException) -> None:
-        if not isinstance(raised.__cause__ or raised, ConferenceClosedError):
+        if not isinstance(raised.__cause__ or raised, (ConferenceClosedError, InvalidInputError)):
             self.log.error(
                 "%s may still be open. To close it, clear this task, or let its host end it in DingTalk",
                 self.conference_id,
@@ -219,7 +201,7 @@ class ConferenceMembersOperator(CallingTask):
     :param conference_id: the meeting's conferenceId, or the XCom of a :class:`CreateConferenceOperator`, a
         lock or a sensor. (templated)
 
-    The other parameters, and the errors, are those of :class:`CreateConferenceOperator`.
+    The other parameters, and the errors, are as in the create: those of :class:`LockConferenceOperator`.
     """
 
     action = "the list of members"
@@ -230,14 +212,11 @@ class ConferenceMembersOperator(CallingTask):
         super().__init__(**kwargs)
         self.conference_id = conference_id
 
-    def _shown(self) -> str:
-        return str(conference_id_in(self.conference_id))
-
     def _call(self, context: Context, hook: DingTalkConferenceHook) -> list[dict[str, Any]]:
-        with self._interruptible():
+        with self._interruptible(hook):
             members = [each.as_dict() for each in hook.conference_members(self.conference_id)]
         self.log.info("%d members", len(members))
         return members
 
-    def _xcom_of(self, error: DingTalkError | None) -> list[dict[str, Any]]:
+    def _xcom_of(self, error: DingTalkError) -> list[dict[str, Any]]:
         return []

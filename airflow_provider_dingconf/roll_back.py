@@ -9,7 +9,7 @@ import asyncio
 import logging
 import os
 import socket
-from contextlib import suppress
+from contextlib import closing, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -60,14 +60,12 @@ class Try:
     def roll_back(self, hook: DingTalkConferenceHook, meetings: list[str], *, quickly: bool) -> None:
         """Unlock meetings that are or may be locked, unless this try is superseded; SIGTERM waits.
 
-        :param hook: what locked them; it asks this try.
         :param quickly: whether Airflow is about to kill the process.
         """
-        with interruptions_held():
+        with interruptions_held(), closing(hook):
             self._unlocks = len(meetings)
             results = run(partial(hook._connect().roll_back, meetings, quickly=quickly))
             log_still_locked(one.conference_id for one in results if not is_unlocked(one))
-            hook.close()
 
     async def is_superseded(self) -> bool:
         """Return whether Airflow has begun another try; if Airflow does not say so in time, it has not."""
@@ -82,25 +80,22 @@ class Try:
         return False
 
     def _is_superseded(self) -> bool:
-        # Twice: if a request of the task's was interrupted, Airflow 3 responds to that one first.
-        return all(self._is_other() for _ in range(2))
-
-    def _is_other(self) -> bool:
         ti = self._ti
-        try:
-            found = ti.xcom_pull(task_ids=ti.task_id, key=TRY_KEY, map_indexes=ti.map_index)
-        except Exception as error:
-            detail = getattr(getattr(error, "error", None), "detail", None) or {}
-            return detail.get("status_code") in {401, 403}  # the try's own token has expired
-        return bool(found != self._name)
+        for _ in range(2):  # if a request of the task's was interrupted, Airflow 3 responds to that one first
+            try:
+                if ti.xcom_pull(task_ids=ti.task_id, key=TRY_KEY, map_indexes=ti.map_index) == self._name:
+                    return False
+            except Exception as error:  # noqa: PERF203
+                detail = getattr(getattr(error, "error", None), "detail", None) or {}
+                if detail.get("status_code") not in {401, 403}:  # the try's own token has expired
+                    return False
+        return True
 
 
 def when_airflow_fails(task: Any, undo: Callable[[], None]) -> None:
     """Undo also if Airflow fails or skips a task after its ``execute``: in ``post_execute``, or at the XCom.
 
     Airflow then calls nothing of the operator but its callbacks, in the same process.
-
-    :param task: the operator, in the process that executes it.
     """
     for kind in ("on_failure_callback", "on_retry_callback", "on_skipped_callback"):
         theirs = getattr(task, kind, None) or []

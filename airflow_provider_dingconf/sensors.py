@@ -26,9 +26,10 @@ from airflow_provider_dingconf.dingtalk.conferences import (
     started_of,
 )
 from airflow_provider_dingconf.dingtalk.errors import DingTalkError, InvalidInputError
+from airflow_provider_dingconf.dingtalk.limits import is_number
 from airflow_provider_dingconf.links import keep_links
 from airflow_provider_dingconf.outcomes import Outcome, check_on_error
-from airflow_provider_dingconf.tasks import DingTalkTask
+from airflow_provider_dingconf.tasks import NAMES, DingTalkTask
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -36,8 +37,6 @@ if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
     from airflow_provider_dingconf.dingtalk.conferences import Conference, Reference
-
-_NAMES = ("conference_id", "room_code", "schedule_conference_id")
 
 
 class ConferenceSensor(DingTalkTask, BaseSensorOperator):
@@ -50,11 +49,10 @@ class ConferenceSensor(DingTalkTask, BaseSensorOperator):
         )
         LockConferenceOperator(task_id="lock", conference_id=started.output)
 
-    Each poke is one call, and counts against DingTalk's monthly quota: a task that waits an hour at the
-    default interval makes 60. With ``deferrable``, the waiting tasks of one connection and interval share
-    their calls: a hundred meetings are one call. The wait goes on after a transient error, and after one that
-    ``on_error`` makes a ``retry``. Any other error becomes a task state as in the operators. If the start is
-    waited for and the meeting has ended, the error is ``confClosed``.
+    Each poke is one call, and counts against DingTalk's monthly quota. With ``deferrable``, the waiting tasks
+    of one connection and interval share their calls: a hundred meetings are one call. The wait goes on after
+    a transient error, and after one that ``on_error`` makes a ``retry``. Any other error becomes a task state
+    as in the operators. If the start is waited for and the meeting has ended, the error is ``confClosed``.
 
     The XCom is the meeting, a dict: ``conference_id``, ``title``, ``status``, ``room_code``, ``start_time``
     and ``end_time`` in ISO 8601, ``creator_id``, ``creator_nick``, ``join_url``, ``schedule_conference_id``,
@@ -78,7 +76,7 @@ class ConferenceSensor(DingTalkTask, BaseSensorOperator):
     :raises InvalidInputError: a parameter is invalid, or two contradict each other; when the DAG is parsed.
     """
 
-    template_fields: Sequence[str] = (*_NAMES, "dingtalk_conn_id")
+    template_fields: Sequence[str] = (*NAMES, "dingtalk_conn_id")
     ui_color = "#d6e4ff"
 
     def __init__(
@@ -103,9 +101,9 @@ class ConferenceSensor(DingTalkTask, BaseSensorOperator):
         self.dingtalk_conn_id = dingtalk_conn_id
         self.deferrable = deferrable
         self._check(locals())
-        self.named_by = check_given_name({name: getattr(self, name) for name in _NAMES})
+        self.named_by = check_given_name({name: getattr(self, name) for name in NAMES})
         if getattr(self, self.named_by) is None:
-            raise InvalidInputError(f"no meeting is given; give one of {', '.join(_NAMES)}")
+            raise InvalidInputError(f"no meeting is given; give one of {', '.join(NAMES)}")
         self.delay = delay.total_seconds() if isinstance(delay, timedelta) else delay
         self.on_error = check_on_error(on_error)
         self._asked = 0.0  # seconds that DingTalk asked to wait
@@ -118,7 +116,7 @@ class ConferenceSensor(DingTalkTask, BaseSensorOperator):
     def _check(cls, given: Mapping[str, Any]) -> None:
         super()._check(given)
         status, delay = given.get("status", "started"), given.get("delay", 0)
-        named_by = check_given_name({name: given.get(name) for name in _NAMES})
+        named_by = check_given_name({name: given.get(name) for name in NAMES})
         if status not in ("started", "ended"):
             raise InvalidInputError(f"status: {status!r} is not 'started' or 'ended'")
         if status == "ended" and named_by != "conference_id":
@@ -127,52 +125,44 @@ class ConferenceSensor(DingTalkTask, BaseSensorOperator):
                 "give the conference_id of one"
             )
         seconds = delay.total_seconds() if isinstance(delay, timedelta) else delay
-        if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 <= seconds < math.inf:
+        if not (is_number(seconds) and 0 <= seconds < math.inf):
             raise InvalidInputError(f"delay: {delay!r} is not a timedelta or a number of seconds, at least 0")
         if seconds and status == "ended":
             raise InvalidInputError(f"delay: {delay!r} counts from the start; it needs status='started'")
 
-    def _shown(self) -> str:
-        return str(conference_id_in(getattr(self, self.named_by)))
-
-    def poke(self, context: Context) -> PokeReturnValue:
+    def poke(self, context: Context) -> bool | PokeReturnValue:
         """Query the meeting once, unless it is known to have started."""
         if self._started is None:
-            self._seen = None
+            self._asked, self._seen = 0.0, None
             try:
-                conference = self._query()
-                is_over = conference is not None and reached(conference, ConferenceStatus(self.status))
+                found = self._query()
+                is_over = found is not None and reached(found, ConferenceStatus(self.status))
             except DingTalkError as error:
-                if error.outcome_with(self.on_error) is not Outcome.RETRY:
-                    keep_links(self, context, self._base_url, self._page, error)
-                    self.end_in(error)
-                    return PokeReturnValue(True)
-                self._asked = error.retry_after or 0.0
-                self.log.warning("%s; the next poke queries again", error.summary)
-                return PokeReturnValue(False)
-            self._seen = conference
-            if conference is None or not is_over:
-                return PokeReturnValue(False)
-            keep_links(self, context, self._base_url, self._page, join_url=conference.join_url)
-            if not self.delay:
-                return PokeReturnValue(True, conference.as_dict())
-            start = conference.start_time or datetime.now(timezone.utc)
-            self._started = conference, start + timedelta(seconds=self.delay)
-            if conference.start_time is None and self.reschedule and not self.deferrable:
+                if error.outcome_with(self.on_error) is Outcome.RETRY:
+                    self._asked = error.retry_after or 0.0
+                    self.log.warning("%s; the next poke queries again", error.summary)
+                    return False
+                keep_links(self, context, self._base_url, self._page, error)
+                self.end_in(error)
+                return True
+            self._seen = found
+            if found is None or not is_over:
+                return False
+            keep_links(self, context, self._base_url, self._page, join_url=found.join_url)
+            start = found.start_time or datetime.now(timezone.utc)
+            self._started = found, start + timedelta(seconds=self.delay)
+            if found.start_time is None and self.reschedule and not self.deferrable:
                 time.sleep(self.delay)  # a rescheduled task would not remember when it saw the start
         conference, end = self._started
-        if datetime.now(timezone.utc) < end:
+        if self.delay and datetime.now(timezone.utc) < end:
             self.log.info("%s has started; the wait ends at %s", conference.conference_id, end.isoformat())
-            return PokeReturnValue(False)
+            return False
         self._started = None
         return PokeReturnValue(True, conference.as_dict())
 
     def _get_next_poke_interval(self, started_at: Any, run_duration: Any, poke_count: int) -> float:
-        """Return Airflow's seconds, what DingTalk asks for, or the rest of the delay; up to the timeout.
-
-        With ``deferrable``, there is no next poke: the wait goes on in the triggerer.
-        """
-        if self.deferrable:
+        """Return Airflow's seconds, what DingTalk asks for, or the rest of the delay; up to the timeout."""
+        if self.deferrable:  # there is no next poke: the wait goes on in the triggerer
             self._defer()
         left: float = self.timeout - run_duration()
         if self._started:
@@ -198,24 +188,19 @@ class ConferenceSensor(DingTalkTask, BaseSensorOperator):
                 found=self._started[0].as_dict() if self._started else None,
             ),
             method_name="resume",
-            kwargs={"base_url": self._base_url, "page": page_of(reference)},
+            kwargs={"base_url": self._base_url, "page": self._page},
         )
 
     def resume(
         self, context: Context, event: dict[str, Any], base_url: str | None = None, page: str | None = None
     ) -> Any:
-        """Give the task the state that the trigger's event leads to.
-
-        :param base_url: the host that was called.
-        :param page: the name of the call's documentation page.
-        """
-        if "error" in event:
-            error = DingTalkError.from_dict(event["error"])
-            keep_links(self, context, base_url, page, error)
+        """Give the task the state that the trigger's event leads to; the rest is for the task's links."""
+        error = DingTalkError.from_dict(event["error"]) if "error" in event else None
+        found = event.get("conference")
+        keep_links(self, context, base_url, page, error, join_url=found and found["join_url"])
+        if error is not None:
             self.end_in(error)
-            return None
-        keep_links(self, context, base_url, page, join_url=event["conference"]["join_url"])
-        return event["conference"]
+        return found
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
         """Go on after the wait; heed ``soft_fail`` and ``never_fail`` on every Airflow."""
@@ -236,7 +221,6 @@ class ConferenceSensor(DingTalkTask, BaseSensorOperator):
         """Return the meeting; None if none is running under the room code or schedule."""
         from airflow_provider_dingconf.hooks import DingTalkConferenceHook
 
-        self._asked = 0.0
         reference = self._reference()
         with closing(DingTalkConferenceHook(self.dingtalk_conn_id, max_attempts=1)) as hook:
             self._base_url, self._page = hook.settings.base_url, page_of(reference)

@@ -1,18 +1,19 @@
 """``DingTalkTask``: what the operators and the sensor have in common.
 
-The names of mapped tasks, parameters out of ``default_args``, and the task state that an error ends in.
 ``CallingTask`` adds what the operators share: the hook, the limits of a call, and its end when the task is
 killed.
 """
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from collections import ChainMap
+from contextlib import closing, contextmanager, suppress
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.providers.common.compat.sdk import BaseOperator
 from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_0_PLUS
 
+from airflow_provider_dingconf.dingtalk.conferences import conference_id_in
 from airflow_provider_dingconf.dingtalk.errors import ConferencesError, DingTalkError, InvalidInputError
 from airflow_provider_dingconf.dingtalk.limits import MAX_ATTEMPTS, MAX_SECONDS, check_limits
 from airflow_provider_dingconf.links import (
@@ -23,12 +24,11 @@ from airflow_provider_dingconf.links import (
 )
 from airflow_provider_dingconf.outcomes import apply_outcome, check_on_error
 
-try:
+_DEFAULTS: dict[str, Any] = {}
+with suppress(ImportError):  # Airflow before 3.3
     from airflow_provider_dingconf.retry_policies import DingTalkRetryPolicy
-except ImportError:  # Airflow before 3.3
-    _DEFAULTS: dict[str, Any] = {}
-else:
-    _DEFAULTS = {"retry_policy": DingTalkRetryPolicy()}
+
+    _DEFAULTS["retry_policy"] = DingTalkRetryPolicy()
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -38,15 +38,14 @@ if TYPE_CHECKING:
     from airflow_provider_dingconf.hooks import DingTalkConferenceHook
     from airflow_provider_dingconf.outcomes import Outcome
 
-MAP_INDEX_CHARACTERS = 250
-"""Of the name of a mapped task: as many go into Airflow's database."""
+NAMES = ("conference_id", "room_code", "schedule_conference_id")
+"""The parameters of which one names a meeting."""
 
 
 class DingTalkTask(BaseOperator):
     """A task that calls DingTalk.
 
-    An operator inherits from it alone; a sensor from it and then from ``BaseSensorOperator``. It has an
-    attribute ``on_error``, the checked overrides.
+    An operator inherits from it alone; a sensor from it and then from ``BaseSensorOperator``.
     """
 
     operator_extra_links: tuple[BaseOperatorLink, ...] = (
@@ -56,17 +55,21 @@ class DingTalkTask(BaseOperator):
     )
     airflow_defaults: ClassVar[Mapping[str, Any]] = {}
     """Parameters of Airflow's for which the task has another default."""
+    switches: ClassVar[tuple[str, ...]] = ()
+    """Parameters that are True or False, and no templates."""
+    named_by = "conference_id"
+    """The parameter that names the meeting."""
 
     on_error: dict[str, Outcome]
+    """The checked overrides."""
 
     @classmethod
     def _check(cls, given: Mapping[str, Any]) -> None:
-        """Check parameters that no template fills in, when the DAG is parsed.
-
-        :param given: those that are given, by name.
-        :raises InvalidInputError: one of them is wrong.
-        """
+        """Check the given parameters that no template fills in, when the DAG is parsed."""
         check_on_error(given.get("on_error"))
+        for name in cls.switches:
+            if not isinstance(value := given.get(name, False), bool):
+                raise InvalidInputError(f"{name}: {value!r} is not True or False; it is not a template")
 
     @classmethod
     def partial(cls, **kwargs: Any) -> Any:
@@ -74,9 +77,8 @@ class DingTalkTask(BaseOperator):
         kwargs.setdefault("map_index_template", "{{ task.shown_as }}")
         of_task = kwargs.get("default_args") or {}
         made = super().partial(**kwargs)
-        outer = [made.kwargs.get(name) for name in ("dag", "task_group")]
-        given = {name: value for each in outer if each for name, value in each.default_args.items()}
-        given.update(of_task, **kwargs)
+        outer = [made.kwargs.get(name) for name in ("task_group", "dag")]
+        given = ChainMap(kwargs, of_task, *(each.default_args for each in outer if each))
         cls._check(given)
         made.kwargs.update((name, value) for name, value in cls.airflow_defaults.items() if name not in given)
         # Airflow keeps of them what every operator has; the rest is merged when the task is unmapped.
@@ -87,17 +89,13 @@ class DingTalkTask(BaseOperator):
     @property
     def shown_as(self) -> str:
         """What the UI calls a mapped task, in place of its index."""
-        return self._shown()[:MAP_INDEX_CHARACTERS]
+        return str(self._shown())[:250]  # as many go into Airflow's database
 
-    def _shown(self) -> str:
-        """Return a name of the meeting, or meetings, of the task."""
-        raise NotImplementedError
+    def _shown(self) -> Any:
+        return conference_id_in(getattr(self, self.named_by))
 
     def end_in(self, error: DingTalkError) -> None:
-        """Log an error and give the task the state that belongs to it; return if that is success.
-
-        :raises: as :func:`~airflow_provider_dingconf.outcomes.apply_outcome`.
-        """
+        """Log an error and raise what gives the task its state; return if that is success."""
         if not isinstance(error, ConferencesError):  # the table of the meetings has been logged
             self.log.warning("%s", error)
         apply_outcome(error, self.on_error)
@@ -106,9 +104,7 @@ class DingTalkTask(BaseOperator):
 class CallingTask(DingTalkTask):
     """A task that makes its calls while it occupies a worker slot; parameters as ``LockConferenceOperator``.
 
-    A subclass says whether there is anything to call (``_has_work``), what it calls (``_call``), what its
-    XCom is if there is nothing, or if an error makes the task a success (``_xcom_of``), and what is to be
-    done if the task does not succeed (``_clean_up``).
+    No subclass has an ``execute`` that calls this one: Airflow 2 would take it for that of a nested operator.
     """
 
     action: ClassVar[str]
@@ -118,6 +114,10 @@ class CallingTask(DingTalkTask):
     airflow_defaults = _DEFAULTS
     ui_color = "#1677ff"
     ui_fgcolor = "#ffffff"
+
+    _calling = _killed = False
+    _base_url: str | None = None
+    _join_url: str | None = None
 
     def __init__(
         self,
@@ -135,8 +135,6 @@ class CallingTask(DingTalkTask):
         self.on_error = check_on_error(on_error)
         self.max_attempts = max_attempts
         self.max_seconds = max_seconds
-        self._calling = self._killed = False
-        self._join_url: str | None = None
 
     @classmethod
     def _check(cls, given: Mapping[str, Any]) -> None:
@@ -145,53 +143,39 @@ class CallingTask(DingTalkTask):
 
     def execute(self, context: Context) -> Any:
         """Make the calls, and give the task the state that belongs to how they ended."""
-        if not self._has_work():
-            return self._xcom_of(None)
+        from airflow_provider_dingconf.hooks import DingTalkConferenceHook  # not when a DAG is parsed
+
         self._killed = False
-        base_url: str | None = None
         error: DingTalkError | None = None
         xcom: Any = None
-        hook = self.make_hook()
-        try:
-            try:
-                base_url = hook.settings.base_url  # here: a request to Airflow is not to be interrupted
-                xcom = self._call(context, hook)
-            except DingTalkError as failed:
-                error = failed
-            keep_links(self, context, base_url, self.page, error, join_url=self._join_url)
-            if error is not None:
-                self.end_in(error)
-                xcom = self._xcom_of(error)
-            self._stop_if_killed()
-        except BaseException as raised:
-            if not isinstance(error, InvalidInputError):
-                self._clean_up(context, hook, raised)
-            raise
-        finally:
-            hook.close()
-        return xcom
-
-    # No subclass has an execute that calls this one: Airflow 2 would take it for that of a nested operator.
-
-    def _has_work(self) -> bool:
-        return True
-
-    def _call(self, context: Context, hook: DingTalkConferenceHook) -> Any:
-        raise NotImplementedError
-
-    def _xcom_of(self, error: DingTalkError | None) -> Any:
-        return None
-
-    def _clean_up(self, context: Context, hook: DingTalkConferenceHook, raised: BaseException) -> None:
-        """Do what is to be done if the task does not succeed, unless nothing was sent."""
-
-    def make_hook(self) -> DingTalkConferenceHook:
-        """Return a hook with the task's connection and limits; imported when the task runs."""
-        from airflow_provider_dingconf.hooks import DingTalkConferenceHook
-
-        return DingTalkConferenceHook(
+        hook = DingTalkConferenceHook(
             self.dingtalk_conn_id, max_attempts=self.max_attempts, max_seconds=self.max_seconds
         )
+        with closing(hook):
+            try:
+                try:
+                    xcom = self._call(context, hook)
+                except DingTalkError as failed:
+                    error = failed
+                keep_links(self, context, self._base_url, self.page, error, join_url=self._join_url)
+                if error is not None:
+                    self.end_in(error)
+                    xcom = self._xcom_of(error)
+                self._stop_if_killed()
+            except BaseException as raised:
+                self._clean_up(context, hook, raised)
+                raise
+        return xcom
+
+    def _call(self, context: Context, hook: DingTalkConferenceHook) -> Any:
+        """Make the calls, if there is anything to do, and return the XCom."""
+        raise NotImplementedError
+
+    def _xcom_of(self, error: DingTalkError) -> Any:
+        """Return the XCom after an error that makes the task a success."""
+
+    def _clean_up(self, context: Context, hook: DingTalkConferenceHook, raised: BaseException) -> None:
+        """Do what is to be done if the task does not succeed."""
 
     def on_kill(self) -> None:
         """End the call that is being made; the hook undoes a lock that it may have made.
@@ -203,8 +187,9 @@ class CallingTask(DingTalkTask):
             self._stop_if_killed()
 
     @contextmanager
-    def _interruptible(self) -> Iterator[None]:
-        """Let the end of the task end the block, but not what the task tells Airflow before and after."""
+    def _interruptible(self, hook: DingTalkConferenceHook) -> Iterator[None]:
+        """Let the end of the task end the block, but no request to Airflow: not that for the connection."""
+        self._base_url = hook.settings.base_url
         self._calling = True
         try:
             self._stop_if_killed()
@@ -215,13 +200,3 @@ class CallingTask(DingTalkTask):
     def _stop_if_killed(self) -> None:
         if self._killed:
             raise SystemExit(f"{self.action} was interrupted")
-
-
-def check_switches(given: Mapping[str, Any], *names: str) -> None:
-    """Check that parameters, of those that are given, are True or False.
-
-    :raises InvalidInputError: one of them is something else, such as a template.
-    """
-    for name in names:
-        if not isinstance(value := given.get(name, False), bool):
-            raise InvalidInputError(f"{name}: {value!r} is not True or False; it is not a template")

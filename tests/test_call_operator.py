@@ -11,6 +11,7 @@ from airflow.exceptions import AirflowFailException
 from airflow.providers.common.compat.sdk import DAG, BaseOperator
 from runs import Instance, Ran, all_output, connected_sandbox, run_dag
 
+from airflow_provider_dingconf import hooks
 from airflow_provider_dingconf.dingtalk.errors import (
     ConnectionLostError,
     InvalidInputError,
@@ -215,12 +216,11 @@ def test_a_task_that_is_killed_before_its_call_makes_none(
     task = mute()
 
     class Slow(DingTalkConferenceHook):
-        @property
-        def settings(self) -> Any:
+        def get_connection(self, conn_id: str) -> Any:
             task.on_kill()
-            return super().settings
+            return super().get_connection(conn_id)
 
-    monkeypatch.setattr(task, "make_hook", Slow)
+    monkeypatch.setattr(hooks, "DingTalkConferenceHook", Slow)
     with pytest.raises(SystemExit):
         task.execute({"ti": Instance()})
     assert sandbox.calls == []

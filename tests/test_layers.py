@@ -23,7 +23,6 @@ FILES = sorted(ROOT.rglob("*.py"))
 DOWNWARDS = [
     "notifications",
     "operators",
-    "sections",
     "lock_operators",
     "call_operator",
     "meeting_operators",
@@ -32,7 +31,6 @@ DOWNWARDS = [
     "event_triggers",
     "stream_producer",
     "many",
-    "task_state",
     "tasks",
     "hooks",
     "connection_hook",
