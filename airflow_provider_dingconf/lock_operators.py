@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, cast
 from airflow.providers.common.compat.sdk import AirflowTaskTimeout
 
 from airflow_provider_dingconf.client.bulk import ConferenceResult
-from airflow_provider_dingconf.dingtalk.conferences import check_given_name
+from airflow_provider_dingconf.dingtalk.conferences import NAMES, check_given_name
 from airflow_provider_dingconf.dingtalk.endpoints import LOCK
 from airflow_provider_dingconf.dingtalk.errors import DingTalkError, InvalidInputError
 from airflow_provider_dingconf.dingtalk.inputs import digits_of
-from airflow_provider_dingconf.dingtalk.limits import CONCURRENCY, check_bulk_limits
+from airflow_provider_dingconf.dingtalk.limits import CONCURRENCY, check_bulk_limits, check_count
 from airflow_provider_dingconf.many import (
     CompletedMeetings,
     error_of_all,
@@ -24,7 +24,7 @@ from airflow_provider_dingconf.many import (
 )
 from airflow_provider_dingconf.outcomes import Outcome, outcome_of
 from airflow_provider_dingconf.roll_back import Try, is_unlocked, log_still_locked, when_airflow_fails
-from airflow_provider_dingconf.tasks import NAMES, CallingTask
+from airflow_provider_dingconf.tasks import CallingTask
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -88,9 +88,8 @@ class ConferenceOperator(CallingTask):
     def _check(cls, given: Mapping[str, Any]) -> None:
         super()._check(given)
         check_bulk_limits(given.get("concurrency", CONCURRENCY), given.get("calls_per_second"))
-        most = given.get("max_meetings")
-        if most is not None and (isinstance(most, bool) or not isinstance(most, int) or most < 1):
-            raise InvalidInputError(f"max_meetings: {most!r} is not a whole number of at least 1")
+        if given.get("max_meetings") is not None:
+            check_count("max_meetings", given["max_meetings"])
 
     def _shown(self) -> Any:
         if self.running:

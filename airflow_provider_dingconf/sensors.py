@@ -17,6 +17,7 @@ from airflow.providers.common.compat.sdk import (
 )
 
 from airflow_provider_dingconf.dingtalk.conferences import (
+    NAMES,
     ConferenceStatus,
     check_given_name,
     check_reference,
@@ -29,7 +30,7 @@ from airflow_provider_dingconf.dingtalk.errors import DingTalkError, InvalidInpu
 from airflow_provider_dingconf.dingtalk.limits import is_number
 from airflow_provider_dingconf.links import keep_links
 from airflow_provider_dingconf.outcomes import Outcome, check_on_error
-from airflow_provider_dingconf.tasks import NAMES, DingTalkTask
+from airflow_provider_dingconf.tasks import DingTalkTask
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -38,9 +38,6 @@ if TYPE_CHECKING:
     from airflow_provider_dingconf.hooks import DingTalkConferenceHook
     from airflow_provider_dingconf.outcomes import Outcome
 
-NAMES = ("conference_id", "room_code", "schedule_conference_id")
-"""The parameters of which one names a meeting."""
-
 
 class DingTalkTask(BaseOperator):
     """A task that calls DingTalk.

@@ -32,7 +32,7 @@ def check_limits(max_attempts: object, max_seconds: object) -> None:
 
     :raises InvalidInputError: one of them is not such a number, or is more than a day.
     """
-    _check_count("max_attempts", max_attempts)
+    check_count("max_attempts", max_attempts)
     if not is_seconds(max_seconds):
         raise InvalidInputError(f"max_seconds: {max_seconds!r} is not {SECONDS}")
 
@@ -42,11 +42,15 @@ def check_bulk_limits(concurrency: object, calls_per_second: object = None) -> N
 
     :raises InvalidInputError: one of them is not a positive number.
     """
-    _check_count("concurrency", concurrency)
+    check_count("concurrency", concurrency)
     if calls_per_second is not None and not (is_number(calls_per_second) and calls_per_second > 0):
         raise InvalidInputError(f"calls_per_second: {calls_per_second!r} is not a number above 0")
 
 
-def _check_count(name: str, value: object) -> None:
+def check_count(name: str, value: object) -> None:
+    """Check that a value is a whole number of at least 1.
+
+    :raises InvalidInputError: it is not.
+    """
     if not is_number(value) or not isinstance(value, int) or value < 1:
         raise InvalidInputError(f"{name}: {value!r} is not a whole number of at least 1")
