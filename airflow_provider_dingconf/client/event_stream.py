@@ -277,7 +277,7 @@ class EventStream:
         """Deliver an event to all who watch; acknowledge at once what concerns none of them."""
         ticket = suite_ticket(frame)
         if ticket:
-            born = frame.born_at.timestamp() if frame.born_at else time.time()
+            born = frame.born_at.timestamp() if frame.born_at else None
             for kept in self._tickets:
                 await asyncio.to_thread(kept.put, ticket, born)
             log.info("event stream: a suite ticket was pushed, and is kept")
