@@ -52,7 +52,7 @@ def read_proxy(text: str) -> Proxy:
     scheme = ((found and found["scheme"]) or "http").lower()
     if scheme.startswith("socks"):
         raise ValueError(f"a SOCKS proxy ({scheme}) cannot be used; name an HTTP proxy")
-    if not found or scheme not in {"http", "https"} or not 0 < int(found["port"] or 80) < 65536:
+    if not found or scheme not in {"http", "https"} or not is_port(found["port"] or "80"):
         raise ValueError("it is not the URL of an HTTP proxy, such as http://proxy.example:3128")
     host, port = found["host"].lower(), f":{int(found['port'])}" if found["port"] else ""
     user, written = unquote(found["user"] or ""), found["password"] or ""
@@ -115,6 +115,11 @@ def ip_address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | Non
     with suppress(ValueError):
         return ipaddress.ip_address(host)
     return None
+
+
+def is_port(text: str) -> bool:
+    """Return whether digits are a port."""
+    return re.fullmatch("[0-9]{1,5}", text) is not None and 0 < int(text) < 65536
 
 
 def is_loopback(host: str | None) -> bool:
