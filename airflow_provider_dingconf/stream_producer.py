@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -49,11 +48,10 @@ class EventsProducer(SharedStreamProducer):
 
     async def open_stream(self) -> AsyncIterator[tuple[SharedDelivery, SharedDelivery]]:
         """Yield what comes."""
-        async with aclosing(self._watch.deliveries()) as deliveries:
-            async for delivery in deliveries:
-                await self._room.acquire()
-                shared = SharedDelivery(delivery)
-                yield shared, shared
+        async for delivery in self._watch.deliveries():
+            await self._room.acquire()
+            shared = SharedDelivery(delivery)
+            yield shared, shared
 
     async def advance(self, batch: Sequence[AdvanceItem]) -> None:
         """Acknowledge events that all watchers have stored; one that failed comes again."""

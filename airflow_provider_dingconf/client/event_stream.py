@@ -98,23 +98,20 @@ class EventStream:
     """One app's event stream, for as long as anybody watches it.
 
     :param client: of a connection to the app.
-    :param key: where the stream stands in the table of streams.
+    :param key: of the stream in ``_streams``.
     """
 
     joined_at: ClassVar[float] = float("-inf")  # when somebody last joined a stream of this process
 
     def __init__(self, client: DingTalkClient, connect: Connect, options: StreamOptions, key: object) -> None:
         self._client, self._settings = client, client.settings
-        self._connect = connect
-        self._options = options
-        self._key = key
+        self._connect, self._options, self._key = connect, options, key
         self._watches: set[Watch] = set()
         self._open: dict[str, Delivery] = {}
         self._finished: asyncio.Queue[Delivery] = asyncio.Queue()
         self._sweeps = Sweeps(options.sweeps)
         self._unsaved = False
         self._seen: set[token_cache.SeenEvents] = set()
-        self._tickets: set[token_cache.SuiteTicket] = set()
         self._connected_at = self._warned_at = self._lost_at = float("-inf")
         self._task: asyncio.Task[None] | None = None
 
@@ -124,7 +121,6 @@ class EventStream:
         self._watches.add(watch)
         seen = token_cache.seen_events_of(watch.settings)
         self._seen.add(seen)
-        self._tickets.add(token_cache.suite_ticket_of(watch.settings))
         if self._task is None:
             if seen.sweep_due:
                 self._sweeps.restart(time.monotonic())
@@ -162,7 +158,7 @@ class EventStream:
             self._finished.put_nowait(delivery)
 
     def _lost_watcher(self) -> bool:
-        """Return whether a watcher was just lost: it may return, and may be the only one to want an event."""
+        # A watcher that was just lost may return, and may be the only one to want an event.
         return time.monotonic() - self._lost_at < self._options.restart
 
     def _forget(self) -> None:
@@ -173,13 +169,9 @@ class EventStream:
         """Hold the stream until it is cancelled, or an Airflow connection that leads to it is changed."""
         coroutines = self._stay_connected(), self._reply_to_finished(), self._keep_sweeping()
         parts = [*map(asyncio.create_task, coroutines)]
-        end: Exception | None = None
         try:
             done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
-            for part in done:
-                part.result()
-        except Exception as error:
-            end = error
+            end = done.pop().exception()
         finally:
             if self._unsaved:  # begun at once: a loop that is being closed may run no other task
                 asyncio.get_running_loop().run_in_executor(None, self._save)
@@ -277,9 +269,9 @@ class EventStream:
         """Deliver an event to all who watch; acknowledge at once what concerns none of them."""
         ticket = suite_ticket(frame)
         if ticket:
-            born = frame.born_at.timestamp() if frame.born_at else None
-            for kept in self._tickets:
-                await asyncio.to_thread(kept.put, ticket, born)
+            made_at = frame.born_at.timestamp() if frame.born_at else None
+            for kept in {token_cache.suite_ticket_of(watch.settings) for watch in self._watches}:
+                await asyncio.to_thread(kept.put, ticket, made_at)
             log.info("event stream: a suite ticket was pushed, and is kept")
         events = conference_events(frame)
         if not events:
@@ -297,10 +289,8 @@ class EventStream:
             self._deliver(Delivery(events[0].event_id, events, watching, [(socket, frame)]))
 
     def _warn_of(self, frame: Frame) -> None:
-        """Warn that an event of a meeting names no meeting, with the names of its fields."""
-        now = time.monotonic()
-        if frame.is_of_meetings and now - self._warned_at > self._options.warn:
-            self._warned_at = now
+        if frame.is_of_meetings and time.monotonic() - self._warned_at > self._options.warn:
+            self._warned_at = time.monotonic()
             text = "event stream: an event %s names no meeting and is ignored; it holds %.300s"
             log.warning(text, frame.event_type, frame.outline)
 
@@ -370,7 +360,7 @@ class Watch:
         self._connect = connect
         self.options = options or StreamOptions()
         self._stream: EventStream | None = None
-        self.arrived: asyncio.Queue[Delivery | Exception | None] = asyncio.Queue()  # both others end it
+        self.arrived: asyncio.Queue[Delivery | BaseException | None] = asyncio.Queue()  # both others end it
 
     async def deliveries(self) -> AsyncGenerator[Delivery, None]:
         """Yield what comes."""
@@ -378,7 +368,7 @@ class Watch:
             while True:
                 await self._join()
                 while (arrived := await self.arrived.get()) is not None:
-                    if isinstance(arrived, Exception):
+                    if isinstance(arrived, BaseException):
                         raise arrived
                     yield arrived
                 self.close()  # an Airflow connection has been changed

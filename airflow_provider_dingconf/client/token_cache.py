@@ -32,7 +32,7 @@ from airflow_provider_dingconf.client.shared_files import MAX_FILE_BYTES, Shared
 from airflow_provider_dingconf.dingtalk.tokens import RENEW_AFTER, Token
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterable
 
     from airflow_provider_dingconf.client.settings import Settings
     from airflow_provider_dingconf.dingtalk.tokens import App
@@ -109,14 +109,10 @@ class TokenCache:
 
     :param secret: the client secret, from which the file's key is derived.
     :param file: the file; None to share nothing between processes.
-    :param polls: seconds between attempts to get the lock; the last repeats.
     """
 
-    def __init__(
-        self, secret: str, file: SharedFile | None = None, polls: Sequence[float] = LOCK_POLLS
-    ) -> None:
+    def __init__(self, secret: str, file: SharedFile | None = None) -> None:
         self._shared = _SharedValue(file, secret, "access token")
-        self._polls = polls
         self._token: Token | None = None
         self._renew_at = 0.0
         self._thread_lock = threading.Lock()
@@ -147,7 +143,7 @@ class TokenCache:
         :param seconds: how long to wait for the holder; :data:`LOCK_SECONDS` at most.
         """
         give_up = time.monotonic() + min(seconds, LOCK_SECONDS)
-        polls = chain(self._polls, repeat(self._polls[-1]))
+        polls = chain(LOCK_POLLS, repeat(LOCK_POLLS[-1]))
         with ExitStack() as held:
             while not self._try_lock(held) and time.monotonic() < give_up:
                 await asyncio.sleep(next(polls))
