@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from airflow_provider_dingconf.client.event_stream import Delivery, StreamOptions, Watch
 
 _REMEMBERED = 4096
-_SWEEP = {"event_type": "sweep", "conference_id": None}
 
 
 class InvalidFilterError(InvalidInputError, TypeError):
@@ -139,7 +138,7 @@ class ConferenceEventTrigger(BaseEventTrigger):
 
     @classmethod
     def create_shared_stream_producer(cls, kwargs: dict[str, Any]) -> SharedStreamProducer:
-        """Return what holds the stream of a connection, and acknowledges its events."""
+        """Return what holds the stream of a connection."""
         from airflow_provider_dingconf.client.event_stream import Watch
         from airflow_provider_dingconf.stream_producer import EventsProducer
 
@@ -160,7 +159,7 @@ class ConferenceEventTrigger(BaseEventTrigger):
     def _wanted(self, delivery: Delivery) -> Iterator[TriggerEvent]:
         """Yield what to fire for a delivery."""
         if not delivery.events and delivery.is_swept_by(self._key, self._began):
-            yield _fire(dict(_SWEEP))
+            yield TriggerEvent({"event_type": "sweep", "conference_id": None})  # type: ignore[no-untyped-call]
         for event in filter(self.filter.wants, delivery.events):
             delivery.fired.add(self._key)
             name = (event.event_id, event.conference_id)
@@ -168,11 +167,7 @@ class ConferenceEventTrigger(BaseEventTrigger):
                 self._fired[name] = None
                 if len(self._fired) > _REMEMBERED:
                     del self._fired[next(iter(self._fired))]
-                yield _fire(event.payload())
-
-
-def _fire(payload: dict[str, Any]) -> TriggerEvent:
-    return TriggerEvent(payload)  # type: ignore[no-untyped-call]
+                yield TriggerEvent(event.payload())  # type: ignore[no-untyped-call]
 
 
 def triggering_conferences(

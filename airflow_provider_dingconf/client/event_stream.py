@@ -1,9 +1,9 @@
 """An app's event stream, shared by all who watch it in this process.
 
 DingTalk gives an event to one of an app's connections, so all who watch an app here share one, whichever
-Airflow connection names the app. Each gets every event, and once all have acknowledged it, DingTalk hears so.
-Ids of events that started something are kept, also across a restart: such an event is dropped when it comes
-again. Nothing here blocks the loop, and a cancellation ends it at once.
+Airflow connection names the app. Each gets every event; DingTalk gets the acknowledgement of the last one.
+An event that started something is dropped when it comes again, also after a restart. Nothing here blocks the
+loop, and a cancellation ends it at once.
 """
 
 from __future__ import annotations
@@ -72,34 +72,24 @@ Connect = Callable[[str], Awaitable["DingTalkClient"]]
 
 @dataclass(eq=False)
 class Delivery:
-    """The meetings' events in one event of DingTalk's, until all who watch have acknowledged or refused it.
-
-    :param events: of meetings; a sweep has none.
-    :param sweep_of: of a sweep: which triggers are to fire, and when each of them fired for an event.
-    """
+    """The meetings' events in one event of DingTalk's, until all who watch are done with it."""
 
     event_id: str
-    events: list[ConferenceEvent]
+    events: list[ConferenceEvent]  # a sweep has none
     waiting: set[Watch]
     receipts: list[tuple[ClientWebSocketResponse, Frame]]  # the messages it came in, and where to reply
-    sweep_of: dict[Hashable, float] = field(default_factory=dict)
+    sweep_of: dict[Hashable, float] = field(default_factory=dict)  # which triggers sweep, and when each fired
     fired: set[Hashable] = field(default_factory=set)  # which triggers have fired for it
     refused: bool = False
 
     def is_swept_by(self, trigger: Hashable, began: float) -> bool:
-        """Return whether a trigger is to fire for a sweep.
-
-        A trigger that began after another one fired may be its successor.
-        """
+        """Return whether a trigger is to fire for a sweep."""
+        # One that began after another one fired may be its successor.
         return trigger in self.sweep_of or any(at < began for at in self.sweep_of.values())
 
 
 class EventStream:
-    """One app's event stream, for as long as anybody watches it.
-
-    :param client: of a connection to the app.
-    :param key: of the stream in ``_streams``.
-    """
+    """One app's event stream, for as long as anybody watches it."""
 
     joined_at: ClassVar[float] = float("-inf")  # when somebody last joined a stream of this process
 
@@ -116,7 +106,7 @@ class EventStream:
         self._task: asyncio.Task[None] | None = None
 
     def join(self, watch: Watch) -> None:
-        """Add a watcher, and begin with the first. Ids and tickets are kept in the directories of all."""
+        """Add a watcher, and begin with the first."""
         note_join()
         self._watches.add(watch)
         seen = token_cache.seen_events_of(watch.settings)
@@ -222,8 +212,6 @@ class EventStream:
         """Connect, and read until DingTalk announces that it closes the connection.
 
         After a long silence a new connection takes over; the old one closes once the new one is there.
-
-        :raises DingTalkError: there was no connection, or it was lost.
         """
         async with AsyncExitStack() as current:
             while True:
@@ -241,10 +229,7 @@ class EventStream:
                 log.info("event stream: no message for a long time; opening another connection")
 
     async def _read(self, socket: ClientWebSocketResponse, address: Address) -> bool:
-        """Read a connection; return whether DingTalk is about to close it, or else is silent.
-
-        :raises ConnectionLostError: the connection ended.
-        """
+        """Read a connection; return whether DingTalk is about to close it, or else is silent."""
         while True:
             try:
                 message = await socket.receive(self._options.silence or self._settings.stream_silence)
@@ -326,12 +311,11 @@ class EventStream:
             seen.save()
 
 
-_streams: dict[object, EventStream] = {}
-"""The streams of this process, by loop and app."""
+_streams: dict[object, EventStream] = {}  # by loop and app
 
 
 def note_join() -> None:
-    """Note that a watcher joined: a new connection waits until no more do."""
+    """Note that a watcher joined: a connection is made when no more do."""
     EventStream.joined_at = time.monotonic()
 
 
@@ -350,14 +334,12 @@ class Watch:
     again when the connection is corrected. It is logged, and the connection is read again later.
 
     :param conn_id: the Airflow connection.
-    :param connect: returns the client of an Airflow connection.
     :param options: how patient the stream is; those of the first who watches an app hold for all.
     """
 
     def __init__(self, conn_id: str, connect: Connect, options: StreamOptions | None = None) -> None:
-        self.conn_id = conn_id
+        self.conn_id, self._connect = conn_id, connect
         self.settings: Settings
-        self._connect = connect
         self.options = options or StreamOptions()
         self._stream: EventStream | None = None
         self.arrived: asyncio.Queue[Delivery | BaseException | None] = asyncio.Queue()  # both others end it
@@ -392,7 +374,6 @@ class Watch:
             stream.leave(self)
 
     async def _join(self) -> None:
-        """Join the stream of the connection's app, as soon as the connection can be read and is right."""
         last = ""
         while True:
             try:

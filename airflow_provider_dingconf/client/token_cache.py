@@ -19,7 +19,6 @@ import threading
 import time
 from contextlib import ExitStack, asynccontextmanager, suppress
 from hashlib import sha256
-from itertools import chain, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -40,32 +39,29 @@ if TYPE_CHECKING:
 LOCK_SECONDS = 15.0
 """How long to wait at most for another process that fetches a token, before fetching one, too."""
 
-LOCK_POLLS = (0.01, 0.02, 0.05, 0.1)
-"""Seconds between attempts to get the lock; the last repeats. Fifty waiting processes are then no load."""
+LOCK_POLL_SECONDS = 0.05
+"""Between two attempts to get the lock: fifty waiting processes are then no load."""
 
 _SALT_BYTES = 16
 _EVENT_BYTES = 16
 
-MAX_SEEN = MAX_FILE_BYTES // _EVENT_BYTES
-"""How many events are remembered, those of the app that came last."""
+_SWEPT = b"\0" * _EVENT_BYTES  # in place of an event's key: no sweep is due for the events before it
 
-_SWEPT = b"\0" * _EVENT_BYTES
-"""In place of an event's key: no sweep is due for the events before it."""
+MAX_SEEN = MAX_FILE_BYTES // _EVENT_BYTES
+"""How many events of an app are remembered: the last ones."""
 
 T = TypeVar("T")
 
 
 class _SharedValue:
-    """A value in a file of JSON that other processes replace, too.
+    """A value in a file of JSON that other processes replace, too; without a file, none is shared.
 
-    :param file: None to share nothing between processes.
     :param secret: encrypts the file, unless it is None.
     :param purpose: what an encrypted file is for; the content of another one is refused.
     """
 
     def __init__(self, file: SharedFile | None, secret: str | None = None, purpose: str = "") -> None:
-        self.file = file
-        self._secret = secret
+        self.file, self._secret = file, secret
         self._purpose = f"airflow-provider-dingconf {purpose}".encode()
         self._version: object = None
 
@@ -108,7 +104,6 @@ class TokenCache:
     """One access token, in memory and, if ``file`` is given, on disk.
 
     :param secret: the client secret, from which the file's key is derived.
-    :param file: the file; None to share nothing between processes.
     """
 
     def __init__(self, secret: str, file: SharedFile | None = None) -> None:
@@ -120,8 +115,7 @@ class TokenCache:
     def get(self, refused: Token | None, now: float) -> Token | None:
         """Return a token that is not to be renewed yet, other than the one that DingTalk refused.
 
-        :param refused: the token that DingTalk refused.
-        :param now: seconds of the monotonic clock.
+        :param now: seconds of the monotonic clock, here and below.
         """
         usable = self._usable(refused, now)
         if usable is None and self._shared.changed():
@@ -143,10 +137,9 @@ class TokenCache:
         :param seconds: how long to wait for the holder; :data:`LOCK_SECONDS` at most.
         """
         give_up = time.monotonic() + min(seconds, LOCK_SECONDS)
-        polls = chain(LOCK_POLLS, repeat(LOCK_POLLS[-1]))
         with ExitStack() as held:
             while not self._try_lock(held) and time.monotonic() < give_up:
-                await asyncio.sleep(next(polls))
+                await asyncio.sleep(LOCK_POLL_SECONDS)
             yield
 
     def _usable(self, refused: Token | None, now: float) -> Token | None:
@@ -161,7 +154,7 @@ class TokenCache:
             self._keep(Token(**self._shared.read()), now - age if age is not None else -math.inf)
 
     def _try_lock(self, held: ExitStack) -> bool:
-        """Return whether the lock could be acquired, which ``held`` releases."""
+        """Return whether the lock could be acquired; ``held`` releases it."""
         if not self._thread_lock.acquire(blocking=False):
             return False
         with ExitStack() as locks:
@@ -181,19 +174,15 @@ class AddressBan:
     Deleting the file ends the ban for all processes that read or wrote it.
 
     :param host: its URL.
-    :param file: the file of the connection that asks; None to share nothing between processes.
+    :param file: of the connection that asks.
     """
 
     def __init__(self, host: str, file: SharedFile | None = None) -> None:
-        self.file = file
-        self._host = host
+        self.file, self._host = file, host
         self._shared = _SharedValue(file)
 
     def seconds_left(self, now: float) -> float:
-        """Return how long DingTalk must not be called; 0 if it may.
-
-        :param now: seconds of the monotonic clock.
-        """
+        """Return how long DingTalk must not be called; 0 if it may."""
         if self._shared.changed():
             self._read(now)
         return max(0.0, _bans.get(self._host, now) - now)
@@ -213,11 +202,7 @@ class AddressBan:
 
 
 class SuiteTicket:
-    """The suite ticket that DingTalk pushed last to a third-party app.
-
-    :param secret: the client secret, from which the file's key is derived.
-    :param file: the file; None to share nothing between processes.
-    """
+    """The suite ticket that DingTalk pushed last to a third-party app."""
 
     def __init__(self, secret: str, file: SharedFile | None = None) -> None:
         self._shared = _SharedValue(file, secret, "suite ticket")
@@ -247,10 +232,7 @@ class SuiteTicket:
 
 
 class SeenEvents:
-    """Which events of an app started something: the last :data:`MAX_SEEN`, in memory and on disk.
-
-    :param file: the file; None to remember nothing beyond this process.
-    """
+    """Which events of an app started something: the last :data:`MAX_SEEN`, in memory and on disk."""
 
     def __init__(self, file: SharedFile | None = None) -> None:
         self._file = file
@@ -265,7 +247,7 @@ class SeenEvents:
         return _event_key(event_id) in self._seen
 
     def add(self, event_ids: Iterable[str], *, swept: bool = False) -> None:
-        """Remember events that started something, in this process; :meth:`save` writes them to the file.
+        """Remember events that started something, until :meth:`save` in this process alone.
 
         :param swept: whether no sweep is due for these events and those before.
         """
