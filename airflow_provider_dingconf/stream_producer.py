@@ -20,15 +20,11 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class SharedDelivery:
-    """A delivery on its way through the triggers of a connection.
-
-    :param handing_on: how many triggers have yielded an event that Airflow has not queued yet.
-    :param handed_on_at: when Airflow last queued one, by the monotonic clock.
-    """
+    """A delivery on its way through the triggers of a connection."""
 
     delivery: Delivery
-    handing_on: int = 0
-    handed_on_at: float = float("-inf")
+    handing_on: int = 0  # how many triggers have yielded an event that Airflow has not queued yet
+    handed_on_at: float = float("-inf")  # when Airflow last queued one, by the monotonic clock
 
 
 class EventsProducer(SharedStreamProducer):
@@ -36,8 +32,6 @@ class EventsProducer(SharedStreamProducer):
 
     When a triggerer ends, Airflow reports events as accepted that it never stores: those that it has not
     queued, or that it reports sooner than it can know. They are refused, and DingTalk delivers them again.
-
-    :param watch: the stream.
     """
 
     def __init__(self, watch: Watch) -> None:

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationErr
 from pydantic_core import PydanticCustomError
 
 from airflow_provider_dingconf.client import proxies
-from airflow_provider_dingconf.client.proxies import Proxy, ip_address, is_loopback, is_port, read_proxy
+from airflow_provider_dingconf.client.proxies import Proxy, ip_address, is_loopback, is_port
 from airflow_provider_dingconf.dingtalk import limits
 from airflow_provider_dingconf.dingtalk.calls import INTERNATIONAL_HOST
 from airflow_provider_dingconf.dingtalk.errors import InvalidConnectionError, InvalidInputError
@@ -149,7 +149,7 @@ def _files(expected: str, *files: Any) -> Iterator[ssl.SSLContext]:
         raise ValueError(f"it cannot be used: {error}") from None
 
 
-_Proxies = Annotated[dict[str, str], PlainValidator(proxies.read_proxies)]
+_Proxies = Annotated[dict[str, Proxy], PlainValidator(proxies.read_proxies)]
 
 
 class Settings(BaseModel):
@@ -161,7 +161,7 @@ class Settings(BaseModel):
     :param static_token: a token from elsewhere, used as it is.
     :param calls_per_second: calls a second, at most, for many meetings, polls and roll-backs.
     :param stream_silence: seconds without a message after which the event stream is opened anew.
-    :param proxies: proxy URLs by scheme, as requests takes them.
+    :param proxies: proxies by scheme, as requests takes them.
     :param verify: whether certificates are verified, or the file of the authorities to verify them with.
     :param cert: the client's certificate file, or that and its key file.
     :param token_cache: whether access tokens are shared between the processes of the host, or the directory
@@ -185,8 +185,8 @@ class Settings(BaseModel):
     @model_validator(mode="after")
     def _check_plain_proxies(self) -> Settings:
         """Refuse a proxy on another machine for plain http: it would see the credentials."""
-        for key, url in self.proxies.items() if self.base_url.startswith("http:") else ():
-            if not key.startswith("https") and not is_loopback(urlsplit(read_proxy(url).url).hostname):
+        for key, proxy in self.proxies.items() if self.base_url.startswith("http:") else ():
+            if not key.startswith("https") and not is_loopback(urlsplit(proxy.url).hostname):
                 _fail(_of_extra("proxies"), "plain http would show the credentials to the proxy; use https")
         return self
 
@@ -194,7 +194,7 @@ class Settings(BaseModel):
     def secrets(self) -> tuple[str, ...]:
         """What must be shown to no one, the password of the environment's proxy included."""
         own = (self.static_token.value,) if self.static_token else ()
-        used = [read_proxy(url) for url in self.proxies.values()]
+        used = [*self.proxies.values()]
         with suppress(InvalidInputError):  # the call names the variable
             used += filter(None, [self.proxy])
         of_proxies = (secret for proxy in used for secret in proxy.secrets)

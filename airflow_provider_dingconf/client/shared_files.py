@@ -25,10 +25,6 @@ MAX_FILE_BYTES = 256 * 1024
 log = logging.getLogger(__name__)
 
 
-class FileRefusedError(OSError):
-    """Raised when a file or directory belongs to somebody else, or others have access to it."""
-
-
 def default_directory() -> Path:
     """Return the directory of this user's shared files, which is local to the host."""
     return Path(tempfile.gettempdir()) / f"airflow-provider-dingconf-{os.geteuid()}"
@@ -62,7 +58,7 @@ class SharedFile:
                 of_group = _is_of_group(directory) and found.st_gid == directory.st_gid
                 allowed = (of_group and not found.st_mode & 0o007) or _is_private(found)
                 if not stat.S_ISREG(found.st_mode) or not allowed:
-                    raise FileRefusedError("a file in it is not a regular one, or others have access to it")
+                    raise PermissionError("a file in it is not a regular one, or others have access to it")
                 return file.read(MAX_FILE_BYTES)
         return None
 
@@ -149,7 +145,7 @@ class SharedFile:
         found = self.path.parent.lstat()
         of_group = self._group and found.st_mode & 0o077 == 0o070
         if not stat.S_ISDIR(found.st_mode) or not (of_group or _is_private(found)):
-            raise FileRefusedError(
+            raise PermissionError(
                 "it must be this user's alone (mode 0700) or, if the connection names it, a group's (2770)"
             )
         return found

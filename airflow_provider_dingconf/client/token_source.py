@@ -39,18 +39,14 @@ class TokenSource:
         mask: Callable[[Iterable[str]], Awaitable[None]],
         log: logging.Logger,
     ) -> None:
-        self._settings = settings
-        self._app = cast("App", settings.app)
-        self._send = send
-        self._mask = mask
-        self._log = log
+        self._settings, self._app = settings, cast("App", settings.app)
+        self._send, self._mask, self._log = send, mask, log
         self._cache = token_cache_of(settings)
         self._masked: Token | None = None
 
     async def get(self, refused: Token | None, until: float) -> Token:
-        """Return a token other than the refused one.
+        """Return a token other than the one that DingTalk refused.
 
-        :param refused: the token that DingTalk refused.
         :param until: when the call ends that needs the token, by the monotonic clock.
         """
         token = self._cache.get(refused, time.monotonic())
