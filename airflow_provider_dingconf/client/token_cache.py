@@ -18,6 +18,7 @@ import os
 import threading
 import time
 from contextlib import ExitStack, asynccontextmanager, suppress
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -65,17 +66,18 @@ class _SharedValue:
         self._purpose = f"airflow-provider-dingconf {purpose}".encode()
         self._version: object = None
 
-    def changed(self) -> bool:
-        """Return whether another process has written or deleted the file since this one last did or asked."""
-        before, self._version = self._version, self.file.version() if self.file else None
-        return self._version != before
+    def look(self, take: Callable[[Any], None]) -> None:
+        """Hand on the value if the file has changed since this process last wrote it or looked."""
+        version = self.file.version() if self.file else None
+        if version != self._version:
+            take(self._read())
+            self._version = version  # not before: another thread would not look, and miss the value
 
-    @property
-    def exists(self) -> bool:
-        """Whether the file existed when :meth:`changed` was last called."""
-        return self._version is not None
+    def age(self) -> float | None:
+        """Return the seconds since the file was written; None if they are not known."""
+        return self.file.age() if self.file else None
 
-    def read(self) -> Any:
+    def _read(self) -> Any:
         """Return the value; None if it is missing, damaged or not decrypted by the secret."""
         content = (self.file.read() if self.file else None) or b""
         try:
@@ -118,8 +120,8 @@ class TokenCache:
         :param now: seconds of the monotonic clock, here and below.
         """
         usable = self._usable(refused, now)
-        if usable is None and self._shared.changed():
-            self._read(now)
+        if usable is None:
+            self._shared.look(partial(self._take, now))
             usable = self._usable(refused, now)
         return usable
 
@@ -143,15 +145,16 @@ class TokenCache:
             yield
 
     def _usable(self, refused: Token | None, now: float) -> Token | None:
-        return self._token if self._token != refused and now < self._renew_at else None
+        token = self._token
+        return token if token != refused and now < self._renew_at else None
 
     def _keep(self, token: Token, fetched: float) -> None:
         self._token, self._renew_at = token, fetched + (token.lifetime or 0.0) * RENEW_AFTER
 
-    def _read(self, now: float) -> None:
-        age = self._shared.file.age() if self._shared.file else None
+    def _take(self, now: float, content: Any) -> None:
+        age = self._shared.age()
         with suppress(TypeError):
-            self._keep(Token(**self._shared.read()), now - age if age is not None else -math.inf)
+            self._keep(Token(**content), now - age if age is not None else -math.inf)
 
     def _try_lock(self, held: ExitStack) -> bool:
         """Return whether the lock could be acquired; ``held`` releases it."""
@@ -183,8 +186,7 @@ class AddressBan:
 
     def seconds_left(self, now: float) -> float:
         """Return how long DingTalk must not be called; 0 if it may."""
-        if self._shared.changed():
-            self._read(now)
+        self._shared.look(partial(self._take, now))
         return max(0.0, _bans.get(self._host, now) - now)
 
     def put(self, now: float, seconds: float) -> None:
@@ -192,12 +194,12 @@ class AddressBan:
         _bans[self._host] = now + seconds
         self._shared.write({"seconds": seconds})
 
-    def _read(self, now: float) -> None:
-        if not self._shared.exists:
+    def _take(self, now: float, content: Any) -> None:
+        if content is None:
             _bans.pop(self._host, None)
-        elif self.file and (age := self.file.age()) is not None:
+        elif (age := self._shared.age()) is not None:
             with suppress(TypeError, KeyError, ValueError, OverflowError):
-                until = now - age + float(self._shared.read()["seconds"])
+                until = now - age + float(content["seconds"])
                 _bans[self._host] = max(_bans.get(self._host, now), until)
 
 
@@ -224,11 +226,12 @@ class SuiteTicket:
             self._shared.write({"ticket": ticket, "at": self._known[0]})
 
     def _newest(self) -> tuple[float, str]:
-        if self._shared.changed():
-            with suppress(ValueError, TypeError, KeyError):
-                content = self._shared.read()
-                self._known = max(self._known, (float(content["at"]), str(content["ticket"])))
+        self._shared.look(self._take)
         return self._known
+
+    def _take(self, content: Any) -> None:
+        with suppress(ValueError, TypeError, KeyError):
+            self._known = max(self._known, (float(content["at"]), str(content["ticket"])))
 
 
 class SeenEvents:

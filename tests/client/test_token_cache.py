@@ -6,6 +6,7 @@ A cache that has just been made, or forgotten all, plays a new process; real one
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -235,6 +236,20 @@ def test_a_token_that_dingtalk_renewed_is_newer_though_its_value_is_the_same(fil
 
 
 # Threads and coroutines
+
+
+def test_threads_that_begin_at_once_all_find_the_token_of_another_process(tmp_path: Path) -> None:
+    file = SharedFile(tmp_path / "file")
+    TokenCache("the-secret", file).put(TOKEN, time.monotonic())
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(50):
+            cache, begin = TokenCache("the-secret", file), threading.Barrier(8)
+
+            def get(cache: TokenCache = cache, begin: threading.Barrier = begin) -> Token | None:
+                begin.wait()
+                return cache.get(None, time.monotonic())
+
+            assert {*pool.map(lambda work: work(), [get] * 8)} == {TOKEN}
 
 
 def test_threads_and_coroutines_of_a_process_fetch_one_token_together(conn: Any, sandbox: Sandbox) -> None:
