@@ -50,7 +50,6 @@ class StreamOptions:
     """How patient a stream is, in seconds; of two values, one is for the first time and one the longest."""
 
     ping: float = 30.0  # a peer that does not respond to a ping in half this time is gone
-    silence: float | None = None  # in place of the connection's
     join: tuple[float, float] = (5.0, 60.0)  # since somebody joined; then connect, for all to see every event
     wait: tuple[float, float] = (1.0, 60.0)  # after failed attempts to connect
     retry_after: float = 3_600.0  # before the next attempt at most, whatever DingTalk asks for
@@ -232,7 +231,7 @@ class EventStream:
         """Read a connection; return whether DingTalk is about to close it, or else is silent."""
         while True:
             try:
-                message = await socket.receive(self._options.silence or self._settings.stream_silence)
+                message = await socket.receive(self._settings.stream_silence)
             except asyncio.TimeoutError:
                 return False
             if message.type in _ENDS:
