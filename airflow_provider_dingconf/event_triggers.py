@@ -115,15 +115,12 @@ class ConferenceEventTrigger(BaseEventTrigger):
 
         self._watch = Watch(self.dingtalk_conn_id, _connect, self.stream_options)
         async for delivery in self._watch.deliveries():
-            handed_on = False
-            for event in self._wanted(delivery):
+            events = [*self._wanted(delivery)]
+            for event in events:
                 yield event
-                handed_on = True
-            if handed_on:  # Airflow does not say when it has stored them
-                loop, stored = asyncio.get_running_loop(), self._watch.options.stored
-                loop.call_later(stored, self._watch.acknowledge, delivery)
-            else:
-                self._watch.acknowledge(delivery)
+            # Airflow does not say when it has stored them.
+            seconds = self._watch.options.stored if events else 0.0
+            asyncio.get_running_loop().call_later(seconds, self._watch.acknowledge, delivery)
 
     async def cleanup(self) -> None:
         """Leave the stream: Airflow does not wait for a cancelled generator to do so."""

@@ -186,7 +186,7 @@ class _Meeting:
         self.waiters.append(waiter)
 
     def see_in_batch(self, conference: Conference | None) -> None:
-        """Take note of what the batch query says; None: the meeting is not running."""
+        """Note what the batch query says; None: the meeting is not running."""
         self.misses, self.batch = 0, BATCH
         if conference is None:
             self.due = self.may_run or self.poll.number >= self.next_query

@@ -104,7 +104,6 @@ def _calls_per_second(value: Any) -> float:
 
 
 def _switch(value: Any) -> bool | None:
-    """Return what a boolean, or a word for one, says; None for anything else."""
     return _SWITCH.get(str(value).strip().lower())
 
 
@@ -155,17 +154,14 @@ _Proxies = Annotated[dict[str, Proxy], PlainValidator(proxies.read_proxies)]
 class Settings(BaseModel):
     """What a connection says.
 
-    :param conn_id: the connection's id.
     :param base_url: scheme, host and port, without a slash at the end.
     :param app: the credentials that fetch a token; None if there is a static token.
-    :param static_token: a token from elsewhere, used as it is.
-    :param calls_per_second: calls a second, at most, for many meetings, polls and roll-backs.
+    :param calls_per_second: at most, for many meetings, polls and roll-backs.
     :param stream_silence: seconds without a message after which the event stream is opened anew.
-    :param proxies: proxies by scheme, as requests takes them.
+    :param proxies: by scheme, as requests takes them.
     :param verify: whether certificates are verified, or the file of the authorities to verify them with.
     :param cert: the client's certificate file, or that and its key file.
-    :param token_cache: whether access tokens are shared between the processes of the host, or the directory
-        of the files that share them.
+    :param token_cache: whether processes share access tokens, or the directory of the files that share them.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
