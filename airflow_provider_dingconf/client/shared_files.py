@@ -69,10 +69,11 @@ class SharedFile:
 
     def version(self) -> object:
         """Return what is another value after each write; None if there is no file."""
-        with suppress(OSError):
-            found = self.path.lstat()
-            return found.st_ino, found.st_mtime_ns
-        return None
+        try:
+            found = os.lstat(self.path)
+        except OSError:
+            return None
+        return found.st_ino, found.st_mtime_ns
 
     def age(self) -> float | None:
         """Return the seconds since the file was written; None if they are not known.
