@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from airflow_provider_dingconf.client.event_stream import Delivery, StreamOptions, Watch
 
 _REMEMBERED = 4096
-_SWEEP = {"event_type": "sweep", "conference_id": None}
 
 
 class InvalidFilterError(InvalidInputError, TypeError):
@@ -116,15 +115,12 @@ class ConferenceEventTrigger(BaseEventTrigger):
 
         self._watch = Watch(self.dingtalk_conn_id, _connect, self.stream_options)
         async for delivery in self._watch.deliveries():
-            handed_on = False
-            for event in self._wanted(delivery):
+            events = [*self._wanted(delivery)]
+            for event in events:
                 yield event
-                handed_on = True
-            if handed_on:  # Airflow does not say when it has stored them
-                loop, stored = asyncio.get_running_loop(), self._watch.options.stored
-                loop.call_later(stored, self._watch.acknowledge, delivery)
-            else:
-                self._watch.acknowledge(delivery)
+            # Airflow does not say when it has stored them.
+            seconds = self._watch.options.stored if events else 0.0
+            asyncio.get_running_loop().call_later(seconds, self._watch.acknowledge, delivery)
 
     async def cleanup(self) -> None:
         """Leave the stream: Airflow does not wait for a cancelled generator to do so."""
@@ -139,7 +135,7 @@ class ConferenceEventTrigger(BaseEventTrigger):
 
     @classmethod
     def create_shared_stream_producer(cls, kwargs: dict[str, Any]) -> SharedStreamProducer:
-        """Return what holds the stream of a connection, and acknowledges its events."""
+        """Return what holds the stream of a connection."""
         from airflow_provider_dingconf.client.event_stream import Watch
         from airflow_provider_dingconf.stream_producer import EventsProducer
 
@@ -160,7 +156,7 @@ class ConferenceEventTrigger(BaseEventTrigger):
     def _wanted(self, delivery: Delivery) -> Iterator[TriggerEvent]:
         """Yield what to fire for a delivery."""
         if not delivery.events and delivery.is_swept_by(self._key, self._began):
-            yield _fire(dict(_SWEEP))
+            yield TriggerEvent({"event_type": "sweep", "conference_id": None})  # type: ignore[no-untyped-call]
         for event in filter(self.filter.wants, delivery.events):
             delivery.fired.add(self._key)
             name = (event.event_id, event.conference_id)
@@ -168,11 +164,7 @@ class ConferenceEventTrigger(BaseEventTrigger):
                 self._fired[name] = None
                 if len(self._fired) > _REMEMBERED:
                     del self._fired[next(iter(self._fired))]
-                yield _fire(event.payload())
-
-
-def _fire(payload: dict[str, Any]) -> TriggerEvent:
-    return TriggerEvent(payload)  # type: ignore[no-untyped-call]
+                yield TriggerEvent(event.payload())  # type: ignore[no-untyped-call]
 
 
 def triggering_conferences(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from contextlib import aclosing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,15 +20,11 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class SharedDelivery:
-    """A delivery on its way through the triggers of a connection.
-
-    :param handing_on: how many triggers have yielded an event that Airflow has not queued yet.
-    :param handed_on_at: when Airflow last queued one, by the monotonic clock.
-    """
+    """A delivery on its way through the triggers of a connection."""
 
     delivery: Delivery
-    handing_on: int = 0
-    handed_on_at: float = float("-inf")
+    handing_on: int = 0  # how many triggers have yielded an event that Airflow has not queued yet
+    handed_on_at: float = float("-inf")  # when Airflow last queued one, by the monotonic clock
 
 
 class EventsProducer(SharedStreamProducer):
@@ -37,8 +32,6 @@ class EventsProducer(SharedStreamProducer):
 
     When a triggerer ends, Airflow reports events as accepted that it never stores: those that it has not
     queued, or that it reports sooner than it can know. They are refused, and DingTalk delivers them again.
-
-    :param watch: the stream.
     """
 
     def __init__(self, watch: Watch) -> None:
@@ -49,11 +42,10 @@ class EventsProducer(SharedStreamProducer):
 
     async def open_stream(self) -> AsyncIterator[tuple[SharedDelivery, SharedDelivery]]:
         """Yield what comes."""
-        async with aclosing(self._watch.deliveries()) as deliveries:
-            async for delivery in deliveries:
-                await self._room.acquire()
-                shared = SharedDelivery(delivery)
-                yield shared, shared
+        async for delivery in self._watch.deliveries():
+            await self._room.acquire()
+            shared = SharedDelivery(delivery)
+            yield shared, shared
 
     async def advance(self, batch: Sequence[AdvanceItem]) -> None:
         """Acknowledge events that all watchers have stored; one that failed comes again."""

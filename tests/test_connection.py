@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from airflow.models import Connection
 
+from airflow_provider_dingconf.client.proxies import read_proxy
 from airflow_provider_dingconf.client.settings import Settings, Timeout, read_connection
 from airflow_provider_dingconf.dingtalk.errors import InvalidConnectionError
 from airflow_provider_dingconf.dingtalk.tokens import App, Token
@@ -87,12 +88,13 @@ EXTRAS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "timeouts": ("timeout=%5B3%2C+20%5D", {"timeout": [3, 20]}, {"timeout": Timeout(3, 20)}),
     "proxies": (
         "proxies=%7B%22https%22%3A+%22http%3A%2F%2Fproxy%3A3128%22%7D",
-        *[{"proxies": {"https": "http://proxy:3128"}}] * 2,
+        {"proxies": {"https": "http://proxy:3128"}},
+        {"proxies": {"https": read_proxy("http://proxy:3128")}},
     ),
     "proxy without a scheme": (
         "proxies=%7B%22ALL%22%3A+%22u%3Ap%40proxy%3A3128%22%7D",
         {"proxies": {"ALL": "u:p@proxy:3128"}},
-        {"proxies": {"all": "u:p@proxy:3128"}},
+        {"proxies": {"all": read_proxy("u:p@proxy:3128")}},
     ),
     "calls per second": ("calls_per_second=0.5", *[{"calls_per_second": 0.5}] * 2),
     "stream silence": ("stream_silence=600", *[{"stream_silence": 600}] * 2),

@@ -212,7 +212,7 @@ class DingTalkClient:
         except DingTalkError as error:
             error.attempts = attempts.made
             if isinstance(error, AddressBannedError) and error.http_status and error.retry_after:
-                self._ban.put(time.time(), error.retry_after)
+                self._ban.put(time.monotonic(), error.retry_after)
             level, outcome = logging.WARNING, error.summary
             raise
         else:
@@ -245,7 +245,7 @@ class DingTalkClient:
 
         :param secrets: those in the call that are neither the token nor the connection's.
         """
-        banned = self._ban.seconds_left(time.time())
+        banned = self._ban.seconds_left(time.monotonic())
         if banned:
             lifted = f"delete {self._ban.file}" if self._ban.file else "restart this process"
             raise AddressBannedError(

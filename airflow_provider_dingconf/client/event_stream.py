@@ -1,9 +1,9 @@
 """An app's event stream, shared by all who watch it in this process.
 
 DingTalk gives an event to one of an app's connections, so all who watch an app here share one, whichever
-Airflow connection names the app. Each gets every event, and once all have acknowledged it, DingTalk hears so.
-Ids of events that started something are kept, also across a restart: such an event is dropped when it comes
-again. Nothing here blocks the loop, and a cancellation ends it at once.
+Airflow connection names the app. Each gets every event; DingTalk gets the acknowledgement of the last one.
+An event that started something is dropped when it comes again, also after a restart. Nothing here blocks the
+loop, and a cancellation ends it at once.
 """
 
 from __future__ import annotations
@@ -50,7 +50,6 @@ class StreamOptions:
     """How patient a stream is, in seconds; of two values, one is for the first time and one the longest."""
 
     ping: float = 30.0  # a peer that does not respond to a ping in half this time is gone
-    silence: float | None = None  # in place of the connection's
     join: tuple[float, float] = (5.0, 60.0)  # since somebody joined; then connect, for all to see every event
     wait: tuple[float, float] = (1.0, 60.0)  # after failed attempts to connect
     retry_after: float = 3_600.0  # before the next attempt at most, whatever DingTalk asks for
@@ -72,59 +71,45 @@ Connect = Callable[[str], Awaitable["DingTalkClient"]]
 
 @dataclass(eq=False)
 class Delivery:
-    """The meetings' events in one event of DingTalk's, until all who watch have acknowledged or refused it.
-
-    :param events: of meetings; a sweep has none.
-    :param sweep_of: of a sweep: which triggers are to fire, and when each of them fired for an event.
-    """
+    """The meetings' events in one event of DingTalk's, until all who watch are done with it."""
 
     event_id: str
-    events: list[ConferenceEvent]
+    events: list[ConferenceEvent]  # a sweep has none
     waiting: set[Watch]
     receipts: list[tuple[ClientWebSocketResponse, Frame]]  # the messages it came in, and where to reply
-    sweep_of: dict[Hashable, float] = field(default_factory=dict)
+    sweep_of: dict[Hashable, float] = field(default_factory=dict)  # which triggers sweep, and when each fired
     fired: set[Hashable] = field(default_factory=set)  # which triggers have fired for it
     refused: bool = False
 
     def is_swept_by(self, trigger: Hashable, began: float) -> bool:
-        """Return whether a trigger is to fire for a sweep.
-
-        A trigger that began after another one fired may be its successor.
-        """
+        """Return whether a trigger is to fire for a sweep."""
+        # One that began after another one fired may be its successor.
         return trigger in self.sweep_of or any(at < began for at in self.sweep_of.values())
 
 
 class EventStream:
-    """One app's event stream, for as long as anybody watches it.
-
-    :param client: of a connection to the app.
-    :param key: where the stream stands in the table of streams.
-    """
+    """One app's event stream, for as long as anybody watches it."""
 
     joined_at: ClassVar[float] = float("-inf")  # when somebody last joined a stream of this process
 
     def __init__(self, client: DingTalkClient, connect: Connect, options: StreamOptions, key: object) -> None:
         self._client, self._settings = client, client.settings
-        self._connect = connect
-        self._options = options
-        self._key = key
+        self._connect, self._options, self._key = connect, options, key
         self._watches: set[Watch] = set()
         self._open: dict[str, Delivery] = {}
         self._finished: asyncio.Queue[Delivery] = asyncio.Queue()
         self._sweeps = Sweeps(options.sweeps)
         self._unsaved = False
         self._seen: set[token_cache.SeenEvents] = set()
-        self._tickets: set[token_cache.SuiteTicket] = set()
         self._connected_at = self._warned_at = self._lost_at = float("-inf")
         self._task: asyncio.Task[None] | None = None
 
     def join(self, watch: Watch) -> None:
-        """Add a watcher, and begin with the first. Ids and tickets are kept in the directories of all."""
+        """Add a watcher, and begin with the first."""
         note_join()
         self._watches.add(watch)
         seen = token_cache.seen_events_of(watch.settings)
         self._seen.add(seen)
-        self._tickets.add(token_cache.suite_ticket_of(watch.settings))
         if self._task is None:
             if seen.sweep_due:
                 self._sweeps.restart(time.monotonic())
@@ -162,7 +147,7 @@ class EventStream:
             self._finished.put_nowait(delivery)
 
     def _lost_watcher(self) -> bool:
-        """Return whether a watcher was just lost: it may return, and may be the only one to want an event."""
+        # A watcher that was just lost may return, and may be the only one to want an event.
         return time.monotonic() - self._lost_at < self._options.restart
 
     def _forget(self) -> None:
@@ -173,13 +158,9 @@ class EventStream:
         """Hold the stream until it is cancelled, or an Airflow connection that leads to it is changed."""
         coroutines = self._stay_connected(), self._reply_to_finished(), self._keep_sweeping()
         parts = [*map(asyncio.create_task, coroutines)]
-        end: Exception | None = None
         try:
             done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
-            for part in done:
-                part.result()
-        except Exception as error:
-            end = error
+            end = done.pop().exception()
         finally:
             if self._unsaved:  # begun at once: a loop that is being closed may run no other task
                 asyncio.get_running_loop().run_in_executor(None, self._save)
@@ -230,8 +211,6 @@ class EventStream:
         """Connect, and read until DingTalk announces that it closes the connection.
 
         After a long silence a new connection takes over; the old one closes once the new one is there.
-
-        :raises DingTalkError: there was no connection, or it was lost.
         """
         async with AsyncExitStack() as current:
             while True:
@@ -249,13 +228,10 @@ class EventStream:
                 log.info("event stream: no message for a long time; opening another connection")
 
     async def _read(self, socket: ClientWebSocketResponse, address: Address) -> bool:
-        """Read a connection; return whether DingTalk is about to close it, or else is silent.
-
-        :raises ConnectionLostError: the connection ended.
-        """
+        """Read a connection; return whether DingTalk is about to close it, or else is silent."""
         while True:
             try:
-                message = await socket.receive(self._options.silence or self._settings.stream_silence)
+                message = await socket.receive(self._settings.stream_silence)
             except asyncio.TimeoutError:
                 return False
             if message.type in _ENDS:
@@ -277,9 +253,9 @@ class EventStream:
         """Deliver an event to all who watch; acknowledge at once what concerns none of them."""
         ticket = suite_ticket(frame)
         if ticket:
-            born = frame.born_at.timestamp() if frame.born_at else time.time()
-            for kept in self._tickets:
-                await asyncio.to_thread(kept.put, ticket, born)
+            made_at = frame.born_at.timestamp() if frame.born_at else None
+            for kept in {token_cache.suite_ticket_of(watch.settings) for watch in self._watches}:
+                await asyncio.to_thread(kept.put, ticket, made_at)
             log.info("event stream: a suite ticket was pushed, and is kept")
         events = conference_events(frame)
         if not events:
@@ -297,10 +273,8 @@ class EventStream:
             self._deliver(Delivery(events[0].event_id, events, watching, [(socket, frame)]))
 
     def _warn_of(self, frame: Frame) -> None:
-        """Warn that an event of a meeting names no meeting, with the names of its fields."""
-        now = time.monotonic()
-        if frame.is_of_meetings and now - self._warned_at > self._options.warn:
-            self._warned_at = now
+        if frame.is_of_meetings and time.monotonic() - self._warned_at > self._options.warn:
+            self._warned_at = time.monotonic()
             text = "event stream: an event %s names no meeting and is ignored; it holds %.300s"
             log.warning(text, frame.event_type, frame.outline)
 
@@ -336,12 +310,11 @@ class EventStream:
             seen.save()
 
 
-_streams: dict[object, EventStream] = {}
-"""The streams of this process, by loop and app."""
+_streams: dict[object, EventStream] = {}  # by loop and app
 
 
 def note_join() -> None:
-    """Note that a watcher joined: a new connection waits until no more do."""
+    """Note that a watcher joined: a connection is made when no more do."""
     EventStream.joined_at = time.monotonic()
 
 
@@ -360,17 +333,15 @@ class Watch:
     again when the connection is corrected. It is logged, and the connection is read again later.
 
     :param conn_id: the Airflow connection.
-    :param connect: returns the client of an Airflow connection.
     :param options: how patient the stream is; those of the first who watches an app hold for all.
     """
 
     def __init__(self, conn_id: str, connect: Connect, options: StreamOptions | None = None) -> None:
-        self.conn_id = conn_id
+        self.conn_id, self._connect = conn_id, connect
         self.settings: Settings
-        self._connect = connect
         self.options = options or StreamOptions()
         self._stream: EventStream | None = None
-        self.arrived: asyncio.Queue[Delivery | Exception | None] = asyncio.Queue()  # both others end it
+        self.arrived: asyncio.Queue[Delivery | BaseException | None] = asyncio.Queue()  # both others end it
 
     async def deliveries(self) -> AsyncGenerator[Delivery, None]:
         """Yield what comes."""
@@ -378,7 +349,7 @@ class Watch:
             while True:
                 await self._join()
                 while (arrived := await self.arrived.get()) is not None:
-                    if isinstance(arrived, Exception):
+                    if isinstance(arrived, BaseException):
                         raise arrived
                     yield arrived
                 self.close()  # an Airflow connection has been changed
@@ -402,7 +373,6 @@ class Watch:
             stream.leave(self)
 
     async def _join(self) -> None:
-        """Join the stream of the connection's app, as soon as the connection can be read and is right."""
         last = ""
         while True:
             try:

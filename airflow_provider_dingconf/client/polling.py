@@ -41,28 +41,19 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_longest_ago = attrgetter("queried", "misses")
-"""Sorts meetings: first the one whose last query is longest ago."""
+_longest_ago = attrgetter("queried", "misses")  # sorts meetings by their last query
 
 
 @dataclass(frozen=True)
 class PollSettings:
-    """How often a poll makes which call.
+    """How often a poll makes which call."""
 
-    :param first_query: rounds until a meeting that has not started is queried alone; each time twice as many.
-    :param last_query: at most so many. A meeting that a batch query is refused for is in none for so long.
-    :param patience: rounds in a row in which a batch meets a fault before it is halved.
-    :param least_seconds: between two rounds, however short the interval.
-    :param most_seconds: between two rounds, whatever DingTalk asks for.
-    :param pause: waits so many seconds between two rounds.
-    """
-
-    first_query: int = 10
-    last_query: int = 320
-    patience: int = 4
-    least_seconds: float = 1.0
-    most_seconds: float = 3_600.0
-    pause: Callable[[float], Awaitable[None]] = asyncio.sleep
+    first_query: int = 10  # rounds until a meeting that has not started is queried alone; then twice as many
+    last_query: int = 320  # at most. A meeting that a batch query is refused for is in none for so long
+    patience: int = 4  # rounds in a row in which a batch meets a fault before it is halved
+    least_seconds: float = 1.0  # between two rounds, however short the interval
+    most_seconds: float = 3_600.0  # between two rounds, whatever DingTalk asks for
+    pause: Callable[[float], Awaitable[None]] = asyncio.sleep  # between two rounds
 
 
 @dataclass
@@ -77,8 +68,7 @@ class Poll:
     connect: Connect
     interval: float
     settings: PollSettings
-    number: int = 0
-    """Of the latest round."""
+    number: int = 0  # of the latest round
     _meetings: dict[Reference, _Meeting] = field(default_factory=dict)
     _rounds: asyncio.Task[None] | None = None
 
@@ -88,7 +78,7 @@ class Poll:
     def of(cls, key: str, interval: float, connect: Connect, settings: PollSettings | None = None) -> Poll:
         """Return the poll that all share who wait in this event loop with this key and interval.
 
-        :param key: stands for the connection. The other parameters are as for the class.
+        :param key: stands for the connection.
         """
         poll = cls(connect, interval, settings or PollSettings())
         return cls.shared.setdefault((asyncio.get_running_loop(), key, interval), poll)
@@ -156,8 +146,7 @@ class _Waiter:
     wanted: ConferenceStatus
     on_error: Mapping[str, Outcome]
     result: asyncio.Future[Conference]
-    context: Context = field(default_factory=copy_context)
-    """Airflow finds the task's log by it."""
+    context: Context = field(default_factory=copy_context)  # Airflow finds the task's log by it
 
     def see(self, conference: Conference) -> None:
         try:
@@ -197,7 +186,7 @@ class _Meeting:
         self.waiters.append(waiter)
 
     def see_in_batch(self, conference: Conference | None) -> None:
-        """Take note of what the batch query says; None: the meeting is not running."""
+        """Note what the batch query says; None: the meeting is not running."""
         self.misses, self.batch = 0, BATCH
         if conference is None:
             self.due = self.may_run or self.poll.number >= self.next_query

@@ -30,16 +30,11 @@ _PROXY = re.compile(
 
 @dataclass(frozen=True)
 class Proxy:
-    """A proxy.
+    """A proxy, and the credentials for it."""
 
-    :param url: its scheme, host and port, without credentials.
-    :param headers: what a request to the proxy has beside all else: the credentials, if there are any.
-    :param secrets: all forms of the password, which no message or log may show.
-    """
-
-    url: str
-    headers: dict[str, str] = field(default_factory=dict, repr=False)
-    secrets: tuple[str, ...] = field(default=(), repr=False)
+    url: str  # scheme, host and port
+    headers: dict[str, str] = field(default_factory=dict, repr=False)  # of a request to it: the credentials
+    secrets: tuple[str, ...] = field(default=(), repr=False)  # the password, in all forms
 
 
 def read_proxy(text: str) -> Proxy:
@@ -52,7 +47,7 @@ def read_proxy(text: str) -> Proxy:
     scheme = ((found and found["scheme"]) or "http").lower()
     if scheme.startswith("socks"):
         raise ValueError(f"a SOCKS proxy ({scheme}) cannot be used; name an HTTP proxy")
-    if not found or scheme not in {"http", "https"} or not 0 < int(found["port"] or 80) < 65536:
+    if not found or scheme not in {"http", "https"} or not is_port(found["port"] or "80"):
         raise ValueError("it is not the URL of an HTTP proxy, such as http://proxy.example:3128")
     host, port = found["host"].lower(), f":{int(found['port'])}" if found["port"] else ""
     user, written = unquote(found["user"] or ""), found["password"] or ""
@@ -68,8 +63,8 @@ def read_proxy(text: str) -> Proxy:
     return Proxy(f"{scheme}://{host}{port}", headers, tuple(forms) if password else ())
 
 
-def read_proxies(own: Any) -> dict[str, str]:
-    """Return the proxies that a connection names, by what they are for; each can be read.
+def read_proxies(own: Any) -> dict[str, Proxy]:
+    """Return the proxies that a connection names, by what they are for.
 
     :raises ValueError: one of them cannot be used; the message says why, without a secret.
     """
@@ -77,12 +72,10 @@ def read_proxies(own: Any) -> dict[str, str]:
         raise ValueError('expected an object of proxy URLs, such as {"https": "http://proxy.example:3128"}')
     if not all(_KEY.fullmatch(key.lower()) for key in own):
         raise ValueError("expected proxy URLs for http, https, all, or one of these and a host: https://host")
-    for url in own.values():
-        read_proxy(url)
-    return {key.lower(): url for key, url in own.items()}
+    return {key.lower(): read_proxy(url) for key, url in own.items()}
 
 
-def proxy_for(url: str, own: Mapping[str, str]) -> Proxy | None:
+def proxy_for(url: str, own: Mapping[str, Proxy]) -> Proxy | None:
     """Return the proxy that leads to a URL; None if the URL is reached directly.
 
     :param url: of http, https, ws or wss.
@@ -94,7 +87,7 @@ def proxy_for(url: str, own: Mapping[str, str]) -> Proxy | None:
     shown = f"[{host}]" if ":" in host else host
     for key in (f"{scheme}://{shown}", scheme, f"all://{shown}", "all"):
         if key in own:
-            return read_proxy(own[key])
+            return own[key]
     # The variable in lower case wins, even if it is empty.
     names = (low if low in os.environ else low.upper() for low in (f"{scheme}_proxy", "all_proxy"))
     variable = next(filter(os.environ.get, names), None)
@@ -115,6 +108,11 @@ def ip_address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | Non
     with suppress(ValueError):
         return ipaddress.ip_address(host)
     return None
+
+
+def is_port(text: str) -> bool:
+    """Return whether digits are a port."""
+    return re.fullmatch("[0-9]{1,5}", text) is not None and 0 < int(text) < 65536
 
 
 def is_loopback(host: str | None) -> bool:

@@ -7,10 +7,10 @@ sends an empty string for an empty field.
 from __future__ import annotations
 
 import json
-import math
 import re
 import ssl
-from contextlib import suppress
+import sys
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,16 +21,16 @@ from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationErr
 from pydantic_core import PydanticCustomError
 
 from airflow_provider_dingconf.client import proxies
-from airflow_provider_dingconf.client.proxies import Proxy, ip_address, is_loopback, read_proxies, read_proxy
+from airflow_provider_dingconf.client.proxies import Proxy, ip_address, is_loopback, is_port
+from airflow_provider_dingconf.dingtalk import limits
 from airflow_provider_dingconf.dingtalk.calls import INTERNATIONAL_HOST
 from airflow_provider_dingconf.dingtalk.errors import InvalidConnectionError, InvalidInputError
 from airflow_provider_dingconf.dingtalk.inputs import hint
-from airflow_provider_dingconf.dingtalk.limits import CALLS_PER_SECOND, SECONDS, STREAM_SILENCE, is_seconds
 from airflow_provider_dingconf.dingtalk.tokens import App, Token
 from airflow_provider_dingconf.get_provider_info import CONNECTION_TYPE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Iterator
 
     from airflow.providers.common.compat.sdk import Connection
 
@@ -40,7 +40,10 @@ _SEGMENT = re.compile(r"[A-Za-z0-9\-._~]+")
 _PRINTABLE = re.compile(r"[\x21-\x7e]+")
 # The host itself is not shown: the address of a robot, pasted by mistake, holds an access token.
 _NO_HOST = "it is not a host, with or without https:// and a port"
-_NETLOC = re.compile(r"([A-Za-z0-9.\-]+|\[[A-Fa-f0-9.]*:[A-Fa-f0-9:.]*\])(:[0-9]*)?")
+_HOST = re.compile(
+    r"((?P<credentials>[^/?#]*)@)?(?P<name>[a-z0-9.\-]+|\[[a-f0-9.]*:[a-f0-9:.]*\])"
+    r"(:(?P<port>[0-9]*))?(?P<rest>[/?#].*)?"
+)
 # RFC 1035's lengths; a name that ends in a number would be an address.
 _HOST_NAME = re.compile(r"(?=.{1,253}\.?$)([a-z0-9\-]{1,63}\.)*(?![0-9]+\.?$)[a-z0-9\-]{1,63}\.?")
 _OTHER_HOSTS = frozenset({"oapi.dingtalk.com", "open.dingtalk.com", "help.dingtalk.io"})
@@ -79,38 +82,28 @@ def _structured(value: Any) -> Any:
     return value
 
 
-def _number(value: Any) -> float:
-    """Return a number, or NaN for anything else."""
+def _above_0(value: Any, most: float, expected: str) -> float:
     with suppress(ValueError, OverflowError, TypeError):
-        return math.nan if isinstance(value, bool) else float(value)
-    return math.nan
+        if not isinstance(value, bool) and 0 < float(value) <= most:
+            return float(value)
+    raise ValueError(f"expected {expected}")
+
+
+def _seconds(value: Any, expected: str = limits.SECONDS) -> float:
+    return _above_0(value, limits.LONGEST_SECONDS, expected)
 
 
 def _timeout(value: Any) -> Timeout:
-    value = _structured(value)
     pair = value if isinstance(value, (list, tuple)) and len(value) == 2 else [value, value]
-    connect, read = map(_number, pair)
-    if not is_seconds(connect) or not is_seconds(read):
-        raise ValueError(f"expected {SECONDS}, or [connect, read]")
-    return Timeout(connect, read)
+    expected = f"{limits.SECONDS}, or [connect, read]"
+    return Timeout(_seconds(pair[0], expected), _seconds(pair[1], expected))
 
 
 def _calls_per_second(value: Any) -> float:
-    number = _number(value)
-    if not 0 < number < math.inf:
-        raise ValueError("expected a number of calls above 0, such as 18")
-    return number
-
-
-def _stream_silence(value: Any) -> float:
-    seconds = _number(value)
-    if not is_seconds(seconds):
-        raise ValueError(f"expected {SECONDS}")
-    return seconds
+    return _above_0(value, sys.float_info.max, "a number of calls above 0, such as 18")
 
 
 def _switch(value: Any) -> bool | None:
-    """Return what a boolean, or a word for one, says; None for anything else."""
     return _SWITCH.get(str(value).strip().lower())
 
 
@@ -122,28 +115,25 @@ def _token_cache(value: Any) -> bool | str:
 
 
 def _verify(value: Any) -> bool | str:
-    def load(context: ssl.SSLContext) -> None:
-        context.load_verify_locations(**{"capath" if Path(value).is_dir() else "cafile": value})
-
     switch = _switch(value)
-    if switch is None:
-        _check_files("expected true, false or an existing file", [value], load)
-    return value if switch is None else switch
+    if switch is not None:
+        return switch
+    with _files("expected true, false or an existing file", value) as context:
+        context.load_verify_locations(**{"capath" if Path(value).is_dir() else "cafile": value})
+    return str(value)
 
 
 def _cert(value: Any) -> str | tuple[str, str]:
-    def load(context: ssl.SSLContext) -> None:
+    files = value if isinstance(value, (list, tuple)) and len(value) == 2 else [value]
+    with _files("expected an existing certificate file, or [certificate, key]", *files) as context:
         # An empty password, since OpenSSL would ask a terminal for one.
         context.load_cert_chain(*files, password="")  # nosec B106
-
-    value = _structured(value)
-    files = value if isinstance(value, (list, tuple)) and len(value) == 2 else [value]
-    _check_files("expected an existing certificate file, or [certificate, key]", files, load)
     return (files[0], files[1]) if len(files) == 2 else files[0]
 
 
-def _check_files(expected: str, files: Sequence[Any], load: Callable[[ssl.SSLContext], None]) -> None:
-    """Load certificate files: a wrong one is an error of the connection, not a call that fails."""
+@contextmanager
+def _files(expected: str, *files: Any) -> Iterator[ssl.SSLContext]:
+    """Check certificate files that are loaded: a wrong one is an error of the connection, not of a call."""
     try:
         for file in files:
             Path(file).stat()
@@ -153,25 +143,25 @@ def _check_files(expected: str, files: Sequence[Any], load: Callable[[ssl.SSLCon
     except (TypeError, ValueError):
         raise ValueError(expected) from None
     try:
-        load(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT))
+        yield ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     except (OSError, ValueError) as error:
         raise ValueError(f"it cannot be used: {error}") from None
+
+
+_Proxies = Annotated[dict[str, Proxy], PlainValidator(proxies.read_proxies)]
 
 
 class Settings(BaseModel):
     """What a connection says.
 
-    :param conn_id: the connection's id.
     :param base_url: scheme, host and port, without a slash at the end.
     :param app: the credentials that fetch a token; None if there is a static token.
-    :param static_token: a token from elsewhere, used as it is.
-    :param calls_per_second: calls a second, at most, for many meetings, polls and roll-backs.
+    :param calls_per_second: at most, for many meetings, polls and roll-backs.
     :param stream_silence: seconds without a message after which the event stream is opened anew.
-    :param proxies: proxy URLs by scheme, as requests takes them.
+    :param proxies: by scheme, as requests takes them.
     :param verify: whether certificates are verified, or the file of the authorities to verify them with.
     :param cert: the client's certificate file, or that and its key file.
-    :param token_cache: whether access tokens are shared between the processes of the host, or the directory
-        of the files that share them.
+    :param token_cache: whether processes share access tokens, or the directory of the files that share them.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
@@ -181,11 +171,9 @@ class Settings(BaseModel):
     app: App | None = None
     static_token: Token | None = None
     timeout: Annotated[Timeout, PlainValidator(_timeout)] = Timeout()
-    calls_per_second: Annotated[float, PlainValidator(_calls_per_second)] = CALLS_PER_SECOND
-    stream_silence: Annotated[float, PlainValidator(_stream_silence)] = STREAM_SILENCE
-    proxies: Annotated[dict[str, str], PlainValidator(lambda value: read_proxies(_structured(value)))] = (
-        Field(default={}, repr=False)
-    )
+    calls_per_second: Annotated[float, PlainValidator(_calls_per_second)] = limits.CALLS_PER_SECOND
+    stream_silence: Annotated[float, PlainValidator(_seconds)] = limits.STREAM_SILENCE
+    proxies: _Proxies = Field(default={}, repr=False)
     verify: Annotated[bool | str, PlainValidator(_verify)] = True
     cert: Annotated[str | tuple[str, str] | None, PlainValidator(_cert)] = None
     token_cache: Annotated[bool | str, PlainValidator(_token_cache)] = True
@@ -193,8 +181,8 @@ class Settings(BaseModel):
     @model_validator(mode="after")
     def _check_plain_proxies(self) -> Settings:
         """Refuse a proxy on another machine for plain http: it would see the credentials."""
-        for key, url in self.proxies.items() if self.base_url.startswith("http:") else ():
-            if not key.startswith("https") and not is_loopback(urlsplit(read_proxy(url).url).hostname):
+        for key, proxy in self.proxies.items() if self.base_url.startswith("http:") else ():
+            if not key.startswith("https") and not is_loopback(urlsplit(proxy.url).hostname):
                 _fail(_of_extra("proxies"), "plain http would show the credentials to the proxy; use https")
         return self
 
@@ -202,7 +190,7 @@ class Settings(BaseModel):
     def secrets(self) -> tuple[str, ...]:
         """What must be shown to no one, the password of the environment's proxy included."""
         own = (self.static_token.value,) if self.static_token else ()
-        used = [read_proxy(url) for url in self.proxies.values()]
+        used = [*self.proxies.values()]
         with suppress(InvalidInputError):  # the call names the variable
             used += filter(None, [self.proxy])
         of_proxies = (secret for proxy in used for secret in proxy.secrets)
@@ -268,6 +256,7 @@ def _fields_of(conn: Connection) -> dict[str, Any]:
     for name, text in texts.items():
         if text is not None:
             _check_text(_of_extra(name), text)
+    extra = {name: _structured(value) for name, value in extra.items()}
     corp_id, ticket, token = texts.values()
     if corp_id and (not _SEGMENT.fullmatch(corp_id) or corp_id in {".", ".."}):
         _fail(_of_extra("corp_id"), "it is not a corpId, such as dingxxxxxxxx")
@@ -313,34 +302,29 @@ def _base_url(conn: Connection) -> str:
     host, schema = (conn.host or "").strip() or INTERNATIONAL_HOST, (conn.schema or "").strip().lower()
     if schema and schema not in _PORTS:
         _fail("schema", f"{ascii(schema)[:80]} is not http or https; it may be empty")
-    scheme, _, rest = (host if "://" in host else f"{schema or 'https'}://{host}").partition("://")
-    if ":" in rest and ip_address(rest):
-        rest = f"[{rest}]"  # Airflow takes the brackets from the host of a URI
-    try:
-        parts = urlsplit(f"{scheme}://{rest}")
-        port, name = parts.port, parts.hostname or ""
-    except ValueError:
+    scheme, _, address = (host if "://" in host else f"{schema or 'https'}://{host}").lower().partition("://")
+    if ":" in address and ip_address(address):
+        address = f"[{address}]"  # Airflow takes the brackets from the host of a URI
+    found = _HOST.fullmatch(address)
+    if found is None:
         _fail("host", _NO_HOST)
-    if parts.username is not None or parts.password is not None:
+    name, given, own = found["name"], found["port"], str(conn.port or "")  # Airflow 3's Test button sends 0
+    if found["credentials"] is not None:
         _fail("host", "it holds credentials; they go into login and password")
     if name.rstrip(".") in _OTHER_HOSTS:
         instead = "leave Host empty, or use api.dingtalk.com for mainland China"
         _fail("host", f"{name} is not a host of this API; {instead}")
-    if parts.scheme not in _PORTS or parts.path not in {"", "/"} or parts.query or parts.fragment:
+    if scheme not in _PORTS or found["rest"] not in {None, "/"} or (given and not is_port(given)):
         _fail("host", _NO_HOST)
-    if not name or not _NETLOC.fullmatch(parts.netloc) or port == 0:
-        _fail("host", _NO_HOST)
-    if not ip_address(name) and not _HOST_NAME.fullmatch(name):
+    if not ip_address(name.strip("[]")) and not _HOST_NAME.fullmatch(name):
         _fail("host", "no host can have this name")
-    if schema and schema != parts.scheme:
-        _fail("schema", f"{schema} contradicts the host's {parts.scheme}")
-    own_port = conn.port or None  # the Test button of Airflow 3 sends 0 for none
-    if own_port and (not re.fullmatch("[0-9]{1,5}", str(own_port)) or not 0 < int(own_port) < 65536):
-        _fail("port", f"{ascii(own_port)[:80]} is not a port, from 1 to 65535")
-    if own_port and port and int(own_port) != port:
-        _fail("port", f"{own_port} contradicts the host's {port}")
-    if parts.scheme == "http" and not is_loopback(name):
+    if schema and schema != scheme:
+        _fail("schema", f"{schema} contradicts the host's {scheme}")
+    if own and not is_port(own):
+        _fail("port", f"{ascii(conn.port)[:80]} is not a port, from 1 to 65535")
+    if own and given and int(own) != int(given):
+        _fail("port", f"{own} contradicts the host's {given}")
+    if scheme == "http" and not is_loopback(name.strip("[]")):
         _fail("host", "plain http would show the credentials to the network; use https")
-    port = int(port or own_port or _PORTS[parts.scheme])
-    name = f"[{name}]" if ":" in name else name
-    return f"{parts.scheme}://{name}" + ("" if port == _PORTS[parts.scheme] else f":{port}")
+    port = int(given or own or _PORTS[scheme])
+    return f"{scheme}://{name}" + ("" if port == _PORTS[scheme] else f":{port}")

@@ -11,25 +11,18 @@ import os
 import stat
 import tempfile
 from contextlib import contextmanager, suppress
-from functools import wraps
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Concatenate, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, ClassVar
 
 from filelock import BaseFileLock, FileLock, Timeout
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
-MAX_FILE_BYTES = 64 * 1024
+MAX_FILE_BYTES = 256 * 1024
+"""How much of a file is read."""
 
 log = logging.getLogger(__name__)
-
-P = ParamSpec("P")
-T = TypeVar("T")
-
-
-class FileRefusedError(OSError):
-    """Raised when a file or directory belongs to somebody else, or others have access to it."""
 
 
 def default_directory() -> Path:
@@ -37,37 +30,10 @@ def default_directory() -> Path:
     return Path(tempfile.gettempdir()) / f"airflow-provider-dingconf-{os.geteuid()}"
 
 
-def _attempted(
-    method: Callable[Concatenate[SharedFile, P], T | None],
-) -> Callable[Concatenate[SharedFile, P], T | None]:
-    """Let a method return None, after a warning, if the file cannot be used."""
-
-    @wraps(method)
-    def attempt(file: SharedFile, /, *args: P.args, **kwargs: P.kwargs) -> T | None:
-        try:
-            return method(file, *args, **kwargs)
-        except Timeout:
-            raise
-        except (OSError, NotImplementedError) as error:  # the latter: a file system without locks
-            directory = file.path.parent
-            if directory not in file.warned:
-                file.warned.add(directory)
-                log.warning(
-                    "DingTalk access tokens and events are not shared between processes: the directory %s "
-                    "cannot be used: %s. Set token_cache on the connection to another one, or to false.",
-                    _shown(directory),
-                    getattr(error, "strerror", None) or error,
-                )
-            return None
-
-    return attempt
-
-
 class SharedFile:
     """A file that processes share, in a directory of its user or, if allowed, of a group.
 
     :param path: the file. Its directory is created, for its user alone, when the file is first written.
-    :param max_bytes: how much of the file is read.
     :param group: whether the directory may belong to a group (mode 0770 or 2770). Its files then belong to
         that group, too (mode 0660), whoever writes them.
     """
@@ -75,60 +41,88 @@ class SharedFile:
     warned: ClassVar[set[Path]] = set()
     """The directories that a warning was logged for."""
 
-    def __init__(self, path: Path, max_bytes: int = MAX_FILE_BYTES, *, group: bool = False) -> None:
+    def __init__(self, path: Path, *, group: bool = False) -> None:
         self.path = path
-        self.max_bytes = max_bytes
         self._group = group
 
     def __str__(self) -> str:
         return f"{self.path.name!r} of the directory {_shown(self.path.parent)}"
 
-    @_attempted
     def read(self) -> bytes | None:
         """Return the content; None if there is no file that can be trusted."""
-        try:
+        with self._warns(), suppress(FileNotFoundError):
             directory = self._check_directory()
             descriptor = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-        except FileNotFoundError:
-            return None
-        with open(descriptor, "rb") as file:  # noqa: PTH123
-            found = os.fstat(descriptor)
-            of_group = _is_of_group(directory) and found.st_gid == directory.st_gid
-            allowed = (of_group and not found.st_mode & 0o007) or _is_private(found)
-            if not stat.S_ISREG(found.st_mode) or not allowed:
-                raise FileRefusedError("a file in it is not a regular one, or others have access to it")
-            return file.read(self.max_bytes)
-
-    @_attempted
-    def write(self, content: bytes) -> None:
-        """Replace the content in one step: a reader sees all of the old content, or all of the new one."""
-        with self._new_file(content, self._make_directory()) as new:
-            new.replace(self.path)
-
-    @_attempted
-    def age(self) -> float | None:
-        """Return the seconds since the file was written, None if they cannot be found out.
-
-        Both times are the file system's, so processes whose clocks differ agree on the age.
-        """
-        with suppress(FileNotFoundError), tempfile.TemporaryFile(dir=self.path.parent) as just_now:
-            return os.fstat(just_now.fileno()).st_mtime - self.path.lstat().st_mtime
+            with open(descriptor, "rb") as file:  # noqa: PTH123
+                found = os.fstat(descriptor)
+                of_group = _is_of_group(directory) and found.st_gid == directory.st_gid
+                allowed = (of_group and not found.st_mode & 0o007) or _is_private(found)
+                if not stat.S_ISREG(found.st_mode) or not allowed:
+                    raise PermissionError("a file in it is not a regular one, or others have access to it")
+                return file.read(MAX_FILE_BYTES)
         return None
 
-    @_attempted
+    def write(self, content: bytes) -> None:
+        """Replace the content in one step: a reader sees all of the old content, or all of the new one."""
+        with self._warns(), self._new_file(content, self._make_directory()) as new:
+            new.replace(self.path)
+
+    def version(self) -> object:
+        """Return what is another value after each write; None if there is no file."""
+        try:
+            found = os.lstat(self.path)
+        except OSError:
+            return None
+        return found.st_ino, found.st_mtime_ns
+
+    def age(self) -> float | None:
+        """Return the seconds since the file was written; None if they are not known.
+
+        Both times are the file system's, so processes whose clocks differ agree on the age. A file from the
+        future has no known age: the clock was set back.
+        """
+        with (
+            self._warns(),
+            suppress(FileNotFoundError),
+            tempfile.TemporaryFile(dir=self.path.parent) as just_now,
+        ):
+            age = os.fstat(just_now.fileno()).st_mtime - self.path.lstat().st_mtime
+            return age if age >= 0 else None
+        return None
+
     def lock(self) -> BaseFileLock | None:
         """Return the file's lock, acquired; None if the file cannot be locked.
 
         :raises Timeout: another process holds the lock.
         """
-        path, directory = self.path.with_suffix(".lock"), self._make_directory()
-        if _is_of_group(directory) and not os.path.lexists(path):
-            # FileLock sets no group, and the mode too late: other users' processes could not open the file.
-            with self._new_file(b"", directory) as new, suppress(FileExistsError):
-                path.hardlink_to(new)
-        lock = FileLock(path, mode=0o660 if _is_of_group(directory) else 0o600)
-        lock.acquire(blocking=False)
-        return lock
+        with self._warns():
+            path, directory = self.path.with_suffix(".lock"), self._make_directory()
+            if _is_of_group(directory) and not os.path.lexists(path):
+                # FileLock sets no group, and the mode too late: other users' processes could not open it.
+                with self._new_file(b"", directory) as new, suppress(FileExistsError):
+                    path.hardlink_to(new)
+            lock = FileLock(path, mode=0o660 if _is_of_group(directory) else 0o600)
+            lock.acquire(blocking=False)
+            return lock
+        return None
+
+    @contextmanager
+    def _warns(self) -> Iterator[None]:
+        """End a block with a warning if the file cannot be used."""
+        try:
+            yield
+        except Timeout:
+            raise
+        except (OSError, NotImplementedError) as error:  # the latter: a file system without locks
+            directory = self.path.parent
+            if directory not in self.warned:
+                self.warned.add(directory)
+                log.warning(
+                    "DingTalk access tokens and events are not shared between processes: the directory %s "
+                    "cannot be used: %s. Set token_cache on the connection to another one, or to false.",
+                    _shown(directory),
+                    getattr(error, "strerror", None) or error,
+                )
 
     @contextmanager
     def _new_file(self, content: bytes, directory: os.stat_result) -> Iterator[Path]:
@@ -152,7 +146,7 @@ class SharedFile:
         found = self.path.parent.lstat()
         of_group = self._group and found.st_mode & 0o077 == 0o070
         if not stat.S_ISDIR(found.st_mode) or not (of_group or _is_private(found)):
-            raise FileRefusedError(
+            raise PermissionError(
                 "it must be this user's alone (mode 0700) or, if the connection names it, a group's (2770)"
             )
         return found

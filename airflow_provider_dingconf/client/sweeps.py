@@ -21,9 +21,9 @@ class Sweeps:
     :param distances: seconds from when Airflow has stored an event to each of its sweeps.
     """
 
+    # When a trigger of this process last fired: several of them can start the same DAG. What others fired
+    # before this process began is not known.
     fired_at: ClassVar[float] = time.monotonic()
-    """When a trigger of this process last fired: several of them can start the same DAG. What others fired
-    before this process began is not known."""
 
     _event = ""
 

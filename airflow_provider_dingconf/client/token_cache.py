@@ -3,6 +3,9 @@
 An access token belongs to credentials and a host, not to a hook. The threads and coroutines of a process
 share it in memory. The processes of a host, such as Airflow's tasks, share it through a file that is
 encrypted with a key derived from the client secret. While one of them fetches a token, the others wait.
+
+A process counts seconds by its own monotonic clock, and takes the age of what another one wrote from the
+file system: neither a clock that is set nor one that is wrong matters.
 """
 
 from __future__ import annotations
@@ -10,25 +13,26 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import math
 import os
 import threading
 import time
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, suppress
+from functools import partial
 from hashlib import sha256
-from itertools import chain, repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from cryptography.fernet import Fernet, InvalidToken
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
-from filelock import BaseFileLock, Timeout
+from filelock import Timeout
 
 from airflow_provider_dingconf.client.shared_files import MAX_FILE_BYTES, SharedFile, default_directory
 from airflow_provider_dingconf.dingtalk.tokens import RENEW_AFTER, Token
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterable
 
     from airflow_provider_dingconf.client.settings import Settings
     from airflow_provider_dingconf.dingtalk.tokens import App
@@ -36,89 +40,95 @@ if TYPE_CHECKING:
 LOCK_SECONDS = 15.0
 """How long to wait at most for another process that fetches a token, before fetching one, too."""
 
-LOCK_POLLS = (0.01, 0.02, 0.05, 0.1)
-"""Seconds between attempts to get the lock; the last repeats. Fifty waiting processes are then no load."""
-
-CLOCK_SKEW_SECONDS = 600.0
-"""For so long after a token was written, a process uses it though it looks expired by its own clock."""
-
-MAX_SEEN = 16 * 1024
-"""How many events are remembered, those of the app that came last."""
+LOCK_POLL_SECONDS = 0.05
+"""Between two attempts to get the lock: fifty waiting processes are then no load."""
 
 _SALT_BYTES = 16
 _EVENT_BYTES = 16
-_SWEPT = b"\0" * _EVENT_BYTES
-"""In place of an event's key: no sweep is due for the events before it."""
+
+_SWEPT = b"\0" * _EVENT_BYTES  # in place of an event's key: no sweep is due for the events before it
+
+MAX_SEEN = MAX_FILE_BYTES // _EVENT_BYTES
+"""How many events of an app are remembered: the last ones."""
 
 T = TypeVar("T")
 
 
-class _EncryptedFile:
-    """A shared file of JSON that cannot be read without the client secret.
+class _SharedValue:
+    """A value in a file of JSON that other processes replace, too; without a file, none is shared.
 
-    :param purpose: what the file is for; the content of another one is refused.
+    :param secret: encrypts the file, unless it is None.
+    :param purpose: what an encrypted file is for; the content of another one is refused.
     """
 
-    def __init__(self, file: SharedFile | None, secret: str, purpose: str) -> None:
-        self.file = file
-        self._secret = secret.encode()
+    def __init__(self, file: SharedFile | None, secret: str | None = None, purpose: str = "") -> None:
+        self.file, self._secret = file, secret
         self._purpose = f"airflow-provider-dingconf {purpose}".encode()
+        self._version: object = None
 
-    def read(self) -> Any:
-        """Return the content; None if it is missing, damaged or not decrypted by the secret."""
+    def look(self, take: Callable[[Any], None]) -> None:
+        """Hand on the value if the file has changed since this process last wrote it or looked."""
+        version = self.file.version() if self.file else None
+        if version != self._version:
+            take(self._read())
+            self._version = version  # not before: another thread would not look, and miss the value
+
+    def age(self) -> float | None:
+        """Return the seconds since the file was written; None if they are not known."""
+        return self.file.age() if self.file else None
+
+    def _read(self) -> Any:
+        """Return the value; None if it is missing, damaged or not decrypted by the secret."""
         content = (self.file.read() if self.file else None) or b""
         try:
-            return json.loads(self._cipher(content[:_SALT_BYTES]).decrypt(content[_SALT_BYTES:]))
-        except (InvalidToken, ValueError):
+            if self._secret is not None:
+                content = self._cipher(content[:_SALT_BYTES]).decrypt(content[_SALT_BYTES:])
+            return json.loads(content)
+        except (InvalidToken, ValueError, RecursionError):
             return None
 
-    def write(self, content: object) -> None:
-        """Replace the content, if there is a file."""
+    def write(self, value: object) -> None:
+        """Replace the value, if there is a file."""
         if self.file:
-            salt = os.urandom(_SALT_BYTES)
-            self.file.write(salt + self._cipher(salt).encrypt(json.dumps(content).encode()))
+            content = json.dumps(value).encode()
+            if self._secret is not None:
+                salt = os.urandom(_SALT_BYTES)
+                content = salt + self._cipher(salt).encrypt(content)
+            self.file.write(content)
+            self._version = self.file.version()
 
     def _cipher(self, salt: bytes) -> Fernet:
         kdf = HKDF(SHA256(), length=32, salt=salt, info=self._purpose)
-        return Fernet(base64.urlsafe_b64encode(kdf.derive(self._secret)))
+        return Fernet(base64.urlsafe_b64encode(kdf.derive((self._secret or "").encode())))
 
 
 class TokenCache:
     """One access token, in memory and, if ``file`` is given, on disk.
 
     :param secret: the client secret, from which the file's key is derived.
-    :param file: the file; None to share nothing between processes.
-    :param polls: seconds between attempts to get the lock; the last repeats.
     """
 
-    def __init__(
-        self, secret: str, file: SharedFile | None = None, polls: Sequence[float] = LOCK_POLLS
-    ) -> None:
-        self._file = _EncryptedFile(file, secret, "access token")
-        self._polls = polls
+    def __init__(self, secret: str, file: SharedFile | None = None) -> None:
+        self._shared = _SharedValue(file, secret, "access token")
         self._token: Token | None = None
-        self._trusted_until = 0.0
+        self._renew_at = 0.0
         self._thread_lock = threading.Lock()
-        self._file_lock: BaseFileLock | None = None
 
     def get(self, refused: Token | None, now: float) -> Token | None:
-        """Return a token that has not expired and, if DingTalk refused one, is newer than that one.
+        """Return a token that is not to be renewed yet, other than the one that DingTalk refused.
 
-        :param refused: the token that DingTalk refused.
-        :param now: seconds since the epoch.
+        :param now: seconds of the monotonic clock, here and below.
         """
-        if self._is_usable(refused, now):
-            return self._token
-        if self._file.file:
-            self._token, self._trusted_until = self._read(), 0.0
-            if self._token and self._token.stale(now):
-                self._trust_if_just_written(self._token, self._file.file.age(), now)
-        return self._token if self._is_usable(refused, now) else None
+        usable = self._usable(refused, now)
+        if usable is None:
+            self._shared.look(partial(self._take, now))
+            usable = self._usable(refused, now)
+        return usable
 
-    def put(self, token: Token) -> None:
-        """Keep a token, for this process and the others."""
-        self._token, self._trusted_until = token, 0.0
-        self._file.write({"value": token.value, "fetched_at": token.fetched_at, "lifetime": token.lifetime})
+    def put(self, token: Token, now: float) -> None:
+        """Keep a token that was just fetched, for this process and the others."""
+        self._keep(token, now)
+        self._shared.write({"value": token.value, "fetched_at": token.fetched_at, "lifetime": token.lifetime})
 
     @asynccontextmanager
     async def fetching(self, seconds: float) -> AsyncIterator[None]:
@@ -129,111 +139,103 @@ class TokenCache:
         :param seconds: how long to wait for the holder; :data:`LOCK_SECONDS` at most.
         """
         give_up = time.monotonic() + min(seconds, LOCK_SECONDS)
-        polls = chain(self._polls, repeat(self._polls[-1]))
-        while not (held := self._try_lock()) and time.monotonic() < give_up:
-            await asyncio.sleep(next(polls))
-        try:
+        with ExitStack() as held:
+            while not self._try_lock(held) and time.monotonic() < give_up:
+                await asyncio.sleep(LOCK_POLL_SECONDS)
             yield
-        finally:
-            if held:
-                self._unlock()
 
-    def _read(self) -> Token | None:
-        try:
-            return Token(**self._file.read())
-        except TypeError:
-            return None
-
-    def _is_usable(self, refused: Token | None, now: float) -> bool:
+    def _usable(self, refused: Token | None, now: float) -> Token | None:
         token = self._token
-        trusted = 0 < self._trusted_until - now <= CLOCK_SKEW_SECONDS
-        return (
-            token is not None
-            and (trusted or not token.stale(now))
-            and (refused is None or token.newer(refused, now))
-        )
+        return token if token != refused and now < self._renew_at else None
 
-    def _trust_if_just_written(self, token: Token, age: float | None, now: float) -> None:
-        """Use a token that was just written for a while: the writer's clock may differ from this one.
+    def _keep(self, token: Token, fetched: float) -> None:
+        self._token, self._renew_at = token, fetched + (token.lifetime or 0.0) * RENEW_AFTER
 
-        Otherwise two hosts with different clocks, or processes, would replace each other's token for each
-        call. If this host's clock was set, the file's age has changed as well, and the token is replaced.
-        """
-        longest = min(CLOCK_SKEW_SECONDS, (token.lifetime or 0.0) * RENEW_AFTER)
-        if age is not None and age >= 0:
-            self._trusted_until = now + longest - age
+    def _take(self, now: float, content: Any) -> None:
+        age = self._shared.age()
+        with suppress(TypeError):
+            self._keep(Token(**content), now - age if age is not None else -math.inf)
 
-    def _try_lock(self) -> bool:
+    def _try_lock(self, held: ExitStack) -> bool:
+        """Return whether the lock could be acquired; ``held`` releases it."""
         if not self._thread_lock.acquire(blocking=False):
             return False
-        try:
-            self._file_lock = self._file.file.lock() if self._file.file else None
-        except BaseException as error:
-            self._thread_lock.release()
-            if isinstance(error, Timeout):
-                return False
-            raise
-        return True
+        with ExitStack() as locks:
+            locks.callback(self._thread_lock.release)
+            with suppress(Timeout):
+                lock = self._shared.file.lock() if self._shared.file else None
+                if lock is not None:
+                    locks.callback(lock.release)
+                held.enter_context(locks.pop_all())
+                return True
+        return False
 
-    def _unlock(self) -> None:
-        lock, self._file_lock = self._file_lock, None
-        try:
-            if lock is not None:
-                lock.release()
-        finally:
-            self._thread_lock.release()
+
+class AddressBan:
+    """The address ban of one host, if there is one: in memory, for all connections, and on disk.
+
+    Deleting the file ends the ban for all processes that read or wrote it.
+
+    :param host: its URL.
+    :param file: of the connection that asks.
+    """
+
+    def __init__(self, host: str, file: SharedFile | None = None) -> None:
+        self.file, self._host = file, host
+        self._shared = _SharedValue(file)
+
+    def seconds_left(self, now: float) -> float:
+        """Return how long DingTalk must not be called; 0 if it may."""
+        self._shared.look(partial(self._take, now))
+        return max(0.0, _bans.get(self._host, now) - now)
+
+    def put(self, now: float, seconds: float) -> None:
+        """Remember a ban, for this process and the others."""
+        _bans[self._host] = now + seconds
+        self._shared.write({"seconds": seconds})
+
+    def _take(self, now: float, content: Any) -> None:
+        if content is None:
+            _bans.pop(self._host, None)
+        elif (age := self._shared.age()) is not None:
+            with suppress(TypeError, KeyError, ValueError, OverflowError):
+                until = now - age + float(content["seconds"])
+                _bans[self._host] = max(_bans.get(self._host, now), until)
 
 
 class SuiteTicket:
-    """The suite ticket that DingTalk pushed last to a third-party app.
+    """The suite ticket that DingTalk pushed last to a third-party app."""
 
-    :param secret: the client secret, from which the file's key is derived.
-    :param file: the file; None to share nothing between processes.
-    :param clock: returns the seconds since the epoch.
-    """
-
-    def __init__(
-        self, secret: str, file: SharedFile | None = None, clock: Callable[[], float] = time.time
-    ) -> None:
-        self._file = _EncryptedFile(file, secret, "suite ticket")
-        self._clock = clock
-        self._known: tuple[float, str | None] = (0.0, None)
+    def __init__(self, secret: str, file: SharedFile | None = None) -> None:
+        self._shared = _SharedValue(file, secret, "suite ticket")
+        self._known = (0.0, "")
 
     @property
     def pushed(self) -> str | None:
         """The ticket; None if DingTalk has not pushed one yet."""
-        return self._latest()[1]
+        return self._newest()[1] or None
 
-    def put(self, ticket: str, at: float) -> None:
+    def put(self, ticket: str, made_at: float | None = None) -> None:
         """Keep a ticket, for this process and the others, unless a newer one is known.
 
-        :param at: when DingTalk made it, in seconds since the epoch; at most now.
+        :param made_at: when DingTalk made it, in seconds since the epoch; if None, it counts as the newest.
         """
-        at = min(at, self._clock())
-        if at < self._latest()[0]:
-            return
-        self._known = (at, ticket)
-        self._file.write({"ticket": ticket, "at": at})
+        newest, _ = self._newest()
+        if made_at is None or made_at >= newest:
+            self._known = (newest if made_at is None else made_at, ticket)
+            self._shared.write({"ticket": ticket, "at": self._known[0]})
 
-    def _latest(self) -> tuple[float, str | None]:
-        """Return the newest ticket and its time; one from the future counts as the oldest."""
-        now = self._clock()
-        known = [(at if at <= now else 0.0, ticket) for at, ticket in (self._known, self._shared())]
-        return max(known, key=lambda one: (one[0], one[1] is not None))
+    def _newest(self) -> tuple[float, str]:
+        self._shared.look(self._take)
+        return self._known
 
-    def _shared(self) -> tuple[float, str | None]:
-        try:
-            content = self._file.read()
-            return float(content["at"]), str(content["ticket"])
-        except (ValueError, TypeError, KeyError):
-            return 0.0, None
+    def _take(self, content: Any) -> None:
+        with suppress(ValueError, TypeError, KeyError):
+            self._known = max(self._known, (float(content["at"]), str(content["ticket"])))
 
 
 class SeenEvents:
-    """Which events of an app started something: the last :data:`MAX_SEEN`, in memory and on disk.
-
-    :param file: the file; None to remember nothing beyond this process.
-    """
+    """Which events of an app started something: the last :data:`MAX_SEEN`, in memory and on disk."""
 
     def __init__(self, file: SharedFile | None = None) -> None:
         self._file = file
@@ -248,7 +250,7 @@ class SeenEvents:
         return _event_key(event_id) in self._seen
 
     def add(self, event_ids: Iterable[str], *, swept: bool = False) -> None:
-        """Remember events that started something, in this process; :meth:`save` writes them to the file.
+        """Remember events that started something, until :meth:`save` in this process alone.
 
         :param swept: whether no sweep is due for these events and those before.
         """
@@ -284,118 +286,54 @@ def _event_key(event_id: str) -> bytes:
     return sha256(event_id.encode()).digest()[:_EVENT_BYTES]
 
 
-class AddressBan:
-    """The address ban of one host, if there is one: in memory, for all connections, and on disk.
+_bans: dict[str, float] = {}
+"""When the ban of each host ends, by the monotonic clock."""
 
-    Deleting the file ends the ban for all processes that read or wrote it.
-
-    :param host: its URL.
-    :param file: the file of the connection that asks; None to share nothing between processes.
-    """
-
-    def __init__(self, host: str, file: SharedFile | None = None) -> None:
-        self.file = file
-        self._host = host
-        self._content: bytes | None = None
-
-    def seconds_left(self, now: float) -> float:
-        """Return how long DingTalk must not be called; 0 if it may.
-
-        :param now: seconds since the epoch.
-        """
-        if self.file and (self._content is not None or os.path.lexists(self.file.path)):
-            self._read(self.file, now)
-        return self._known_seconds_left(now)
-
-    def put(self, now: float, seconds: float) -> None:
-        """Remember a ban, for this process and the others."""
-        _bans[self._host] = (now, now + seconds)
-        if self.file:
-            self.file.write(json.dumps(_bans[self._host]).encode())
-
-    def _read(self, file: SharedFile, now: float) -> None:
-        content = file.read()
-        if content is None and self._content is not None and not os.path.lexists(file.path):
-            _bans.pop(self._host, None)
-            self._content = None
-        if content is None or content == self._content:
-            return
-        try:
-            began, until = map(float, json.loads(content))
-        except (ValueError, TypeError, OverflowError, RecursionError):
-            return
-        if (began, until) != _bans.get(self._host):  # another process wrote it, whose clock may differ
-            age = file.age()
-            left = until - began - (now - began if age is None else age)
-            if self._known_seconds_left(now) < left <= until - began:
-                _bans[self._host] = (now, now + left)
-        self._content = content
-
-    def _known_seconds_left(self, now: float) -> float:
-        began, until = _bans.get(self._host, (0.0, 0.0))
-        return until - now if began <= now < until else 0.0  # one from the future: the clock was set back
-
-
-_bans: dict[str, tuple[float, float]] = {}
 _kept: dict[object, Any] = {}
 
 
 def token_cache_of(settings: Settings) -> TokenCache:
     """Return the cache of the connection's credentials: the same for all who ask with the same ones."""
     app = cast("App", settings.app)  # with a static token, nobody asks
-    # The client secret makes the file's name one that cannot be guessed.
     name = _digest(settings.base_url, app.kind, app.client_id, app.corp_id, app.client_secret)
-    file = shared_file(settings, f"{name}.token")
-    return _once(settings, name, lambda: TokenCache(app.client_secret, file))
+    return _once(settings, f"{name}.token", lambda file: TokenCache(app.client_secret, file))
 
 
 def address_ban_of(settings: Settings) -> AddressBan:
     """Return the ban of the connection's host, if there is one."""
     name = f"{sha256(settings.base_url.encode()).hexdigest()}.ban"
-    return _once(settings, name, lambda: AddressBan(settings.base_url, shared_file(settings, name)))
+    return _once(settings, name, lambda file: AddressBan(settings.base_url, file))
 
 
 def suite_ticket_of(settings: Settings) -> SuiteTicket:
     """Return the suite ticket of the connection's app, whatever its organisation."""
-    app, name = cast("App", settings.app), f"{_app_name(settings)}.ticket"
-    return _once(settings, name, lambda: SuiteTicket(app.client_secret, shared_file(settings, name)))
+    secret = cast("App", settings.app).client_secret
+    return _once(settings, f"{_app_name(settings)}.ticket", lambda file: SuiteTicket(secret, file))
 
 
 def seen_events_of(settings: Settings) -> SeenEvents:
     """Return which events of the connection's app have started something."""
-    name = f"{_app_name(settings)}.events"
-    return _once(settings, name, lambda: SeenEvents(shared_file(settings, name, MAX_SEEN * _EVENT_BYTES)))
+    return _once(settings, f"{_app_name(settings)}.events", SeenEvents)
 
 
 def _app_name(settings: Settings) -> str:
-    """Return a name for the connection's app that cannot be guessed without its secret."""
     app = cast("App", settings.app)
     return _digest(settings.base_url, app.client_id, app.client_secret)
 
 
 def _digest(*parts: str | None) -> str:
+    """Return the name of a file, which cannot be guessed if the client secret is among the parts."""
     return sha256(json.dumps(parts).encode()).hexdigest()
 
 
-def _once(settings: Settings, name: str, make: Callable[[], T]) -> T:
-    key = (settings.token_cache, name)
-    if key not in _kept:
-        _kept.setdefault(key, make())
-    return cast("T", _kept[key])
-
-
-def shared_file(settings: Settings, name: str, max_bytes: int = MAX_FILE_BYTES) -> SharedFile | None:
-    """Return a file that the processes of this host share; None if the connection switches sharing off.
-
-    :param settings: what the connection says.
-    :param name: of the file.
-    :param max_bytes: how much of the file is read.
-    """
-    if settings.token_cache is False:
-        return None
-    if settings.token_cache is True:
-        return SharedFile(default_directory() / name, max_bytes)
-    return SharedFile(Path(settings.token_cache) / name, max_bytes, group=True)
+def _once(settings: Settings, name: str, make: Callable[[SharedFile | None], T]) -> T:
+    """Return what this process keeps in a file; without one, if the connection switches the sharing off."""
+    where = settings.token_cache
+    if (where, name) not in _kept:
+        directory = default_directory() if where is True else Path(where or "")
+        file = SharedFile(directory / name, group=where is not True) if where else None
+        _kept.setdefault((where, name), make(file))
+    return cast("T", _kept[where, name])
 
 
 def forget() -> None:

@@ -39,25 +39,21 @@ class TokenSource:
         mask: Callable[[Iterable[str]], Awaitable[None]],
         log: logging.Logger,
     ) -> None:
-        self._settings = settings
-        self._app = cast("App", settings.app)
-        self._send = send
-        self._mask = mask
-        self._log = log
+        self._settings, self._app = settings, cast("App", settings.app)
+        self._send, self._mask, self._log = send, mask, log
         self._cache = token_cache_of(settings)
         self._masked: Token | None = None
 
     async def get(self, refused: Token | None, until: float) -> Token:
-        """Return a token other than the refused one.
+        """Return a token other than the one that DingTalk refused.
 
-        :param refused: the token that DingTalk refused.
         :param until: when the call ends that needs the token, by the monotonic clock.
         """
-        token = self._cache.get(refused, time.time())
+        token = self._cache.get(refused, time.monotonic())
         if token is None:
             # Half of the time that is left is kept for the call itself.
             async with self._cache.fetching(seconds_left(until) / 2):
-                token = self._cache.get(refused, time.time()) or await self._fetch(until)
+                token = self._cache.get(refused, time.monotonic()) or await self._fetch(until)
         if token != self._masked:  # another process may have fetched it
             await self._mask([token.value])
             self._masked = token
@@ -81,7 +77,7 @@ class TokenSource:
                     raise  # else the ticket of the Airflow connection may be the newer one
         token = token or await self._token_of(app, until)
         self._log.info("access token: fetched for the %s %s", app.kind, app.client_id)
-        self._cache.put(token)
+        self._cache.put(token, time.monotonic())
         return token
 
     async def _token_of(self, app: App, until: float) -> Token:

@@ -62,25 +62,13 @@ class Token:
     """An access token."""
 
     value: str = field(repr=False)
-    fetched_at: float = 0.0  # when it was requested, in seconds of the clock that "stale" gets
+    fetched_at: float = 0.0  # when it was requested, in seconds since the epoch
     lifetime: float | None = None  # in seconds; None for a token from elsewhere, which cannot be renewed
 
     @property
     def static(self) -> bool:
         """Whether the token comes from elsewhere."""
         return self.lifetime is None
-
-    def stale(self, now: float) -> bool:
-        """Return whether the token is to be renewed, or comes from the future: a clock was set back."""
-        return self.lifetime is not None and not 0 <= now - self.fetched_at < self.lifetime * RENEW_AFTER
-
-    def newer(self, other: Token, now: float) -> bool:
-        """Return whether the token, which is not stale, was fetched after another one.
-
-        DingTalk may give the same value again, renewed. If it refused a newer one, an older one is no help.
-        """
-        clock_was_set_back = other.fetched_at > now
-        return self != other and (self.fetched_at >= other.fetched_at or clock_was_set_back)
 
 
 def read_token(content: Mapping[str, Any], fetched_at: float) -> Token:

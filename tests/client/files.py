@@ -101,26 +101,26 @@ def as_ordinary_user(*paths: Path) -> Iterator[None]:
 
 async def put_while_fetching(cache: TokenCache, token: Token) -> None:
     async with cache.fetching(seconds=60):
-        cache.put(token)
+        cache.put(token, time.monotonic())
 
 
 def put_all(settings: Settings) -> None:
     """Write a file of each kind."""
-    asyncio.run(put_while_fetching(token_cache_of(settings), replace(TOKEN, fetched_at=time.time())))
+    asyncio.run(put_while_fetching(token_cache_of(settings), TOKEN))
     suite_ticket_of(settings).put("the-ticket", 1.0)
-    address_ban_of(settings).put(time.time(), 300)
+    address_ban_of(settings).put(time.monotonic(), 300)
     seen_events_of(settings).add(["an-event"])
     seen_events_of(settings).save()
 
 
 def found_of_all(settings: Settings) -> list[bool]:
     """Return whether the content of each kind of file is found."""
-    token, events = token_cache_of(settings).get(None, time.time()), seen_events_of(settings)
+    token, events = token_cache_of(settings).get(None, time.monotonic()), seen_events_of(settings)
     events.load()
     return [
         token is not None and token.value == TOKEN.value,
         suite_ticket_of(settings).pushed == "the-ticket",
-        address_ban_of(settings).seconds_left(time.time()) > 0,
+        address_ban_of(settings).seconds_left(time.monotonic()) > 0,
         "an-event" in events,
     ]
 

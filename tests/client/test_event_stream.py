@@ -379,7 +379,8 @@ async def test_nothing_is_called_during_a_ban(sandbox: Sandbox) -> None:
         assert len(sandbox.calls) == 1
 
 
-async def test_a_silent_stream_is_replaced_and_no_event_is_lost(sandbox: Sandbox) -> None:
+async def test_a_silent_stream_is_replaced_and_no_event_is_lost(sandbox: Sandbox, conn: Any) -> None:
+    conn(extra={"stream_silence": 0.3})
     open_before: list[int] = []
 
     def on_call(call: Any) -> None:
@@ -389,15 +390,18 @@ async def test_a_silent_stream_is_replaced_and_no_event_is_lost(sandbox: Sandbox
             open_before.append(sandbox.streams)
 
     sandbox.on_call = on_call
-    async with watching(sandbox, silence=0.3) as (watcher,):
+    async with watching(sandbox) as (watcher,):
         await until(lambda: len(open_before) >= 3 and acknowledged(sandbox))
         assert {"1", "2"} <= {*watcher.titles}
         assert len(watcher.titles) == len({*watcher.titles})
     assert open_before[:3] == [0, 1, 1], "the new one is there before the old one ends"
 
 
-async def test_a_silent_stream_that_cannot_be_replaced_is_a_failed_connection(sandbox: Sandbox) -> None:
-    async with watching(sandbox, silence=0.3) as (watcher,):
+async def test_a_silent_stream_that_cannot_be_replaced_is_a_failed_connection(
+    sandbox: Sandbox, conn: Any
+) -> None:
+    conn(extra={"stream_silence": 0.3})
+    async with watching(sandbox) as (watcher,):
         sandbox.fail(Fault(call="stream", code="systemError", times=2))
         await until(lambda: len(sandbox.calls_of("stream")) == 4 and sandbox.streams == 1)
         sandbox.create_conference()

@@ -96,7 +96,7 @@ def test_a_stolen_file_is_worth_nothing_without_the_secret(tmp_path: Path) -> No
     token, ticket = (SharedFile(*(tmp_path / "cache").glob(f"*.{kind}")) for kind in ("token", "ticket"))
 
     def found(secret: str) -> list[Any]:
-        value = TokenCache(secret, token).get(None, time.time())
+        value = TokenCache(secret, token).get(None, time.monotonic())
         return [value and value.value, SuiteTicket(secret, ticket).pushed]
 
     assert found("the-secret") == ["the-token", "the-ticket"]
@@ -235,8 +235,8 @@ def test_a_read_only_directory_costs_the_sharing_and_one_warning(
         began = time.monotonic()
         asyncio.run(put_while_fetching(cache, TOKEN))
         assert time.monotonic() - began < 5, "a cache that cannot lock does not wait"
-        assert cache.get(None, now=1_001) == TOKEN
-        assert another.get(None, now=1_001) is None
+        assert cache.get(None, time.monotonic()) == TOKEN
+        assert another.get(None, time.monotonic()) is None
     assert len(warnings_of(caplog)) == 1
     assert not list(tmp_path.iterdir())
 
@@ -267,17 +267,17 @@ def test_a_file_is_replaced_in_one_step(tmp_path: Path) -> None:
 def test_an_older_file_does_not_replace_a_token_that_could_not_be_written(
     lock: Any, directory: Path, sandbox: Sandbox
 ) -> None:
-    """The disk fills up after the first token; DingTalk then refuses one token after the other."""
+    """Nothing can be written after the first token; DingTalk then refuses one token after the other."""
     lock()
-    hook = DingTalkConferenceHook()
-    old = token_file(directory)
-    content = old.read_bytes()
-    for _ in range(3):
-        sandbox.revoke_tokens()
-        hook.lock_conference("sandbox-open")
-        old.write_bytes(content)
-    hook.close()
+    content = token_file(directory).read_bytes()
+    directory.chmod(0o500)
+    let_others_enter(directory.parent)
+    with as_ordinary_user(directory, *directory.iterdir()), closing(DingTalkConferenceHook()) as hook:
+        for _ in range(3):
+            sandbox.revoke_tokens()
+            hook.lock_conference("sandbox-open")
     assert fetched(sandbox) == 4
+    assert token_file(directory).read_bytes() == content
 
 
 # What Airflow masks
@@ -301,7 +301,7 @@ def test_the_warning_and_the_ban_show_the_directory_though_airflow_masks_its_pat
     hook = DingTalkConferenceHook()
     mask_secret(hook.get_connection(hook.dingtalk_conn_id).extra_dejson)  # as Airflow does, by the names
     assert redact(f"as in {directory}/a.ban") == "as in ***/a.ban"
-    token_cache_of(hook.settings).put(TOKEN)
+    token_cache_of(hook.settings).put(TOKEN, now=1_000)
     (warning,) = warnings_of(caplog)
     shown = f"directory 'dingconf' in {str(tmp_path)!r}"
     assert f"the {shown} cannot be used" in redact(warning)

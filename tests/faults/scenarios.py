@@ -167,12 +167,12 @@ def operator(pipe: Connection, meeting: str) -> None:
 
 
 def lock_on_request(pipe: Connection, meeting: str) -> None:
-    """Lock each time that the test sends by how many seconds the clock is fast; send the result."""
-    hook, clock = DingTalkConferenceHook(max_attempts=1), time.time
+    """Lock each time that the test sends how many seconds have passed; send the result."""
+    hook, clock = DingTalkConferenceHook(max_attempts=1), time.monotonic
     pipe.send("ready")
     while True:
-        fast = pipe.recv()
-        time.time = lambda fast=fast: clock() + fast
+        passed = pipe.recv()
+        time.monotonic = lambda passed=passed: clock() + passed
         try:
             hook.lock_conference(meeting)
             pipe.send(("locked", None))
