@@ -67,11 +67,16 @@ class _SharedValue:
         self._version: object = None
 
     def look(self, take: Callable[[Any], None]) -> None:
-        """Hand on the value if the file has changed since this process last wrote it or looked."""
+        """Hand on the value if the file has changed since this process last wrote it or looked.
+
+        None says that the file was deleted. One that cannot be read says nothing, and may be readable later.
+        """
         version = self.file.version() if self.file else None
         if version != self._version:
-            take(self._read())
-            self._version = version  # not before: another thread would not look, and miss the value
+            value = self._read()
+            if value is not None or version is None:
+                take(value)
+                self._version = version  # not before: another thread would not look, and miss the value
 
     def age(self) -> float | None:
         """Return the seconds since the file was written; None if they are not known."""
@@ -231,7 +236,9 @@ class SuiteTicket:
 
     def _take(self, content: Any) -> None:
         with suppress(ValueError, TypeError, KeyError):
-            self._known = max(self._known, (float(content["at"]), str(content["ticket"])))
+            made_at, ticket = float(content["at"]), str(content["ticket"])
+            if made_at >= self._known[0]:
+                self._known = made_at, ticket
 
 
 class SeenEvents:

@@ -361,6 +361,24 @@ def test_a_ban_that_the_process_knows_of_holds_for_connections_with_other_files(
     assert address_ban_of(replace(one, base_url="https://api.dingtalk.com")).seconds_left(now=1_100) == 0
 
 
+def test_a_ban_that_the_process_knows_of_outlasts_a_file_that_cannot_be_read(tmp_path: Path) -> None:
+    one, other = (SharedFile(tmp_path / name / "host.ban") for name in ("one", "other"))
+    AddressBan(SETTINGS.base_url, other).put(now=1_000, seconds=1)
+    AddressBan(SETTINGS.base_url, one).put(now=1_000, seconds=300)
+    other.path.chmod(0o644)  # others can read the file, so nothing in it counts
+    assert AddressBan(SETTINGS.base_url, other).seconds_left(now=1_100) == 200
+
+
+def test_a_ban_that_could_not_be_read_at_first_holds_when_it_can(file: DatedFile) -> None:
+    AddressBan(SETTINGS.base_url, file).put(now=1_000, seconds=300)
+    token_cache.forget()
+    ban = AddressBan(SETTINGS.base_url, file)
+    file.path.chmod(0o644)
+    assert ban.seconds_left(now=1_000) == 0
+    file.path.chmod(0o600)
+    assert ban.seconds_left(now=1_000) == 300
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -410,6 +428,13 @@ def test_the_newest_suite_ticket_counts_by_dingtalks_clock(file: DatedFile, rest
             kept = SuiteTicket("the-secret", file)
         kept.put(ticket, made_at)
         assert kept.pushed == expected
+
+
+def test_every_process_uses_a_ticket_without_a_time_once_it_is_pushed(file: DatedFile) -> None:
+    one, other = (SuiteTicket("the-secret", file) for _ in range(2))
+    for ticket in ("ticket-b", "ticket-a", "ticket-c"):
+        one.put(ticket)
+        assert other.pushed == ticket
 
 
 # Seen events
