@@ -108,7 +108,7 @@ class ConferenceOperator(CallingTask):
         self._begin(context, hook)
         # A section locks all again at each try: the one before it has rolled back.
         is_resumed = self._is_of_many and not self.unlock_on_failure
-        self._completed = CompletedMeetings(context if is_resumed else {}, hook.settings)
+        self._completed = CompletedMeetings(context if is_resumed else {}, hook.settings, self.retries)
         before = self._completed.load()
         self._results = list(before)
         ids: list[Any] = [] if self._is_of_many else [None]

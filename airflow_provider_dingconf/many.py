@@ -120,13 +120,17 @@ class CompletedMeetings:
     or if the store fails, a retry asks again for completed meetings, which costs calls and changes nothing.
 
     :param settings: the connection's: results of another DingTalk do not count.
+    :param retries: of the task.
     """
 
-    def __init__(self, context: Mapping[str, Any], settings: Settings) -> None:
+    def __init__(self, context: Mapping[str, Any], settings: Settings, retries: int | None) -> None:
         self._store: Any = context.get("task_state_store")
-        # If the task is cleared, Airflow raises max_tries: then all is asked for again.
-        tries = getattr(context.get("ti"), "max_tries", 0)
-        self._life = [tries, settings.base_url, settings.app and settings.app.client_id]
+        # If the task is cleared, Airflow makes max_tries the tries so far and the retries of then: one of the
+        # two differs from before, and all is asked for again. If the last try is cleared while it runs, it
+        # unlocks all, and another one comes that max_tries does not count.
+        ti = context.get("ti")
+        tries = max(ti.max_tries or 0, ti.try_number - 1) if ti else 0
+        self._life = [tries, retries, settings.base_url, settings.app and settings.app.client_id]
         self._new: list[dict[str, Any]] = []
         self._entries = 0
 

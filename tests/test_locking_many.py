@@ -362,6 +362,16 @@ def test_a_retry_locks_the_remaining_meetings(
     assert (locks_of(sandbox, fine), locks_of(sandbox, flaky)) == (locks, 2)
 
 
+def test_a_cleared_task_locks_all_again_though_it_has_fewer_retries_now(
+    sandbox: Sandbox, store: Store
+) -> None:
+    (meeting,) = create(sandbox, 1)
+    lock([meeting], retries=1).execute(a_try(1, of=2, store=store))
+    # Airflow has made max_tries of one try so far and no retries, which is what it was.
+    lock([meeting], retries=0).execute(a_try(2, of=2, store=store))
+    assert locks_of(sandbox, meeting) == 2
+
+
 def test_a_meeting_that_one_dingtalk_has_locked_is_not_completed_for_another(
     sandbox: Sandbox, conn: Callable[..., None], store: Store
 ) -> None:
@@ -583,7 +593,7 @@ def interrupted(sandbox: Sandbox, meetings: list[str], handler: Any, more: int =
 
 @pytest.mark.parametrize(("section", "tries"), [(False, 2), (False, 1), (True, 2)])
 def test_an_interrupted_task_undoes_what_was_being_locked_and_all_that_no_try_will_take_up(
-    sandbox: Sandbox, section: bool, tries: int
+    sandbox: Sandbox, store: Store, section: bool, tries: int
 ) -> None:
     meetings = create(sandbox, 8)
     for slow in meetings[-4:]:  # DingTalk locks it, and responds late
@@ -591,9 +601,13 @@ def test_an_interrupted_task_undoes_what_was_being_locked_and_all_that_no_try_wi
     task = lock(meetings, concurrency=4, unlock_on_failure=section)
     began = time.monotonic()
     with interrupted(sandbox, meetings, raise_interrupted):
-        task.execute(a_try(of=tries))
+        task.execute(a_try(of=tries, store=store))
     assert time.monotonic() - began < 45
     assert locked(sandbox, meetings) == ([] if section or tries == 1 else meetings[:4])
+    sandbox.heal()
+    # Also after the only try: a task that is cleared while it runs is tried again.
+    lock(meetings, unlock_on_failure=section).execute(a_try(2, of=tries, store=store))
+    assert locked(sandbox, meetings) == meetings
 
 
 def test_a_task_that_airflow_ends_in_a_section_unlocks_what_it_has_locked(sandbox: Sandbox) -> None:
