@@ -138,7 +138,7 @@ class CloseConferenceOperator(CallingTask):
         and the task succeeds. (templated)
     :param creator_id: the unionId of the host, who alone may close the meeting. (templated)
 
-    The other parameters, and the errors, are as in the create: those of :class:`LockConferenceOperator`.
+    The other parameters, and the errors, are those of :class:`LockConferenceOperator`.
     """
 
     action = "close"
@@ -201,7 +201,7 @@ class ConferenceMembersOperator(CallingTask):
     :param conference_id: the meeting's conferenceId, or the XCom of a :class:`CreateConferenceOperator`, a
         lock or a sensor. (templated)
 
-    The other parameters, and the errors, are as in the create: those of :class:`LockConferenceOperator`.
+    The other parameters, and the errors, are those of :class:`LockConferenceOperator`.
     """
 
     action = "the list of members"

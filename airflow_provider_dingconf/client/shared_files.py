@@ -68,7 +68,7 @@ class SharedFile:
             new.replace(self.path)
 
     def version(self) -> object:
-        """Return what is another value after each write; None if there is no file."""
+        """Return a value that each write changes; None if there is no file."""
         try:
             found = os.lstat(self.path)
         except OSError:
