@@ -10,6 +10,7 @@ import logging
 import os
 import stat
 import tempfile
+import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -81,12 +82,11 @@ class SharedFile:
         Both times are the file system's, so processes whose clocks differ agree on the age. A file from the
         future has no known age: the clock was set back.
         """
-        with (
-            self._warns(),
-            suppress(FileNotFoundError),
-            tempfile.TemporaryFile(dir=self.path.parent) as just_now,
-        ):
-            age = os.fstat(just_now.fileno()).st_mtime - self.path.lstat().st_mtime
+        now = time.time()  # of a disk that is full or read-only, nothing else says the time
+        with suppress(OSError), tempfile.TemporaryFile(dir=self.path.parent) as just_now:
+            now = os.fstat(just_now.fileno()).st_mtime
+        with suppress(FileNotFoundError):
+            age = now - self.path.lstat().st_mtime
             return age if age >= 0 else None
         return None
 
