@@ -111,7 +111,7 @@ async def each_meeting(
     meetings: Sequence[Reference],
     act: Callable[[Reference], Awaitable[ConferenceResult]],
     concurrency: int,
-    on_result: Callable[[ConferenceResult], object],
+    on_result: Callable[[ConferenceResult], object] | None = None,
 ) -> list[ConferenceResult]:
     """Do something with each meeting, some at a time, and return the results in the order of the meetings.
 
@@ -129,7 +129,8 @@ async def each_meeting(
                 logged_at = time.monotonic()
                 failed = sum(not one.success for one in results.values())
                 log.info("%s: %d of %d meetings, %d failed", result.action, len(results), total, failed)
-            on_result(result)
+            if on_result:
+                on_result(result)
 
     workers = [asyncio.ensure_future(work()) for _ in range(min(concurrency, total))]
     try:
