@@ -247,7 +247,8 @@ def sync(
         self._connect()  # here: Airflow looks connections up for the main thread
         # An iterator is consumed here: it may wait for the background event loop itself.
         given: Any = [list(each) if isinstance(each, Iterator) else each for each in args]
-        work: Work[T] = partial(method, self, *given, **kwargs)
+        named: Any = {name: list(one) if isinstance(one, Iterator) else one for name, one in kwargs.items()}
+        work: Work[T] = partial(method, self, *given, **named)
         result: T = run(work, partial(undo, self) if undo else None)
         return result
 
