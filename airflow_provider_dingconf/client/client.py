@@ -10,7 +10,7 @@ import asyncio
 import copy
 import logging
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -93,41 +93,25 @@ class _Attempts:
             self.limiter.hold(state.upcoming_sleep)
 
 
+@dataclass(eq=False, repr=False)
 class DingTalkClient:
     """Makes calls to DingTalk.
 
     Connections are kept open between calls within ``async with client:``, and in the background event loop
     until :meth:`close`.
-
-    :param settings: what the Airflow connection says.
-    :param max_attempts: attempts of one call in all.
-    :param max_seconds: seconds of one call in all, the waits between attempts included.
-    :param mask: is awaited with each new secret, before the secret is used.
-    :param count: receives the call and the error, if any, of each request that was sent, calls for an access
-        token included; it must not raise.
-    :param log: where each attempt is logged.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        *,
-        max_attempts: int,
-        max_seconds: float,
-        mask: Callable[[Iterable[str]], Awaitable[None]],
-        count: Callable[[Call, BaseException | None], object],
-        log: logging.Logger,
-    ) -> None:
-        self.settings = settings
-        self.max_attempts = max_attempts
-        self.max_seconds = max_seconds
-        self._mask = mask
-        self._count = count
-        self._log = log
-        self.is_superseded: Callable[[], Awaitable[bool]] = _never
-        """Returns whether another process has locked the same meetings since; they then stay locked."""
-        self.sessions: dict[asyncio.AbstractEventLoop, HttpSession] = {}
-        self._masked_token: Token | None = None
+    settings: Settings
+    max_attempts: int  # of one call in all
+    max_seconds: float  # of one call in all, the waits between attempts included
+    mask: Callable[[Iterable[str]], Awaitable[None]]  # is awaited with each new secret, before its use
+    # Receives the call and the error, if any, of each request, also for an access token; it must not raise.
+    count: Callable[[Call, BaseException | None], object]
+    log: logging.Logger
+    # Returns whether another process has locked the same meetings since; they then stay locked.
+    is_superseded: Callable[[], Awaitable[bool]] = _never
+    sessions: dict[asyncio.AbstractEventLoop, HttpSession] = field(default_factory=dict)
+    _masked_token: Token | None = None
 
     @property
     def limiter(self) -> RateLimiter:
@@ -227,7 +211,7 @@ class DingTalkClient:
         finally:
             took = (time.perf_counter() - began) * 1000
             facts = (attempts.call.name, outcome, attempts.made, took)
-            self._log.log(level, "%s: %s [attempt %d, %.0f ms]", *facts)
+            self.log.log(level, "%s: %s [attempt %d, %.0f ms]", *facts)
 
     async def _exchange(self, attempts: _Attempts, until: float) -> CallResult:
         """Get a token, send the call and read the response; if the token is refused, repeat it once."""
@@ -270,9 +254,9 @@ class DingTalkClient:
             hidden = (*self.settings.secrets, *secrets, *([token] if token else ()))
             result = read_response(call, response, time.time(), hidden)
         except BaseException as error:
-            self._count(call, error)
+            self.count(call, error)
             raise
-        self._count(call, None)
+        self.count(call, None)
         return result
 
     # Access tokens
@@ -305,7 +289,7 @@ class DingTalkClient:
             async with self._tokens.fetching(_seconds_left(until) / 2):
                 token = self._tokens.get(refused, time.monotonic()) or await self._fetch_token(until)
         if token != self._masked_token:  # another process may have fetched it
-            await self._mask([token.value])
+            await self.mask([token.value])
             self._masked_token = token
         return token
 
@@ -314,14 +298,14 @@ class DingTalkClient:
         app = self._app
         pushed, token = suite_ticket_of(self.settings).pushed if app.suite_ticket else None, None
         if pushed and pushed != app.suite_ticket:
-            await self._mask([pushed])
+            await self.mask([pushed])
             try:
                 token = await self._token_for(replace(app, suite_ticket=pushed), until)
             except CredentialsError as error:
                 if error.code != "invalidSuiteTicket":
                     raise  # else the ticket of the Airflow connection may be the newer one
         token = token or await self._token_for(app, until)
-        self._log.info("access token: fetched for the %s %s", app.kind, app.client_id)
+        self.log.info("access token: fetched for the %s %s", app.kind, app.client_id)
         self._tokens.put(token, time.monotonic())
         return token
 
@@ -336,7 +320,6 @@ class DingTalkClient:
     ) -> ConferenceResult:
         """Lock or unlock a meeting; a lock that is cancelled before its response came is rolled back.
 
-        :param action: ``lock`` or ``unlock``.
         :param limiter: of a bulk: the call has waited for it, and is logged only if it fails.
         """
         attempts = _Attempts(lock_call(meeting, action), limiter, quiet=limiter is not None)
@@ -395,9 +378,8 @@ class DingTalkClient:
     async def roll_back(
         self, conference_ids: Iterable[str], *, quickly: bool = False
     ) -> list[ConferenceResult]:
-        """Unlock meetings whose lock is not wanted any more, unless superseded; raises nothing.
+        """Unlock meetings that are or may be locked, unless superseded; raises nothing.
 
-        :param conference_ids: of meetings that were locked, or may be.
         :param quickly: whether the process is about to be killed: all of it then has
             :data:`~airflow_provider_dingconf.client.sync.CLEAN_UP_SECONDS`.
         """

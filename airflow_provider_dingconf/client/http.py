@@ -60,7 +60,6 @@ class _Received(Response):
 class HttpSession:
     """Connections to DingTalk that are kept open, for one event loop.
 
-    :param settings: what the Airflow connection says.
     :param stays_open: whether it stays open when nobody uses it.
     """
 
@@ -78,13 +77,13 @@ class HttpSession:
         url, proxy = settings.base_url, settings.proxy
         headers = {"Accept-Encoding": "identity"}
         self._session = _session(settings, url, proxy, headers=headers, auto_decompress=False)
+        self.close = self._session.close
         self._proxy = _through(proxy)
         _open_sessions.add(self)
 
     def send(self, request: Request, seconds: float) -> Awaitable[Response]:
         """Send a request and return the response; to be awaited.
 
-        :param request: what goes over the wire.
         :param seconds: the time limit of the whole exchange.
         :raises DingTalkError: there was no complete response.
         """
@@ -122,10 +121,6 @@ class HttpSession:
         except _FAULTS as error:
             token = headers.get(TOKEN_HEADER, "")
             raise _network_error(self._settings, error, secrets=(token,)) from None
-
-    async def close(self) -> None:
-        """Close the connections."""
-        await self._session.close()
 
 
 def _session(
@@ -172,8 +167,6 @@ async def websocket(
 ) -> AsyncIterator[aiohttp.ClientWebSocketResponse]:
     """Connect to an event stream for a block; the block's end closes it, whatever the peer does.
 
-    :param settings: what the Airflow connection says.
-    :param address: the address of the stream.
     :param ping_seconds: between the pings that find a peer that went silent, which has half as long to reply.
     :raises DingTalkError: there was no connection.
     """
@@ -195,11 +188,8 @@ async def websocket(
                 settings.timeout.connect + settings.timeout.read,
             )
         except aiohttp.WSServerHandshakeError as error:
-            raise ConnectionLostError(
-                f"{where} refuses the connection: HTTP {error.status}",
-                code="connectionLost",
-                http_status=error.status,
-            ) from None
+            said = f"{where} refuses the connection: HTTP {error.status}"
+            raise ConnectionLostError(said, code="connectionLost", http_status=error.status) from None
         except _FAULTS as error:
             raise _network_error(settings, error, where=where, secrets=secrets) from None
         try:
@@ -225,9 +215,9 @@ def _tls(settings: Settings, url: str) -> ssl.SSLContext | bool:
     if not _has_tls(url):
         return True
     trusted, cert = settings.verify, settings.cert
-    if not isinstance(trusted, str):
-        named = (os.environ.get(name) for name in _AUTHORITIES) if trusted else ()
-        trusted = next(filter(None, named), certifi.where())
+    if trusted is True:
+        trusted = next(filter(None, map(os.environ.get, _AUTHORITIES)), False)
+    trusted = trusted or certifi.where()
     pair = (cert,) if isinstance(cert, str) else cert or ()
     try:
         changed = tuple(Path(file).stat().st_mtime_ns for file in (trusted, *pair))
