@@ -42,6 +42,7 @@ from airflow_provider_dingconf.dingtalk.errors import (
     CertificateError,
     CredentialsError,
     DingTalkError,
+    PermissionDeniedError,
     RedirectError,
     RefusedError,
     ThrottledError,
@@ -268,7 +269,11 @@ class DingTalkClient:
         :raises DingTalkError: there was no token, or DingTalk refuses the static one.
         """
         if self.settings.app is None:
-            await self.call(list_call(max_results=1))
+            try:
+                await self.call(list_call(max_results=1))
+            except PermissionDeniedError as error:  # the token may lock without being allowed to read
+                if not (error.code or "").endswith("AccessTokenPermissionDenied"):
+                    raise
             return None
         client = copy.copy(self)
         client.max_attempts = 1
