@@ -17,7 +17,7 @@ from airflow_provider_dingconf.client.client import DingTalkClient
 from airflow_provider_dingconf.client.settings import read_connection
 from airflow_provider_dingconf.client.sync import run, run_at_exit, run_later
 from airflow_provider_dingconf.compat import get_async_connection, mask_secret
-from airflow_provider_dingconf.dingtalk.errors import DingTalkError, PermissionDeniedError
+from airflow_provider_dingconf.dingtalk.errors import DingTalkError
 from airflow_provider_dingconf.dingtalk.limits import MAX_ATTEMPTS, MAX_SECONDS, check_limits
 from airflow_provider_dingconf.metrics import count_request
 
@@ -77,13 +77,9 @@ class ConnectionHook(BaseHook):
         return self._client
 
     def _client_of(self, settings: Settings) -> DingTalkClient:
+        log = cast("logging.Logger", self.log)
         client = DingTalkClient(
-            settings,
-            max_attempts=self.max_attempts,
-            max_seconds=self.max_seconds,
-            mask=_amask,
-            count=count_request,
-            log=cast("logging.Logger", self.log),
+            settings, self.max_attempts, self.max_seconds, mask=_amask, count=count_request, log=log
         )
         weakref.finalize(self, run_later, client.close).atexit = False
         _clients.add(client)
@@ -110,13 +106,7 @@ class ConnectionHook(BaseHook):
         """
         try:
             client = await self._aconnect()
-            try:
-                token = await client.test()
-            except PermissionDeniedError as error:
-                # A static token may lock without being allowed to read.
-                if client.settings.app or not (error.code or "").endswith("AccessTokenPermissionDenied"):
-                    raise
-                token = None
+            token = await client.test()
         except DingTalkError as error:
             return False, str(error)
         app, url = client.settings.app, client.settings.base_url

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_0_PLUS
 
-from airflow_provider_dingconf.client.bulk import RateLimiter, shielded
+from airflow_provider_dingconf.client.bulk import shielded
 from airflow_provider_dingconf.client.sync import (
     cancelled_by_termination,
     run,
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from airflow_provider_dingconf.client.bulk import ConferenceResult
-    from airflow_provider_dingconf.client.client import Attempts, DingTalkClient
+    from airflow_provider_dingconf.client.client import DingTalkClient
     from airflow_provider_dingconf.dingtalk.calls import Call
     from airflow_provider_dingconf.dingtalk.conferences import Conference, Reference
     from airflow_provider_dingconf.dingtalk.hosting import ConferenceMember
@@ -75,7 +75,7 @@ class Bulk(TypedDict, total=False):
 
     concurrency: int
     calls_per_second: float | None
-    on_result: Callable[[ConferenceResult], object]
+    on_result: Callable[[ConferenceResult], object] | None
 
 
 class DingTalkConferenceHook(ConnectionHook):
@@ -245,7 +245,7 @@ class DingTalkConferenceHook(ConnectionHook):
         *,
         concurrency: int = CONCURRENCY,
         calls_per_second: float | None = None,
-        on_result: Callable[[ConferenceResult], object] = lambda _result: None,
+        on_result: Callable[[ConferenceResult], object] | None = None,
     ) -> list[ConferenceResult]:
         """Lock many meetings, some at a time; a failure of one does not keep the others from being tried.
 
@@ -263,7 +263,13 @@ class DingTalkConferenceHook(ConnectionHook):
         :raises InvalidInputError: a limit is invalid; nothing was sent.
         :raises DingTalkError: there is no access token; no meeting was tried.
         """
-        return await self._lock_all("lock", conference_ids, concurrency, calls_per_second, on_result)
+        return await self._lock_all(
+            "lock",
+            conference_ids,
+            concurrency=concurrency,
+            calls_per_second=calls_per_second,
+            on_result=on_result,
+        )
 
     async def aunlock_conferences(
         self, conference_ids: Iterable[str], **how: Unpack[Bulk]
@@ -272,20 +278,11 @@ class DingTalkConferenceHook(ConnectionHook):
         return await self._lock_all("unlock", conference_ids, **how)
 
     async def _lock_all(
-        self,
-        action: str,
-        conference_ids: Iterable[str],
-        concurrency: int = CONCURRENCY,
-        calls_per_second: float | None = None,
-        on_result: Callable[[ConferenceResult], object] = lambda _result: None,
+        self, action: str, conference_ids: Iterable[str], **how: Unpack[Bulk]
     ) -> list[ConferenceResult]:
-        check_bulk_limits(concurrency, calls_per_second)
+        check_bulk_limits(how.get("concurrency", CONCURRENCY), how.get("calls_per_second"))
         meetings = check_conference_ids(conference_ids)
-        limiter = RateLimiter(calls_per_second) if calls_per_second else None
-        client = await self._aconnect()
-        return await client.lock_all(
-            action, meetings, concurrency=concurrency, limiter=limiter, on_result=on_result
-        )
+        return await (await self._aconnect()).lock_all(action, meetings, **how)
 
     async def _unlock_all_interrupted(self, results: list[ConferenceResult]) -> None:
         locked = [one.conference_id for one in results if one.error is None or one.error.uncertain]
@@ -399,9 +396,9 @@ class DingTalkConferenceHook(ConnectionHook):
 
     call = sync(acall)
 
-    def _call(self, call: Call, attempts: Attempts | None = None) -> CallResult:
+    def _call(self, call: Call) -> CallResult:
         """Make a call for an operator."""
-        return run(partial(self._connect().call, call, attempts))
+        return run(partial(self._connect().call, call))
 
 
 async def _unlock_on_exit(

@@ -153,22 +153,19 @@ class CloseConferenceOperator(CallingTask):
         self.creator_id = creator_id
 
     def _call(self, context: Context, hook: DingTalkConferenceHook) -> dict[str, Any]:
-        from airflow_provider_dingconf.client.client import Attempts
-
         if isinstance(self.conference_id, Mapping):  # a dict without a conference_id is refused below
             self.conference_id = self.conference_id.get("conference_id", self.conference_id)
         if self.conference_id is None:
             self.log.info("Nothing to close: no meeting was created")
             return self._xcom_of()
-        attempts = Attempts()
         call = close_call(check_reference(self.conference_id), self.creator_id)
         try:
             with self._interruptible(hook):
-                request_id = hook._call(call, attempts).request_id
+                result = hook._call(call)
         except ConferenceClosedError as error:
             error.outcome = Outcome.SUCCEED  # unless on_error says otherwise
             raise
-        return self._xcom_of(None, attempts.made, request_id)
+        return self._xcom_of(None, result.attempts, result.request_id)
 
     def _xcom_of(
         self, error: DingTalkError | None = None, attempts: int = 0, request_id: str | None = None

@@ -246,7 +246,9 @@ def test_the_meetings_to_lock_may_come_from_another_method_of_the_hook(sandbox: 
     with closing(DingTalkConferenceHook()) as hook:
         found = hook.running_conferences(title_pattern="^Release$")
         (result,) = hook.lock_conferences(meeting.conference_id for meeting in found)
-    assert (result.conference_id, result.success) == (made, True)
+        found = hook.running_conferences(title_pattern="^Release$")
+        (named,) = hook.unlock_conferences(conference_ids=(meeting.conference_id for meeting in found))
+    assert (result.conference_id, result.success) == (named.conference_id, named.success) == (made, True)
 
 
 @SYNC_TOO

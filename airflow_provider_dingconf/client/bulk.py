@@ -111,25 +111,23 @@ async def each_meeting(
     meetings: Sequence[Reference],
     act: Callable[[Reference], Awaitable[ConferenceResult]],
     concurrency: int,
-    on_result: Callable[[ConferenceResult], object],
+    on_result: Callable[[ConferenceResult], object] | None = None,
 ) -> list[ConferenceResult]:
-    """Do something with each meeting, some at a time, and return the results in the order of the meetings.
-
-    :param on_result: receives each result when it is there.
-    """
-    pending, total = iter(enumerate(meetings)), len(meetings)
-    results: dict[int, ConferenceResult] = {}
+    """Do something with each meeting, some at a time, and return the results in the order of the meetings."""
+    pending, total = iter(meetings), len(meetings)
+    results: dict[Reference, ConferenceResult] = {}
     logged_at = time.monotonic()
 
     async def work() -> None:
         nonlocal logged_at
-        for number, meeting in pending:
-            results[number] = result = await act(meeting)
+        for meeting in pending:
+            results[meeting] = result = await act(meeting)
             if time.monotonic() - logged_at >= LOG_SECONDS and len(results) < total:
                 logged_at = time.monotonic()
                 failed = sum(not one.success for one in results.values())
                 log.info("%s: %d of %d meetings, %d failed", result.action, len(results), total, failed)
-            on_result(result)
+            if on_result:
+                on_result(result)
 
     workers = [asyncio.ensure_future(work()) for _ in range(min(concurrency, total))]
     try:
@@ -141,7 +139,7 @@ async def each_meeting(
     for worker in workers:
         if not worker.cancelled():
             worker.result()
-    return [results[number] for number in sorted(results)]
+    return [results[meeting] for meeting in meetings]
 
 
 async def shielded(work: Awaitable[T]) -> T:

@@ -10,7 +10,7 @@ import asyncio
 import copy
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -25,8 +25,7 @@ from airflow_provider_dingconf.client.bulk import (
 )
 from airflow_provider_dingconf.client.http import HttpSession, within
 from airflow_provider_dingconf.client.sync import CLEAN_UP_SECONDS, is_background
-from airflow_provider_dingconf.client.token_cache import address_ban_of
-from airflow_provider_dingconf.client.token_source import TokenSource, seconds_left
+from airflow_provider_dingconf.client.token_cache import address_ban_of, suite_ticket_of, token_cache_of
 from airflow_provider_dingconf.dingtalk.calls import Call, lock_call
 from airflow_provider_dingconf.dingtalk.conferences import (
     BATCH,
@@ -41,7 +40,9 @@ from airflow_provider_dingconf.dingtalk.errors import (
     AddressBannedError,
     CallTimeoutError,
     CertificateError,
+    CredentialsError,
     DingTalkError,
+    PermissionDeniedError,
     RedirectError,
     RefusedError,
     ThrottledError,
@@ -51,6 +52,7 @@ from airflow_provider_dingconf.dingtalk.events import open_call
 from airflow_provider_dingconf.dingtalk.limits import CONCURRENCY, MAX_ATTEMPTS, MAX_SECONDS
 from airflow_provider_dingconf.dingtalk.responses import read_response
 from airflow_provider_dingconf.dingtalk.retries import retry_policy
+from airflow_provider_dingconf.dingtalk.tokens import read_token
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
@@ -59,7 +61,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from airflow_provider_dingconf.client.settings import Settings
-    from airflow_provider_dingconf.client.token_cache import AddressBan
+    from airflow_provider_dingconf.client.token_cache import AddressBan, TokenCache
     from airflow_provider_dingconf.dingtalk.conferences import Conference, Reference
     from airflow_provider_dingconf.dingtalk.events import Address
     from airflow_provider_dingconf.dingtalk.responses import CallResult
@@ -76,57 +78,41 @@ async def _never() -> bool:
 
 
 @dataclass
-class Attempts:
-    """What the attempts of one call have in common.
+class _Attempts:
+    """One call, and what its attempts have in common."""
 
-    :param made: how many there were.
-    :param refused: the token that DingTalk refused: a fresh one is fetched once.
-    :param uncertain: whether the call may have taken effect although there was no response.
-    :param limiter: of a bulk call: the rate limiter that its first attempt has waited for.
-    :param quiet: whether only attempts that fail are logged.
-    """
+    call: Call
+    limiter: RateLimiter | None = None  # of a bulk call: the first attempt has waited for it
+    quiet: bool = False  # whether only attempts that fail are logged
+    made: int = 0  # how many there were
+    refused: Token | None = None  # the token that DingTalk refused: a fresh one is fetched once
+    uncertain: bool = False  # whether the call may have taken effect although there was no response
 
-    limiter: RateLimiter | None = None
-    quiet: bool = False
-    made: int = 0
-    refused: Token | None = None
-    uncertain: bool = False
+    def before_wait(self, state: RetryCallState) -> None:
+        """Let a wait that DingTalk asked for hold up all calls of a bulk."""
+        if self.limiter and state.outcome and isinstance(state.outcome.exception(), ThrottledError):
+            self.limiter.hold(state.upcoming_sleep)
 
 
+@dataclass(eq=False, repr=False)
 class DingTalkClient:
     """Makes calls to DingTalk.
 
     Connections are kept open between calls within ``async with client:``, and in the background event loop
     until :meth:`close`.
-
-    :param settings: what the Airflow connection says.
-    :param max_attempts: attempts of one call in all.
-    :param max_seconds: seconds of one call in all, the waits between attempts included.
-    :param mask: is awaited with each new secret, before the secret is used.
-    :param count: receives the call and the error, if any, of each request that was sent, calls for an access
-        token included; it must not raise.
-    :param log: where each attempt is logged.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        *,
-        max_attempts: int,
-        max_seconds: float,
-        mask: Callable[[Iterable[str]], Awaitable[None]],
-        count: Callable[[Call, BaseException | None], object],
-        log: logging.Logger,
-    ) -> None:
-        self.settings = settings
-        self.max_attempts = max_attempts
-        self.max_seconds = max_seconds
-        self._mask = mask
-        self._count = count
-        self._log = log
-        self.is_superseded: Callable[[], Awaitable[bool]] = _never
-        """Returns whether another process has locked the same meetings since; they then stay locked."""
-        self.sessions: dict[asyncio.AbstractEventLoop, HttpSession] = {}
+    settings: Settings
+    max_attempts: int  # of one call in all
+    max_seconds: float  # of one call in all, the waits between attempts included
+    mask: Callable[[Iterable[str]], Awaitable[None]]  # is awaited with each new secret, before its use
+    # Receives the call and the error, if any, of each request, also for an access token; it must not raise.
+    count: Callable[[Call, BaseException | None], object]
+    log: logging.Logger
+    # Returns whether another process has locked the same meetings since; they then stay locked.
+    is_superseded: Callable[[], Awaitable[bool]] = _never
+    sessions: dict[asyncio.AbstractEventLoop, HttpSession] = field(default_factory=dict)
+    _masked_token: Token | None = None
 
     @property
     def limiter(self) -> RateLimiter:
@@ -137,9 +123,13 @@ class DingTalkClient:
     def _ban(self) -> AddressBan:
         return address_ban_of(self.settings)
 
+    @property
+    def _app(self) -> App:
+        return cast("App", self.settings.app)  # with a static token, nobody asks
+
     @cached_property
-    def _tokens(self) -> TokenSource:
-        return TokenSource(self.settings, self._send, self._mask, self._log)
+    def _tokens(self) -> TokenCache:
+        return token_cache_of(self.settings)
 
     # Connections
 
@@ -170,36 +160,39 @@ class DingTalkClient:
 
     # One call
 
-    def call(self, call: Call, attempts: Attempts | None = None) -> Coroutine[Any, Any, CallResult]:
+    def call(self, call: Call) -> Coroutine[Any, Any, CallResult]:
         """Make a call, and retry it as its errors ask; to be awaited.
 
-        :param call: what to ask for.
-        :param attempts: counts the attempts.
         :raises DingTalkError: the last attempt failed; the subclass says why.
         """
-        attempts = attempts or Attempts()
-        return self._retried(call, attempts, partial(self._exchange, call, attempts))
+        attempts = _Attempts(call)
+        return self._retried(attempts, partial(self._exchange, attempts))
 
-    async def _retried(self, call: Call, attempts: Attempts, work: Callable[[float], Awaitable[T]]) -> T:
+    async def _retried(self, attempts: _Attempts, work: Callable[[float], Awaitable[T]]) -> T:
         """Do some work and retry it as a call's errors allow; it receives the time by which it must end."""
-        until = time.monotonic() + self.max_seconds
-        attempt = partial(self._attempt, call, attempts, partial(work, until))
+        repeatable, until = attempts.call.endpoint.repeatable, time.monotonic() + self.max_seconds
+        failed: list[TransientError] = []
+
+        async def again() -> T:
+            if failed:
+                raise failed.pop()  # tenacity decides whether there is another attempt
+            return await self._attempt(attempts, work, until)
+
         async with self:
             try:
-                try:
-                    return await attempt()  # most calls need no second one, and so none of tenacity's work
+                try:  # most calls need one attempt, and so none of tenacity's work
+                    return await self._attempt(attempts, work, until)
                 except TransientError as error:
-                    policy = retry_policy(
-                        call.endpoint.repeatable, self.max_attempts, until - time.monotonic()
-                    )
-                    return await _retry(attempt, error, policy, attempts.limiter)
+                    failed.append(error)
+                policy = retry_policy(repeatable, self.max_attempts, until - time.monotonic())
+                return await AsyncRetrying(**policy, before_sleep=attempts.before_wait)(again)
             except DingTalkError as error:
                 error.uncertain = attempts.uncertain
-                if error.uncertain and not call.endpoint.repeatable:
+                if error.uncertain and not repeatable:
                     error.must_not_be_repeated()
                 raise error.with_traceback(None) from None  # a log that prints locals would print secrets
 
-    async def _attempt(self, call: Call, attempts: Attempts, work: Callable[[], Awaitable[T]]) -> T:
+    async def _attempt(self, attempts: _Attempts, work: Callable[[float], Awaitable[T]], until: float) -> T:
         """Make one attempt and log one line on it: the call, its result, the request id, how long it took."""
         attempts.made += 1
         if attempts.limiter and attempts.made > 1:
@@ -207,46 +200,48 @@ class DingTalkClient:
         level = logging.DEBUG if attempts.quiet else logging.INFO
         began, outcome = time.perf_counter(), "interrupted"
         try:
-            result = await work()
-            request_id = getattr(result, "request_id", None) or "-"
+            result = await work(until)
+            outcome = f"done (request id {getattr(result, 'request_id', None) or '-'})"
+            return result
         except DingTalkError as error:
             error.attempts = attempts.made
             if isinstance(error, AddressBannedError) and error.http_status and error.retry_after:
                 self._ban.put(time.monotonic(), error.retry_after)
             level, outcome = logging.WARNING, error.summary
             raise
-        else:
-            outcome = f"done (request id {request_id})"
-            return result
         finally:
             took = (time.perf_counter() - began) * 1000
-            self._log.log(level, "%s: %s [attempt %d, %.0f ms]", call.name, outcome, attempts.made, took)
+            facts = (attempts.call.name, outcome, attempts.made, took)
+            self.log.log(level, "%s: %s [attempt %d, %.0f ms]", *facts)
 
-    async def _exchange(self, call: Call, attempts: Attempts, until: float) -> CallResult:
+    async def _exchange(self, attempts: _Attempts, until: float) -> CallResult:
         """Get a token, send the call and read the response; if the token is refused, repeat it once."""
+        call = attempts.call
         if call.endpoint.with_credentials:
             return await self._send(call, None, until)
         while True:
-            token = self.settings.static_token or await self._tokens.get(attempts.refused, until)
+            token = self.settings.static_token or await self._token(attempts.refused, until)
             before, attempts.uncertain = attempts.uncertain, True
             try:
-                return await self._send(call, token.value, until)
+                result = await self._send(call, token.value, until)
             except DingTalkError as error:
                 if error.unsent or isinstance(error, _TOOK_NO_EFFECT):
                     attempts.uncertain = before
                 if not isinstance(error, AccessTokenError) or attempts.refused is not None or token.static:
                     raise
                 attempts.refused = token
+            else:
+                result.attempts = attempts.made
+                return result
 
     async def _send(
-        self, call: Call, token: str | None, until: float, secrets: tuple[str, ...] = ()
+        self, call: Call, token: str | None, until: float, secrets: Iterable[str] = ()
     ) -> CallResult:
         """Send a call and read the response, unless DingTalk banned this address: calls prolong a ban.
 
         :param secrets: those in the call that are neither the token nor the connection's.
         """
-        banned = self._ban.seconds_left(time.monotonic())
-        if banned:
+        if banned := self._ban.seconds_left(time.monotonic()):
             lifted = f"delete {self._ban.file}" if self._ban.file else "restart this process"
             raise AddressBannedError(
                 "DingTalk banned this public address, says an earlier response; nothing was sent. "
@@ -254,15 +249,15 @@ class DingTalkClient:
                 code="addressBanned",
                 retry_after=banned,
             )
-        session, seconds = self.sessions[asyncio.get_running_loop()], seconds_left(until)
+        session, seconds = self.sessions[asyncio.get_running_loop()], _seconds_left(until)
         try:
             response = await session.send(call.request(token), seconds)
-            hidden = (*self.settings.secrets, *secrets, *filter(None, [token]))
+            hidden = (*self.settings.secrets, *secrets, *([token] if token else ()))
             result = read_response(call, response, time.time(), hidden)
         except BaseException as error:
-            self._count(call, error)
+            self.count(call, error)
             raise
-        self._count(call, None)
+        self.count(call, None)
         return result
 
     # Access tokens
@@ -274,33 +269,72 @@ class DingTalkClient:
         :raises DingTalkError: there was no token, or DingTalk refuses the static one.
         """
         if self.settings.app is None:
-            await self.call(list_call(max_results=1))
+            try:
+                await self.call(list_call(max_results=1))
+            except PermissionDeniedError as error:  # the token may lock without being allowed to read
+                if not (error.code or "").endswith("AccessTokenPermissionDenied"):
+                    raise
             return None
         client = copy.copy(self)
         client.max_attempts = 1
-        return await client._obtain_token(self._tokens.fetch)
+        return await client._obtain_token(client._fetch_token)
 
     async def _obtain_token(self, work: Callable[[float], Awaitable[Token]]) -> Token:
-        """Obtain an access token by one of the methods of the token source, with the retries of a call."""
-        return await self._retried(cast("App", self.settings.app).token_call(), Attempts(quiet=True), work)
+        """Obtain an access token with the retries of a call, and log failures alone."""
+        return await self._retried(_Attempts(self._app.token_call(), quiet=True), work)
+
+    async def _token(self, refused: Token | None, until: float) -> Token:
+        """Return a token other than the one that DingTalk refused: the shared one, or else a fresh one.
+
+        :param until: when the call ends that needs the token, by the monotonic clock.
+        """
+        token = self._tokens.get(refused, time.monotonic())
+        if token is None:
+            # Half of the time that is left is kept for the call itself.
+            async with self._tokens.fetching(_seconds_left(until) / 2):
+                token = self._tokens.get(refused, time.monotonic()) or await self._fetch_token(until)
+        if token != self._masked_token:  # another process may have fetched it
+            await self.mask([token.value])
+            self._masked_token = token
+        return token
+
+    async def _fetch_token(self, until: float) -> Token:
+        """Fetch a token, and share it."""
+        app = self._app
+        pushed, token = suite_ticket_of(self.settings).pushed if app.suite_ticket else None, None
+        if pushed and pushed != app.suite_ticket:
+            await self.mask([pushed])
+            try:
+                token = await self._token_for(replace(app, suite_ticket=pushed), until)
+            except CredentialsError as error:
+                if error.code != "invalidSuiteTicket":
+                    raise  # else the ticket of the Airflow connection may be the newer one
+        token = token or await self._token_for(app, until)
+        self.log.info("access token: fetched for the %s %s", app.kind, app.client_id)
+        self._tokens.put(token, time.monotonic())
+        return token
+
+    async def _token_for(self, app: App, until: float) -> Token:
+        call = replace(app.token_call(), read=partial(read_token, fetched_at=time.time()))
+        return cast("Token", (await self._send(call, None, until, app.secrets)).content)
 
     # Meetings
 
     async def lock(
-        self, action: str, meeting: Reference, attempts: Attempts | None = None
+        self, action: str, meeting: Reference, limiter: RateLimiter | None = None
     ) -> ConferenceResult:
         """Lock or unlock a meeting; a lock that is cancelled before its response came is rolled back.
 
-        :param action: ``lock`` or ``unlock``.
+        :param limiter: of a bulk: the call has waited for it, and is logged only if it fails.
         """
-        attempts = attempts or Attempts()
+        attempts = _Attempts(lock_call(meeting, action), limiter, quiet=limiter is not None)
         try:
-            result = await self.call(lock_call(meeting, action), attempts)
+            result = await self._retried(attempts, partial(self._exchange, attempts))
         except asyncio.CancelledError:
             if action == "lock" and attempts.uncertain:
                 await shielded(self.roll_back([meeting.value], quickly=True))
             raise
-        return ConferenceResult(meeting.value, action, attempts.made, result.request_id)
+        return ConferenceResult(meeting.value, action, result.attempts, result.request_id)
 
     async def lock_all(
         self,
@@ -308,50 +342,49 @@ class DingTalkClient:
         meetings: Sequence[Reference],
         *,
         concurrency: int = CONCURRENCY,
-        limiter: RateLimiter | None = None,
-        on_result: Callable[[ConferenceResult], object] = lambda _result: None,
+        calls_per_second: float | None = None,
+        on_result: Callable[[ConferenceResult], object] | None = None,
     ) -> list[ConferenceResult]:
         """Lock or unlock many meetings, some at a time, and return the results in their order.
 
         An error that concerns every meeting ends all, as does a wait that does not fit into ``max_seconds``.
         A shorter wait holds up all of them.
 
+        :param calls_per_second: a rate for this bulk alone; None for that which the app's calls share.
         :raises DingTalkError: there is no access token; no meeting was tried.
         """
         if not meetings:
             return []
-        limiter = limiter or self.limiter
-        ended_by: list[DingTalkError] = []
+        limiter = RateLimiter(calls_per_second) if calls_per_second else self.limiter
+        ended_by: DingTalkError | None = None
 
         async def one(meeting: Reference) -> ConferenceResult:
+            nonlocal ended_by
             if ended_by:
-                return ConferenceResult(meeting.value, action, 0, error=ended_by[0])
-            attempts = Attempts(limiter, quiet=True)
+                return ConferenceResult(meeting.value, action, 0, error=ended_by)
             await limiter.wait()
             try:
-                return await self.lock(action, meeting, attempts)
+                return await self.lock(action, meeting, limiter)
             except DingTalkError as error:
                 wait = error.retry_after or 0.0
                 if isinstance(error, ThrottledError) and error.repeat and wait < self.max_seconds:
                     limiter.hold(wait)
                 elif error.concerns_all:
-                    unsent = copy.copy(error)
-                    unsent.uncertain = False
-                    ended_by.append(unsent)
-                return ConferenceResult(meeting.value, action, attempts.made, error.request_id, error)
+                    ended_by = copy.copy(error)
+                    ended_by.uncertain = False  # the other meetings' calls are not sent
+                return ConferenceResult(meeting.value, action, error.attempts, error.request_id, error)
 
         async with self:
             if self.settings.app is not None:
                 # Once, before many calls find out that there is none.
-                await self._obtain_token(partial(self._tokens.get, None))
+                await self._obtain_token(partial(self._token, None))
             return await each_meeting(meetings, one, concurrency, on_result)
 
     async def roll_back(
         self, conference_ids: Iterable[str], *, quickly: bool = False
     ) -> list[ConferenceResult]:
-        """Unlock meetings whose lock is not wanted any more, unless superseded; raises nothing.
+        """Unlock meetings that are or may be locked, unless superseded; raises nothing.
 
-        :param conference_ids: of meetings that were locked, or may be.
         :param quickly: whether the process is about to be killed: all of it then has
             :data:`~airflow_provider_dingconf.client.sync.CLEAN_UP_SECONDS`.
         """
@@ -359,14 +392,13 @@ class DingTalkClient:
             return []
         meetings = check_conference_ids(conference_ids)
         client = copy.copy(self)
-        # The limits of the task's own calls may be low: the roll-back must succeed.
-        client.max_attempts, client.max_seconds = MAX_ATTEMPTS, MAX_SECONDS
-        if quickly:
-            client.max_attempts, client.max_seconds = 2, CLEAN_UP_SECONDS
         results: list[ConferenceResult] = []
-        # The shared limiter has counted locks that were cancelled before they were sent.
-        limiter = RateLimiter(self.settings.calls_per_second)
-        work = client.lock_all("unlock", meetings, limiter=limiter, on_result=results.append)
+        # The limits of the task's own calls may be low: the roll-back must succeed.
+        limits = (2, CLEAN_UP_SECONDS) if quickly else (MAX_ATTEMPTS, MAX_SECONDS)
+        client.max_attempts, client.max_seconds = limits
+        # The shared rate limiter has counted locks that were cancelled before they were sent.
+        rate = self.settings.calls_per_second
+        work = client.lock_all("unlock", meetings, calls_per_second=rate, on_result=results.append)
         cause: DingTalkError = CallTimeoutError("no time was left to unlock the meeting", code="timeout")
         try:
             await within(work, CLEAN_UP_SECONDS if quickly else None)
@@ -418,26 +450,12 @@ class DingTalkClient:
         return cast("Address", (await self.call(open_call(self.settings.events_app))).content)
 
 
-async def _retry(
-    attempt: Callable[[], Awaitable[T]],
-    error: DingTalkError,
-    policy: dict[str, Any],
-    limiter: RateLimiter | None,
-) -> T:
-    """Go on after a first attempt that ended in an error.
+def _seconds_left(until: float) -> float:
+    """Return the seconds that are left of a call's time.
 
-    :param policy: the arguments of an ``AsyncRetrying``.
-    :param limiter: what a wait for DingTalk holds up.
+    :raises CallTimeoutError: there are none.
     """
-    first = [error]
-
-    async def again() -> T:
-        if first:
-            raise first.pop()
-        return await attempt()
-
-    def before_wait(state: RetryCallState) -> None:
-        if limiter and state.outcome and isinstance(state.outcome.exception(), ThrottledError):
-            limiter.hold(state.upcoming_sleep)
-
-    return await AsyncRetrying(**policy, before_sleep=before_wait)(again)
+    left = until - time.monotonic()
+    if left <= 0:
+        raise CallTimeoutError("no time is left for the call (max_seconds)", code="timeout")
+    return left

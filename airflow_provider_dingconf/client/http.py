@@ -34,7 +34,7 @@ from airflow_provider_dingconf.dingtalk.errors import (
 from airflow_provider_dingconf.dingtalk.responses import MAX_RESPONSE_BYTES, masked, one_line
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Iterator
+    from collections.abc import AsyncIterator, Awaitable
 
     from airflow_provider_dingconf.client.proxies import Proxy
     from airflow_provider_dingconf.client.settings import Settings
@@ -43,7 +43,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 CLOSE_SECONDS = 0.5
-_NO_COMPRESSION = {"Accept-Encoding": "identity"}
 _AUTHORITIES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 """Variables that name the certificate authorities to trust, as they do for requests and curl."""
 _FAULTS = (aiohttp.ClientError, OSError, asyncio.TimeoutError, ValueError)
@@ -61,7 +60,6 @@ class _Received(Response):
 class HttpSession:
     """Connections to DingTalk that are kept open, for one event loop.
 
-    :param settings: what the Airflow connection says.
     :param stays_open: whether it stays open when nobody uses it.
     """
 
@@ -69,23 +67,23 @@ class HttpSession:
         self.users = 0
         self.stays_open = stays_open
         self._settings = settings
-        self._proxy = settings.proxy
-        self._headers = {**_NO_COMPRESSION, **_for_proxy(self._proxy, settings.base_url)}
         # No connection is looked up for an empty id; the session's method decides only that a body is sent.
-        self._http = AsyncHttpSession(
+        self._http: Any = AsyncHttpSession(  # its run() takes bytes, and returns what _request returns
             HttpAsyncHook(http_conn_id="", retry_limit=1),
-            cast("Any", self._request),  # returns a Response
+            cast("Any", self._request),
             SessionConfig(base_url=settings.base_url),
             method="POST",
         )
-        connector = aiohttp.TCPConnector(ssl=_tls(settings, settings.base_url), limit=0)
-        self._session = _session(connector=connector, auto_decompress=False)
+        url, proxy = settings.base_url, settings.proxy
+        headers = {"Accept-Encoding": "identity"}
+        self._session = _session(settings, url, proxy, headers=headers, auto_decompress=False)
+        self.close = self._session.close
+        self._proxy = _through(proxy)
         _open_sessions.add(self)
 
     def send(self, request: Request, seconds: float) -> Awaitable[Response]:
         """Send a request and return the response; to be awaited.
 
-        :param request: what goes over the wire.
         :param seconds: the time limit of the whole exchange.
         :raises DingTalkError: there was no complete response.
         """
@@ -94,9 +92,8 @@ class HttpSession:
             sock_connect=self._settings.timeout.connect,
             sock_read=self._settings.timeout.read,
         )
-        run: Any = self._http.run  # it takes bytes, and returns what _request returns
         options = {"verb": request.method, "timeout": timeout}
-        response: Awaitable[Response] = run(
+        response: Awaitable[Response] = self._http.run(
             request.target, data=request.content, headers=request.headers, extra_options=options
         )
         return response
@@ -104,17 +101,16 @@ class HttpSession:
     async def _request(
         self, url: str, *, verb: str, data: bytes | None, headers: dict[str, str], timeout: Any, **_: Any
     ) -> Response:
-        proxy, content = self._proxy, b""
+        content = b""
         try:
             async with self._session.request(
                 verb,
                 URL(url, encoded=True),
                 data=data,
-                headers={**headers, **self._headers},
+                headers=headers,
                 timeout=timeout,
                 allow_redirects=False,
-                proxy=proxy.url if proxy else None,
-                proxy_headers=proxy.headers if proxy else None,
+                **self._proxy,
             ) as response:
                 async for chunk in response.content.iter_any():
                     content += chunk
@@ -123,19 +119,26 @@ class HttpSession:
                         break
                 return _Received(response.status, response.headers, content)
         except _FAULTS as error:
-            secrets = (headers.get(TOKEN_HEADER), *(proxy.secrets if proxy else ()))
-            raise _network_error(self._settings, error, secrets=secrets) from None
-
-    async def close(self) -> None:
-        """Close the connections."""
-        await self._session.close()
+            token = headers.get(TOKEN_HEADER, "")
+            raise _network_error(self._settings, error, secrets=(token,)) from None
 
 
-def _session(**options: Any) -> aiohttp.ClientSession:
-    session = aiohttp.ClientSession(cookie_jar=aiohttp.DummyCookieJar(), **options)
+def _session(
+    settings: Settings, url: str, proxy: Proxy | None, *, headers: dict[str, str], **options: Any
+) -> aiohttp.ClientSession:
+    """Return a session for requests to the host of a URL."""
+    if proxy and not _has_tls(url):
+        headers = {**headers, **proxy.headers}  # no CONNECT goes before, which would have them
+    connector = aiohttp.TCPConnector(ssl=_tls(settings, url), limit=0)
+    jar = aiohttp.DummyCookieJar()
+    session = aiohttp.ClientSession(connector=connector, cookie_jar=jar, headers=headers, **options)
     # aiohttp would repeat a GET, PUT or DELETE whose connection broke, and has no public switch for that.
     session._retry_connection = False
     return session
+
+
+def _through(proxy: Proxy | None) -> dict[str, Any]:
+    return {"proxy": proxy.url, "proxy_headers": proxy.headers} if proxy else {}
 
 
 _open_sessions: WeakSet[HttpSession] = WeakSet()
@@ -164,8 +167,6 @@ async def websocket(
 ) -> AsyncIterator[aiohttp.ClientWebSocketResponse]:
     """Connect to an event stream for a block; the block's end closes it, whatever the peer does.
 
-    :param settings: what the Airflow connection says.
-    :param address: the address of the stream.
     :param ping_seconds: between the pings that find a peer that went silent, which has half as long to reply.
     :raises DingTalkError: there was no connection.
     """
@@ -173,30 +174,22 @@ async def websocket(
     secrets = (*address.secrets, *(proxy.secrets if proxy else ()))
     trace = aiohttp.TraceConfig()
     trace.on_request_redirect.append(_refuse_redirect)
-    session = _session(
-        connector=aiohttp.TCPConnector(ssl=_tls(settings, address.url)),
-        timeout=aiohttp.ClientTimeout(total=None, sock_connect=settings.timeout.connect),
-        trace_configs=[trace],
-    )
+    timeout = aiohttp.ClientTimeout(total=None, sock_connect=settings.timeout.connect)
+    session = _session(settings, address.url, proxy, headers={}, timeout=timeout, trace_configs=[trace])
     async with session:
         try:
             socket = await within(
                 session.ws_connect(
                     address.url,
-                    headers=_for_proxy(proxy, address.url),
                     heartbeat=ping_seconds,
-                    proxy=proxy.url if proxy else None,
-                    proxy_headers=proxy.headers if proxy else None,
                     timeout=aiohttp.ClientWSTimeout(ws_close=CLOSE_SECONDS),
+                    **_through(proxy),
                 ),
                 settings.timeout.connect + settings.timeout.read,
             )
         except aiohttp.WSServerHandshakeError as error:
-            raise ConnectionLostError(
-                f"{where} refuses the connection: HTTP {error.status}",
-                code="connectionLost",
-                http_status=error.status,
-            ) from None
+            said = f"{where} refuses the connection: HTTP {error.status}"
+            raise ConnectionLostError(said, code="connectionLost", http_status=error.status) from None
         except _FAULTS as error:
             raise _network_error(settings, error, where=where, secrets=secrets) from None
         try:
@@ -208,11 +201,6 @@ async def websocket(
 
 async def _refuse_redirect(_session: object, _context: object, _parameters: object) -> None:
     raise RedirectError("the event stream responds with a redirect, which is not followed", code="redirect")
-
-
-def _for_proxy(proxy: Proxy | None, url: str) -> dict[str, str]:
-    """Return the headers for a proxy if the request itself has them: without TLS, no CONNECT goes before."""
-    return proxy.headers if proxy and not _has_tls(url) else {}
 
 
 def _has_tls(url: str) -> bool:
@@ -227,9 +215,9 @@ def _tls(settings: Settings, url: str) -> ssl.SSLContext | bool:
     if not _has_tls(url):
         return True
     trusted, cert = settings.verify, settings.cert
-    if not isinstance(trusted, str):
-        named = (os.environ.get(name) for name in _AUTHORITIES) if trusted else ()
-        trusted = next(filter(None, named), certifi.where())
+    if trusted is True:
+        trusted = next(filter(None, map(os.environ.get, _AUTHORITIES)), False)
+    trusted = trusted or certifi.where()
     pair = (cert,) if isinstance(cert, str) else cert or ()
     try:
         changed = tuple(Path(file).stat().st_mtime_ns for file in (trusted, *pair))
@@ -256,19 +244,14 @@ def _cached_tls(
 
 
 def _network_error(
-    settings: Settings,
-    error: Exception,
-    *,
-    where: str | None = None,
-    secrets: tuple[str | None, ...] = (),
+    settings: Settings, error: Exception, *, where: str = "", secrets: tuple[str, ...] = ()
 ) -> DingTalkError:
     """Return the error of this package for a fault of the network."""
-    causes = list(_causes(error))
+    causes = _causes(error)
     where = where or settings.base_url
-    # A server may quote the request.
-    hidden = [secret for secret in (*settings.secrets, *secrets) if secret]
+    hidden = list(filter(None, (*settings.secrets, *secrets)))  # a server may quote the request
     reason = one_line(masked(str(causes[-1]), hidden)) or type(causes[-1]).__name__
-    if any(isinstance(cause, (ssl.SSLCertVerificationError, ssl.CertificateError)) for cause in causes):
+    if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in causes):
         return CertificateError(f"the certificate of {where} is not valid: {reason}", code="badCertificate")
     lost: DingTalkError
     if isinstance(error, aiohttp.ClientHttpProxyError):
@@ -282,12 +265,11 @@ def _network_error(
     return lost
 
 
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield an error and what it wraps."""
-    seen: set[int] = set()
+def _causes(error: BaseException) -> list[BaseException]:
+    """Return an error and what it wraps."""
+    causes: list[BaseException] = []
     at: BaseException | None = error
-    while at is not None and id(at) not in seen:
-        seen.add(id(at))
-        yield at
-        inner = (*at.args, at.__cause__, at.__context__)
-        at = next((one for one in inner if isinstance(one, BaseException)), None)
+    while at is not None and at not in causes:
+        causes.append(at)
+        at = at.__cause__
+    return causes

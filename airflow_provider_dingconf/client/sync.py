@@ -19,7 +19,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from concurrent import futures
 from contextlib import contextmanager
 from contextvars import copy_context
-from functools import partial, wraps
+from functools import partial, update_wrapper
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, cast
 
 if TYPE_CHECKING:
@@ -230,6 +230,7 @@ class _Connected(Protocol):
 
 
 C = TypeVar("C", bound=_Connected)
+F = TypeVar("F", bound=Callable[..., object])
 
 
 def sync(
@@ -242,17 +243,16 @@ def sync(
     :param undo: undoes its result; see :func:`run`.
     """
 
-    @wraps(method)
-    def wait(self: C, *args: P.args, **kwargs: P.kwargs) -> T:
+    def wait(self: C, /, *args: P.args, **kwargs: P.kwargs) -> T:
         self._connect()  # here: Airflow looks connections up for the main thread
         # An iterator is consumed here: it may wait for the background event loop itself.
         given: Any = [list(each) if isinstance(each, Iterator) else each for each in args]
-        work: Work[T] = partial(method, self, *given, **kwargs)
+        named: Any = {name: list(one) if isinstance(one, Iterator) else one for name, one in kwargs.items()}
+        work: Work[T] = partial(method, self, *given, **named)
         result: T = run(work, partial(undo, self) if undo else None)
         return result
 
-    named: Callable[Concatenate[C, P], T] = _named(wait, method)
-    return named
+    return _named(wait, method)
 
 
 def sync_iterator(
@@ -260,8 +260,7 @@ def sync_iterator(
 ) -> Callable[Concatenate[C, P], Iterator[T]]:
     """Return the synchronous generator of an async one, whose name begins with ``a``."""
 
-    @wraps(method)
-    def iterate(self: C, *args: P.args, **kwargs: P.kwargs) -> Iterator[T]:
+    def iterate(self: C, /, *args: P.args, **kwargs: P.kwargs) -> Iterator[T]:
         self._connect()
         items = method(self, *args, **kwargs)
 
@@ -273,13 +272,14 @@ def sync_iterator(
         while found := run(following):
             yield from found
 
-    named: Callable[Concatenate[C, P], Iterator[T]] = _named(iterate, method)
-    return named
+    return _named(iterate, method)
 
 
-def _named(function: Any, method: Any) -> Any:
-    function.__name__ = method.__name__[1:]
-    function.__qualname__ = f"{method.__qualname__.rpartition('.')[0]}.{function.__name__}"
+def _named(function: F, method: Any) -> F:
+    """Name a synchronous method like its async twin, without the ``a``."""
+    twin: Any = update_wrapper(cast("Any", function), method)
+    twin.__name__ = method.__name__[1:]
+    twin.__qualname__ = f"{method.__qualname__.rpartition('.')[0]}.{twin.__name__}"
     return function
 
 
@@ -324,7 +324,7 @@ class _AsyncBlocks:
     """The open blocks of event loops in the main thread; they overlap in any order."""
 
     def __init__(self) -> None:
-        self._cancels: dict[object, Callable[[], object]] = {}
+        self._cancels: set[Callable[[], object]] = set()
         self._before: Any = None
         self._process = 0
         self._terminated = False
@@ -345,12 +345,13 @@ class _AsyncBlocks:
             if before != self._handle:
                 self._before = before
                 signal.signal(signal.SIGTERM, self._handle)
-        task, block = cast("asyncio.Task[Any]", asyncio.current_task()), object()
-        self._cancels[block] = partial(asyncio.get_running_loop().call_soon_threadsafe, task.cancel)
+        task = cast("asyncio.Task[Any]", asyncio.current_task())
+        cancel = partial(asyncio.get_running_loop().call_soon_threadsafe, task.cancel)
+        self._cancels.add(cancel)
         try:
             yield
         finally:
-            del self._cancels[block]
+            self._cancels.remove(cancel)
             if not self._cancels and signal.getsignal(signal.SIGTERM) == self._handle:
                 signal.signal(signal.SIGTERM, self._before)
                 if self._terminated:
@@ -362,7 +363,7 @@ class _AsyncBlocks:
             signal.raise_signal(number)
         elif not self._terminated:
             self._terminated = True
-            for cancel in list(self._cancels.values()):
+            for cancel in list(self._cancels):
                 cancel()
 
 

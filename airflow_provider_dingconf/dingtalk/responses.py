@@ -56,12 +56,13 @@ _MESSAGE = ("message", "Message", "errmsg")
 _REQUEST_ID = ("requestid", "requestId", "RequestId", "request_id", "uuid")
 
 
-@dataclass(frozen=True)
+@dataclass
 class CallResult:
     """What a good response holds."""
 
     content: Any = field(repr=False)  # its JSON, or what the call's "read" makes of that
     request_id: str | None  # what DingTalk's support asks for; None if DingTalk gave none
+    attempts: int = 1  # how often the call was sent
 
 
 def read_response(call: Call, response: Response, now: float, secrets: Iterable[str] = ()) -> CallResult:
