@@ -26,6 +26,7 @@ from airflow_provider_dingconf.client.bulk import (
 from airflow_provider_dingconf.client.http import HttpSession, within
 from airflow_provider_dingconf.client.sync import CLEAN_UP_SECONDS, is_background
 from airflow_provider_dingconf.client.token_cache import address_ban_of, suite_ticket_of, token_cache_of
+from airflow_provider_dingconf.dingtalk import errors as e
 from airflow_provider_dingconf.dingtalk.calls import Call, lock_call
 from airflow_provider_dingconf.dingtalk.conferences import (
     BATCH,
@@ -34,19 +35,6 @@ from airflow_provider_dingconf.dingtalk.conferences import (
     list_call,
     query_call,
     the_running,
-)
-from airflow_provider_dingconf.dingtalk.errors import (
-    AccessTokenError,
-    AddressBannedError,
-    CallTimeoutError,
-    CertificateError,
-    CredentialsError,
-    DingTalkError,
-    PermissionDeniedError,
-    RedirectError,
-    RefusedError,
-    ThrottledError,
-    TransientError,
 )
 from airflow_provider_dingconf.dingtalk.events import open_call
 from airflow_provider_dingconf.dingtalk.limits import CONCURRENCY, MAX_ATTEMPTS, MAX_SECONDS
@@ -67,7 +55,7 @@ if TYPE_CHECKING:
     from airflow_provider_dingconf.dingtalk.responses import CallResult
     from airflow_provider_dingconf.dingtalk.tokens import App, Token
 
-_TOOK_NO_EFFECT = (RefusedError, ThrottledError, RedirectError, CertificateError)
+_TOOK_NO_EFFECT = (e.RefusedError, e.ThrottledError, e.RedirectError, e.CertificateError)
 """After any other error a call that was sent is uncertain: it may have taken effect."""
 
 T = TypeVar("T")
@@ -90,7 +78,7 @@ class _Attempts:
 
     def before_wait(self, state: RetryCallState) -> None:
         """Let a wait that DingTalk asked for hold up all calls of a bulk."""
-        if self.limiter and state.outcome and isinstance(state.outcome.exception(), ThrottledError):
+        if self.limiter and state.outcome and isinstance(state.outcome.exception(), e.ThrottledError):
             self.limiter.hold(state.upcoming_sleep)
 
 
@@ -171,7 +159,7 @@ class DingTalkClient:
     async def _retried(self, attempts: _Attempts, work: Callable[[float], Awaitable[T]]) -> T:
         """Do some work and retry it as a call's errors allow; it receives the time by which it must end."""
         repeatable, until = attempts.call.endpoint.repeatable, time.monotonic() + self.max_seconds
-        failed: list[TransientError] = []
+        failed: list[e.TransientError] = []
 
         async def again() -> T:
             if failed:
@@ -182,11 +170,11 @@ class DingTalkClient:
             try:
                 try:  # most calls need one attempt, and so none of tenacity's work
                     return await self._attempt(attempts, work, until)
-                except TransientError as error:
+                except e.TransientError as error:
                     failed.append(error)
                 policy = retry_policy(repeatable, self.max_attempts, until - time.monotonic())
                 return await AsyncRetrying(**policy, before_sleep=attempts.before_wait)(again)
-            except DingTalkError as error:
+            except e.DingTalkError as error:
                 error.uncertain = attempts.uncertain
                 if error.uncertain and not repeatable:
                     error.must_not_be_repeated()
@@ -203,9 +191,9 @@ class DingTalkClient:
             result = await work(until)
             outcome = f"done (request id {getattr(result, 'request_id', None) or '-'})"
             return result
-        except DingTalkError as error:
+        except e.DingTalkError as error:
             error.attempts = attempts.made
-            if isinstance(error, AddressBannedError) and error.http_status and error.retry_after:
+            if isinstance(error, e.AddressBannedError) and error.http_status and error.retry_after:
                 self._ban.put(time.monotonic(), error.retry_after)
             level, outcome = logging.WARNING, error.summary
             raise
@@ -224,10 +212,10 @@ class DingTalkClient:
             before, attempts.uncertain = attempts.uncertain, True
             try:
                 result = await self._send(call, token.value, until)
-            except DingTalkError as error:
+            except e.DingTalkError as error:
                 if error.unsent or isinstance(error, _TOOK_NO_EFFECT):
                     attempts.uncertain = before
-                if not isinstance(error, AccessTokenError) or attempts.refused is not None or token.static:
+                if not isinstance(error, e.AccessTokenError) or attempts.refused is not None or token.static:
                     raise
                 attempts.refused = token
             else:
@@ -243,7 +231,7 @@ class DingTalkClient:
         """
         if banned := self._ban.seconds_left(time.monotonic()):
             lifted = f"delete {self._ban.file}" if self._ban.file else "restart this process"
-            raise AddressBannedError(
+            raise e.AddressBannedError(
                 "DingTalk banned this public address, says an earlier response; nothing was sent. "
                 f"If DingTalk has lifted the ban, {lifted}",
                 code="addressBanned",
@@ -271,7 +259,7 @@ class DingTalkClient:
         if self.settings.app is None:
             try:
                 await self.call(list_call(max_results=1))
-            except PermissionDeniedError as error:  # the token may lock without being allowed to read
+            except e.PermissionDeniedError as error:  # the token may lock without being allowed to read
                 if not (error.code or "").endswith("AccessTokenPermissionDenied"):
                     raise
             return None
@@ -300,13 +288,13 @@ class DingTalkClient:
 
     async def _fetch_token(self, until: float) -> Token:
         """Fetch a token, and share it."""
-        app = self._app
-        pushed, token = suite_ticket_of(self.settings).pushed if app.suite_ticket else None, None
+        app, token = self._app, None
+        pushed = suite_ticket_of(self.settings).pushed if app.suite_ticket else None
         if pushed and pushed != app.suite_ticket:
             await self.mask([pushed])
             try:
                 token = await self._token_for(replace(app, suite_ticket=pushed), until)
-            except CredentialsError as error:
+            except e.CredentialsError as error:
                 if error.code != "invalidSuiteTicket":
                     raise  # else the ticket of the Airflow connection may be the newer one
         token = token or await self._token_for(app, until)
@@ -356,7 +344,7 @@ class DingTalkClient:
         if not meetings:
             return []
         limiter = RateLimiter(calls_per_second) if calls_per_second else self.limiter
-        ended_by: DingTalkError | None = None
+        ended_by: e.DingTalkError | None = None
 
         async def one(meeting: Reference) -> ConferenceResult:
             nonlocal ended_by
@@ -365,9 +353,9 @@ class DingTalkClient:
             await limiter.wait()
             try:
                 return await self.lock(action, meeting, limiter)
-            except DingTalkError as error:
+            except e.DingTalkError as error:
                 wait = error.retry_after or 0.0
-                if isinstance(error, ThrottledError) and error.repeat and wait < self.max_seconds:
+                if isinstance(error, e.ThrottledError) and error.repeat and wait < self.max_seconds:
                     limiter.hold(wait)
                 elif error.concerns_all:
                     ended_by = copy.copy(error)
@@ -399,11 +387,11 @@ class DingTalkClient:
         # The shared rate limiter has counted locks that were cancelled before they were sent.
         rate = self.settings.calls_per_second
         work = client.lock_all("unlock", meetings, calls_per_second=rate, on_result=results.append)
-        cause: DingTalkError = CallTimeoutError("no time was left to unlock the meeting", code="timeout")
+        cause: e.DingTalkError = e.CallTimeoutError("no time was left to unlock the meeting", code="timeout")
         try:
             await within(work, CLEAN_UP_SECONDS if quickly else None)
         except Exception as error:
-            cause = error if isinstance(error, DingTalkError) else cause
+            cause = error if isinstance(error, e.DingTalkError) else cause
         done = {result.conference_id: result for result in results}
         return [
             done.get(each.value) or ConferenceResult(each.value, "unlock", 0, None, cause)
@@ -457,5 +445,5 @@ def _seconds_left(until: float) -> float:
     """
     left = until - time.monotonic()
     if left <= 0:
-        raise CallTimeoutError("no time is left for the call (max_seconds)", code="timeout")
+        raise e.CallTimeoutError("no time is left for the call (max_seconds)", code="timeout")
     return left
