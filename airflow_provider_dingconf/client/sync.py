@@ -226,6 +226,8 @@ def interruptions_held() -> Iterator[None]:
 
 
 class _Connected(Protocol):
+    @property
+    def _client(self) -> object: ...
     def _connect(self) -> object: ...
 
 
@@ -244,7 +246,8 @@ def sync(
     """
 
     def wait(self: C, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        self._connect()  # here: Airflow looks connections up for the main thread
+        if self._client is None:
+            self._connect()  # here: Airflow looks connections up for the main thread
         # An iterator is consumed here: it may wait for the background event loop itself.
         given: Any = [list(each) if isinstance(each, Iterator) else each for each in args]
         named: Any = {name: list(one) if isinstance(one, Iterator) else one for name, one in kwargs.items()}

@@ -177,13 +177,16 @@ def check_reference(
             "conference_id: it is missing, or a template or XCom rendered to None; "
             "give it, a room_code or a schedule_conference_id"
         )
-    value = conference_id_in(value) if name == "conference_id" else digits_of(value)
-    if isinstance(value, dict) and name == "conference_id":
-        keys = ", ".join(map(shown, list(value)[:10])) or "none"
-        raise e.InvalidConferenceIdError(
-            "conference_id: expected a dict with a conference_id, got one with no value for it; "
-            f"its keys: {keys}"
-        )
+    if name != "conference_id":
+        value = digits_of(value)
+    elif isinstance(value, dict):
+        value = conference_id_in(value)
+        if isinstance(value, dict):
+            keys = ", ".join(map(shown, list(value)[:10])) or "none"
+            raise e.InvalidConferenceIdError(
+                "conference_id: expected a dict with a conference_id, got one with no value for it; "
+                f"its keys: {keys}"
+            )
     if isinstance(value, str) and name == "room_code":
         value = _SEPARATORS.sub("", value)
     return Reference(name, value)  # type: ignore[arg-type]  # the reference checks it

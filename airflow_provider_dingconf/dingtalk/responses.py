@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from airflow_provider_dingconf.dingtalk.calls import Call, Response
+    from airflow_provider_dingconf.dingtalk.endpoints import Endpoint
 
 MAX_RESPONSE_BYTES = 1024 * 1024  # a longer response is refused: DingTalk's have a few hundred bytes
 MASK = "***"
@@ -72,7 +73,8 @@ def read_response(call: Call, response: Response, now: float, secrets: Iterable[
     :param secrets: what is masked in the text of an error, since a server may echo what it was sent.
     :raises DingTalkError: the subclass that the response stands for.
     """
-    errors, endpoint, status = _Errors(call, response, now, tuple(secrets)), call.endpoint, response.status
+    endpoint, status = call.endpoint, response.status
+    errors = _Errors(endpoint, response, status, now, tuple(secrets))
     if 300 <= status < 400:
         target = response.headers.get("location", "an unnamed place")
         raise errors.make(f"the response redirects to {target}, which is not followed", "redirect")
@@ -104,15 +106,16 @@ def read_response(call: Call, response: Response, now: float, secrets: Iterable[
         raise errors.make(error.message, _UNREADABLE) from None
 
 
+@dataclass
 class _Errors:
     """Makes the errors that a response can stand for."""
 
-    def __init__(self, call: Call, response: Response, now: float, secrets: tuple[str, ...]) -> None:
-        self.endpoint = call.endpoint
-        self.response, self.status = response, response.status
-        self.now = now
-        self.secrets = secrets
-        self.content: Mapping[str, Any] = {}  # until it is read
+    endpoint: Endpoint
+    response: Response
+    status: int
+    now: float
+    secrets: tuple[str, ...]
+    content: Mapping[str, Any] = field(default_factory=dict)  # until it is read
 
     def for_unconfirmed(self, success: object, code: str | None) -> e.DingTalkError:
         shown = str(success).lower() if isinstance(success, (bool, str)) else type(success).__name__
