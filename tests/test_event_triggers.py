@@ -490,7 +490,7 @@ def test_a_filter_that_an_older_version_took_fails_its_trigger_alone() -> None:
 
 async def test_many_events_at_once_over_connections_that_break_each_fire_once(sandbox: Sandbox) -> None:
     events = 1500  # more than a watcher's queue holds on Airflow 3.3
-    sandbox.redelivery = 60.0  # after a second, as for the other tests, a busy machine drowns in what comes again
+    sandbox.redelivery = 60.0  # after a second, as for the others, a busy machine drowns in what comes again
     async with triggering(sandbox, make()) as (triggerer, (only,)):
         for number in range(events):
             if number in (events // 3, 2 * events // 3):
