@@ -9,15 +9,15 @@ import asyncio
 import atexit
 import weakref
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from airflow.providers.common.compat.sdk import BaseHook
+from airflow.providers.common.compat.sdk import AirflowNotFoundException, BaseHook
 
 from airflow_provider_dingconf.client.client import DingTalkClient
 from airflow_provider_dingconf.client.settings import read_connection
 from airflow_provider_dingconf.client.sync import run, run_at_exit, run_later
 from airflow_provider_dingconf.compat import get_async_connection, mask_secret
-from airflow_provider_dingconf.dingtalk.errors import DingTalkError
+from airflow_provider_dingconf.dingtalk.errors import DingTalkError, TransientError
 from airflow_provider_dingconf.dingtalk.limits import MAX_ATTEMPTS, MAX_SECONDS, check_limits
 from airflow_provider_dingconf.metrics import count_request
 
@@ -75,6 +75,20 @@ class ConnectionHook(BaseHook):
             await _amask(settings.secrets)
             self._client = self._client or self._client_of(settings)  # others may have awaited it, too
         return self._client
+
+    @classmethod
+    async def _aconnect_to(cls, dingtalk_conn_id: str, **limits: Any) -> DingTalkClient:
+        """Return the client of a connection, for a trigger.
+
+        :raises TransientError: Airflow fails to look up the connection for now.
+        """
+        try:
+            return await cls(dingtalk_conn_id, **limits)._aconnect()
+        except (DingTalkError, AirflowNotFoundException):
+            raise
+        except Exception as error:  # Airflow's: its message may quote the connection
+            problem = f"the connection {dingtalk_conn_id} could not be looked up ({type(error).__name__})"
+            raise TransientError(problem) from None
 
     def _client_of(self, settings: Settings) -> DingTalkClient:
         log = cast("logging.Logger", self.log)

@@ -44,7 +44,7 @@ class InvalidFilterError(InvalidInputError, TypeError):
 async def _connect(dingtalk_conn_id: str) -> DingTalkClient:
     from airflow_provider_dingconf.hooks import DingTalkConferenceHook
 
-    return await DingTalkConferenceHook(dingtalk_conn_id, max_attempts=1, max_seconds=30.0)._aconnect()
+    return await DingTalkConferenceHook._aconnect_to(dingtalk_conn_id, max_attempts=1, max_seconds=30.0)
 
 
 class ConferenceEventTrigger(BaseEventTrigger):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_provider_dingconf.dingtalk.conferences import ConferenceStatus, check_reference
-from airflow_provider_dingconf.dingtalk.errors import DingTalkError, TransientError
+from airflow_provider_dingconf.dingtalk.errors import DingTalkError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -111,20 +111,7 @@ class ConferenceTrigger(BaseTrigger):
 
 
 async def connect(dingtalk_conn_id: str) -> DingTalkClient:
-    """Return the client for one round of polls.
-
-    :raises TransientError: Airflow fails to look up the connection for now.
-    """
-    from airflow.providers.common.compat.sdk import AirflowNotFoundException
-
+    """Return the client for one round of polls."""
     from airflow_provider_dingconf.hooks import DingTalkConferenceHook
 
-    hook = DingTalkConferenceHook(dingtalk_conn_id, max_attempts=1)
-    try:
-        return await hook._aconnect()
-    except (DingTalkError, AirflowNotFoundException):
-        raise
-    except Exception as error:  # Airflow's: its message may quote the connection
-        raise TransientError(
-            f"the connection {dingtalk_conn_id} could not be looked up ({type(error).__name__})"
-        ) from None
+    return await DingTalkConferenceHook._aconnect_to(dingtalk_conn_id, max_attempts=1)

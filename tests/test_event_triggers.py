@@ -21,7 +21,7 @@ from conftest import CONN_VARIABLE
 from streams import acknowledged, drive, sweep_due
 from waiting import until
 
-from airflow_provider_dingconf import triggers
+from airflow_provider_dingconf import connection_hook, triggers
 from airflow_provider_dingconf.client import token_cache
 from airflow_provider_dingconf.client.event_stream import StreamOptions
 from airflow_provider_dingconf.client.sweeps import Sweeps
@@ -499,6 +499,20 @@ async def test_many_events_at_once_over_connections_that_break_each_fire_once(sa
         await until(lambda: acknowledged(sandbox))
         titles = [one["title"] for one in triggerer.of(only)]
         assert sorted(titles, key=int) == [*map(str, range(events))]
+
+
+async def test_an_error_of_a_secrets_backend_is_named_and_not_quoted(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def broken(*_: Any, **__: Any) -> Any:
+        raise RuntimeError("the backend refuses s3cret")
+
+    monkeypatch.setattr(connection_hook, "get_async_connection", broken)
+    following: Any = asyncio.ensure_future(make().run().__anext__())
+    await until(lambda: "no events are received" in caplog.text)
+    following.cancel()
+    assert "the connection dingtalk_default could not be looked up (RuntimeError)" in caplog.text
+    assert "s3cret" not in caplog.text
 
 
 async def test_a_cancelled_trigger_leaves_the_stream(sandbox: Sandbox) -> None:
