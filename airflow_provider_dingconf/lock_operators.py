@@ -22,7 +22,7 @@ from airflow_provider_dingconf.many import (
     table,
     tries_are_left,
 )
-from airflow_provider_dingconf.outcomes import Outcome, outcome_of
+from airflow_provider_dingconf.outcomes import Outcome
 from airflow_provider_dingconf.roll_back import Try, is_unlocked, log_still_locked, when_airflow_fails
 from airflow_provider_dingconf.tasks import CallingTask
 
@@ -160,7 +160,7 @@ class ConferenceOperator(CallingTask):
     def _note(self, result: ConferenceResult) -> None:
         """Note what is done of many meetings: the rest may be interrupted."""
         self._results.append(result)
-        if result.error is None or outcome_of(result.error, self.on_error) is not Outcome.RETRY:
+        if result.error is None or result.error.outcome_with(self.on_error) is not Outcome.RETRY:
             self._completed.add(result)
 
     def _find(self, hook: DingTalkConferenceHook) -> list[Any]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from airflow_provider_dingconf.client.bulk import ConferenceResult
 from airflow_provider_dingconf.dingtalk.conferences import conference_id_in
 from airflow_provider_dingconf.dingtalk.errors import ConferenceClosedError, ConferencesError
-from airflow_provider_dingconf.outcomes import Outcome, outcome_of
+from airflow_provider_dingconf.outcomes import Outcome
 
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
@@ -83,7 +83,7 @@ def error_of_all(
     for each in errors.values():
         if isinstance(each, ConferenceClosedError) and not all_ended:
             each.outcome = Outcome.SUCCEED
-        each.outcome = outcome_of(each, on_error)
+        each.outcome = each.outcome_with(on_error)
     counting = {name: each for name, each in errors.items() if each.outcome is not Outcome.SUCCEED}
     if not counting:
         return None

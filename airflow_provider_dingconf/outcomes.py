@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Outcome", "apply_outcome", "check_on_error", "outcome_of", "task_outcome"]
 
-outcome_of = DingTalkError.outcome_with
+outcome_of = DingTalkError.outcome_with  # the same as a function of this module
 
 
 def check_on_error(on_error: Mapping[str, Outcome | str] | None) -> dict[str, Outcome]:
@@ -65,7 +65,7 @@ def apply_outcome(error: DingTalkError, on_error: Mapping[str, Outcome]) -> None
     :raises AirflowSkipException: the outcome is SKIP.
     :raises DingTalkError: the outcome is RETRY.
     """
-    outcome = error.outcome = outcome_of(error, on_error)  # a retry policy goes by it
+    outcome = error.outcome = error.outcome_with(on_error)  # a retry policy goes by it
     error.with_traceback(None)  # a task's log does not need this package's frames
     if outcome is Outcome.FAIL:
         raise AirflowFailException(str(error)) from error
