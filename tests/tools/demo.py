@@ -1,7 +1,7 @@
 """``make demo``: the sandbox tour in a real Airflow, with a line for each step, and checked.
 
 It starts a sandbox and an Airflow of its own, with a database in a temporary directory, runs the DAG
-``example_sandbox_tour`` and then asks both what happened: the sandbox which calls it got, what it answered
+``example_sandbox_tour`` and then asks both what happened: the sandbox which calls it got, with which response
 and who could join, Airflow which state each task has. It exits 0 only if all of that is as expected.
 It changes nothing outside the temporary directory, and is no test of single errors: those are in the suite.
 """
@@ -152,7 +152,7 @@ def tell(sandbox_url: str, states: Mapping[str, str]) -> bool:
     conferences = {one["conference_id"]: one for one in ask(sandbox_url, "conferences")}
     joining = {True: "joins", False: "cannot join", None: "-"}
     row = "{:<22}{:<16}{:<8}{:<44}{:<13}{:<9}{}"
-    print(row.format("meeting", "task", "asked", "DingTalk answered", "a latecomer", "state", "").rstrip())
+    print(row.format("meeting", "task", "call", "DingTalk's response", "a latecomer", "state", "").rstrip())
     good = True
     for step in STEPS:
         answers = tuple(
