@@ -116,7 +116,7 @@ def test_what_the_sdk_asks_for_is_what_this_package_asks_for(sandbox: Sandbox, l
 
 def test_the_sdk_gets_an_event_again_that_it_could_not_handle(listening: Any) -> None:
     handler = Handler(AckMessage.STATUS_SYSTEM_EXCEPTION)
-    with Sandbox(redelivery=0.1) as sandbox, listening(sandbox, handler):
+    with Sandbox(redelivery=1.0) as sandbox, listening(sandbox, handler):
         event_id = sandbox.push_event("anything", {})
         wait_until(lambda: sandbox.events and sandbox.events[0].acknowledged)
         assert [event.headers.event_id for event in handler.events] == [event_id, event_id]
