@@ -288,6 +288,18 @@ def test_only_the_meeting_whose_response_was_lost_is_uncertain(face: Face, sandb
     assert [(one.attempts, one.error.uncertain) for one in results] == [(2, True), *[(0, False)] * 4]
 
 
+def test_a_call_whose_time_is_over_before_it_is_sent_took_no_effect(face: Face, sandbox: Sandbox) -> None:
+    face.do("lock_conference", "sandbox-open")
+    known = len(sandbox.calls)
+    with pytest.raises(CallTimeoutError) as caught:
+        face.do(
+            "call", "POST", "/v1.0/im/groups", json={}, repeatable=False, hook=face.hook(max_seconds=1e-9)
+        )
+    assert len(sandbox.calls) == known
+    assert not caught.value.uncertain
+    assert "may have taken effect" not in str(caught.value)
+
+
 # Any other call
 
 

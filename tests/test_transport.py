@@ -509,6 +509,28 @@ def test_a_proxy_of_the_environment_is_used_and_sees_the_host_alone(
     assert TOKEN not in seen
 
 
+@pytest.mark.parametrize("hangs_up", [False, True], ids=["silent", "hangs up"])
+def test_a_call_that_a_proxy_does_not_pass_on_was_not_sent(
+    face: Face, raw_server: Any, connect: Any, hangs_up: bool
+) -> None:
+    proxy = raw_server(b"", hangs_up=hangs_up)
+    connect("https://dingtalk.invalid", proxies={"https": proxy.url}, timeout=[0.3, 30])
+    error = failure(face)
+    assert type(error) is (ConnectionLostError if hangs_up else CallTimeoutError)
+    assert not error.uncertain
+    assert [head.split(" ")[0] for head in proxy.requests] == ["CONNECT"]
+
+
+def test_a_call_whose_time_is_over_while_it_connects_was_not_sent(
+    face: Face, raw_server: Any, connect: Any
+) -> None:
+    server = raw_server(lambda _server, _connection, file: file.read())  # no TLS handshake ends
+    connect(server.url.replace("http:", "https:"))
+    error = failure(face, max_seconds=0.3)
+    assert type(error) is CallTimeoutError
+    assert not error.uncertain
+
+
 def test_this_machine_is_reached_without_the_proxies_of_the_environment(
     face: Face, raw_server: Any, connect: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

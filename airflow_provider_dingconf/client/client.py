@@ -72,6 +72,7 @@ class _Attempts:
     call: Call
     limiter: RateLimiter | None = None  # of a bulk call: the first attempt has waited for it
     quiet: bool = False  # whether only attempts that fail are logged
+    secrets: tuple[str, ...] = ()  # in the call, beside the token and the connection's
     made: int = 0  # how many there were
     refused: Token | None = None  # the token that DingTalk refused: a fresh one is fetched once
     uncertain: bool = False  # whether the call may have taken effect although there was no response
@@ -203,32 +204,33 @@ class DingTalkClient:
             self.log.log(level, "%s: %s [attempt %d, %.0f ms]", *facts)
 
     async def _exchange(self, attempts: _Attempts, until: float) -> CallResult:
-        """Get a token, send the call and read the response; if the token is refused, repeat it once."""
-        call = attempts.call
-        if call.endpoint.with_credentials:
-            return await self._send(call, None, until)
+        """Send the call with a token and read the response; if the token is refused, repeat it once."""
+        call, token = attempts.call, None
         while True:
-            token = self.settings.static_token or await self._token(attempts.refused, until)
-            before, attempts.uncertain = attempts.uncertain, True
+            if not call.endpoint.with_credentials:
+                token = self.settings.static_token or await self._token(attempts.refused, until)
+            self._check_ban()
+            session, seconds = self.sessions[asyncio.get_running_loop()], _seconds_left(until)
+            before, attempts.uncertain = attempts.uncertain, token is not None
             try:
-                result = await self._send(call, token.value, until)
-            except e.DingTalkError as error:
-                if error.unsent or isinstance(error, _TOOK_NO_EFFECT):
+                response = await session.send(call.request(token.value if token else None), seconds)
+                hidden = (*self.settings.secrets, *attempts.secrets, *([token.value] if token else ()))
+                result = read_response(call, response, time.time(), hidden)
+            except BaseException as error:
+                self.count(call, error)
+                if isinstance(error, _TOOK_NO_EFFECT) or getattr(error, "unsent", False):
                     attempts.uncertain = before
-                if not isinstance(error, e.AccessTokenError) or attempts.refused is not None or token.static:
+                is_refused = isinstance(error, e.AccessTokenError) and attempts.refused is None
+                if not is_refused or token is None or token.static:
                     raise
                 attempts.refused = token
             else:
+                self.count(call, None)
                 result.attempts = attempts.made
                 return result
 
-    async def _send(
-        self, call: Call, token: str | None, until: float, secrets: Iterable[str] = ()
-    ) -> CallResult:
-        """Send a call and read the response, unless DingTalk banned this address: calls prolong a ban.
-
-        :param secrets: those in the call that are neither the token nor the connection's.
-        """
+    def _check_ban(self) -> None:
+        """Raise an error if DingTalk banned this address: calls prolong a ban."""
         if banned := self._ban.seconds_left(time.monotonic()):
             lifted = f"delete {self._ban.file}" if self._ban.file else "restart this process"
             raise e.AddressBannedError(
@@ -237,16 +239,6 @@ class DingTalkClient:
                 code="addressBanned",
                 retry_after=banned,
             )
-        session, seconds = self.sessions[asyncio.get_running_loop()], _seconds_left(until)
-        try:
-            response = await session.send(call.request(token), seconds)
-            hidden = (*self.settings.secrets, *secrets, *([token] if token else ()))
-            result = read_response(call, response, time.time(), hidden)
-        except BaseException as error:
-            self.count(call, error)
-            raise
-        self.count(call, None)
-        return result
 
     # Access tokens
 
@@ -304,7 +296,7 @@ class DingTalkClient:
 
     async def _token_for(self, app: App, until: float) -> Token:
         call = replace(app.token_call(), read=partial(read_token, fetched_at=time.time()))
-        return cast("Token", (await self._send(call, None, until, app.secrets)).content)
+        return cast("Token", (await self._exchange(_Attempts(call, secrets=app.secrets), until)).content)
 
     # Meetings
 

@@ -46,8 +46,6 @@ CLOSE_SECONDS = 0.5
 _AUTHORITIES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 """Variables that name the certificate authorities to trust, as they do for requests and curl."""
 _FAULTS = (aiohttp.ClientError, OSError, asyncio.TimeoutError, ValueError)
-_UNSENT = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.ClientHttpProxyError)
-"""Those by which there was no connection to send the request over."""
 
 
 class _Received(Response):
@@ -76,7 +74,11 @@ class HttpSession:
         )
         url, proxy = settings.base_url, settings.proxy
         headers = {"Accept-Encoding": "identity"}
-        self._session = _session(settings, url, proxy, headers=headers, auto_decompress=False)
+        trace = aiohttp.TraceConfig()
+        trace.on_request_headers_sent.append(_note_sent)
+        self._session = _session(
+            settings, url, proxy, headers=headers, auto_decompress=False, trace_configs=[trace]
+        )
         self.close = self._session.close
         self._proxy = _through(proxy)
         _open_sessions.add(self)
@@ -89,7 +91,7 @@ class HttpSession:
         """
         timeout = aiohttp.ClientTimeout(
             total=seconds,
-            sock_connect=self._settings.timeout.connect,
+            connect=self._settings.timeout.connect,
             sock_read=self._settings.timeout.read,
         )
         options = {"verb": request.method, "timeout": timeout}
@@ -102,6 +104,7 @@ class HttpSession:
         self, url: str, *, verb: str, data: bytes | None, headers: dict[str, str], timeout: Any, **_: Any
     ) -> Response:
         content = b""
+        sent: list[str] = []
         try:
             async with self._session.request(
                 verb,
@@ -110,6 +113,7 @@ class HttpSession:
                 headers=headers,
                 timeout=timeout,
                 allow_redirects=False,
+                trace_request_ctx=sent,
                 **self._proxy,
             ) as response:
                 async for chunk in response.content.iter_any():
@@ -120,7 +124,14 @@ class HttpSession:
                 return _Received(response.status, response.headers, content)
         except _FAULTS as error:
             token = headers.get(TOKEN_HEADER, "")
-            raise _network_error(self._settings, error, secrets=(token,)) from None
+            fault = _network_error(self._settings, error, secrets=(token,))
+            fault.unsent = not sent
+            raise fault from None
+
+
+async def _note_sent(_session: object, context: Any, request: aiohttp.TraceRequestHeadersSentParams) -> None:
+    """Note that a request itself is sent, and not only what a proxy or TLS asks for before."""
+    context.trace_request_ctx.append(request.method)
 
 
 def _session(
@@ -253,16 +264,12 @@ def _network_error(
     reason = one_line(masked(str(causes[-1]), hidden)) or type(causes[-1]).__name__
     if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in causes):
         return CertificateError(f"the certificate of {where} is not valid: {reason}", code="badCertificate")
-    lost: DingTalkError
     if isinstance(error, aiohttp.ClientHttpProxyError):
         refused = f"the proxy refuses to connect to {where}: HTTP {error.status} {one_line(error.message)}"
-        lost = ConnectionLostError(masked(refused, hidden), code="connectionLost")
-    elif any(isinstance(cause, (asyncio.TimeoutError, TimeoutError)) for cause in causes):
-        lost = CallTimeoutError(f"{where} did not respond in time", code="timeout")
-    else:
-        lost = ConnectionLostError(f"no response from {where}: {reason}", code="connectionLost")
-    lost.unsent = isinstance(error, _UNSENT)
-    return lost
+        return ConnectionLostError(masked(refused, hidden), code="connectionLost")
+    if any(isinstance(cause, (asyncio.TimeoutError, TimeoutError)) for cause in causes):
+        return CallTimeoutError(f"{where} did not respond in time", code="timeout")
+    return ConnectionLostError(f"no response from {where}: {reason}", code="connectionLost")
 
 
 def _causes(error: BaseException) -> list[BaseException]:
