@@ -30,6 +30,7 @@ from airflow_provider_dingconf.dingtalk.errors import (
     ResponseError,
     TransientError,
 )
+from airflow_provider_dingconf.hooks import DingTalkConferenceHook
 from airflow_provider_dingconf.sandbox import Fault, Sandbox
 
 if TYPE_CHECKING:
@@ -529,6 +530,20 @@ def test_a_call_whose_time_is_over_while_it_connects_was_not_sent(
     error = failure(face, max_seconds=0.3)
     assert type(error) is CallTimeoutError
     assert not error.uncertain
+
+
+async def test_a_lock_that_is_cancelled_before_it_is_sent_is_not_undone(
+    raw_server: Any, connect: Any
+) -> None:
+    server = raw_server(lambda _server, _connection, file: file.read())  # no TLS handshake ends
+    connect(server.url.replace("http:", "https:"))
+    locking = asyncio.ensure_future(DingTalkConferenceHook().alock_conference("meeting"))
+    while not server.connections:
+        await asyncio.sleep(0.02)
+    locking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await locking
+    assert server.connections == 1, "an unlock would let in whom another lock keeps out"
 
 
 def test_this_machine_is_reached_without_the_proxies_of_the_environment(

@@ -75,7 +75,7 @@ class _Attempts:
     secrets: tuple[str, ...] = ()  # in the call, beside the token and the connection's
     made: int = 0  # how many there were
     refused: Token | None = None  # the token that DingTalk refused: a fresh one is fetched once
-    uncertain: bool = False  # whether the call may have taken effect although there was no response
+    uncertain: bool = False  # whether the call may have taken effect
 
     def before_wait(self, state: RetryCallState) -> None:
         """Let a wait that DingTalk asked for hold up all calls of a bulk."""
@@ -211,21 +211,24 @@ class DingTalkClient:
                 token = self.settings.static_token or await self._token(attempts.refused, until)
             self._check_ban()
             session, seconds = self.sessions[asyncio.get_running_loop()], _seconds_left(until)
-            before, attempts.uncertain = attempts.uncertain, token is not None
+            sent: list[str] = []
             try:
-                response = await session.send(call.request(token.value if token else None), seconds)
+                response = await session.send(call.request(token.value if token else None), seconds, sent)
                 hidden = (*self.settings.secrets, *attempts.secrets, *([token.value] if token else ()))
                 result = read_response(call, response, time.time(), hidden)
             except BaseException as error:
                 self.count(call, error)
-                if isinstance(error, _TOOK_NO_EFFECT) or getattr(error, "unsent", False):
-                    attempts.uncertain = before
+                if token and sent and not isinstance(error, _TOOK_NO_EFFECT):
+                    attempts.uncertain = True
+                if isinstance(error, e.DingTalkError):
+                    error.unsent = not sent
                 is_refused = isinstance(error, e.AccessTokenError) and attempts.refused is None
                 if not is_refused or token is None or token.static:
                     raise
                 attempts.refused = token
             else:
                 self.count(call, None)
+                attempts.uncertain = token is not None
                 result.attempts = attempts.made
                 return result
 

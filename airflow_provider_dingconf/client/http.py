@@ -83,10 +83,11 @@ class HttpSession:
         self._proxy = _through(proxy)
         _open_sessions.add(self)
 
-    def send(self, request: Request, seconds: float) -> Awaitable[Response]:
+    def send(self, request: Request, seconds: float, sent: list[str]) -> Awaitable[Response]:
         """Send a request and return the response; to be awaited.
 
         :param seconds: the time limit of the whole exchange.
+        :param sent: receives the request's method when the request is sent.
         :raises DingTalkError: there was no complete response.
         """
         timeout = aiohttp.ClientTimeout(
@@ -94,26 +95,25 @@ class HttpSession:
             connect=self._settings.timeout.connect,
             sock_read=self._settings.timeout.read,
         )
-        options = {"verb": request.method, "timeout": timeout}
+        options = {"verb": request.method, "timeout": timeout, "trace_request_ctx": sent}
         response: Awaitable[Response] = self._http.run(
             request.target, data=request.content, headers=request.headers, extra_options=options
         )
         return response
 
     async def _request(
-        self, url: str, *, verb: str, data: bytes | None, headers: dict[str, str], timeout: Any, **_: Any
+        self, url: str, *, verb: str, data: bytes | None, headers: dict[str, str], **options: Any
     ) -> Response:
         content = b""
-        sent: list[str] = []
         try:
             async with self._session.request(
                 verb,
                 URL(url, encoded=True),
                 data=data,
                 headers=headers,
-                timeout=timeout,
+                timeout=options["timeout"],
+                trace_request_ctx=options["trace_request_ctx"],
                 allow_redirects=False,
-                trace_request_ctx=sent,
                 **self._proxy,
             ) as response:
                 async for chunk in response.content.iter_any():
@@ -124,9 +124,7 @@ class HttpSession:
                 return _Received(response.status, response.headers, content)
         except _FAULTS as error:
             token = headers.get(TOKEN_HEADER, "")
-            fault = _network_error(self._settings, error, secrets=(token,))
-            fault.unsent = not sent
-            raise fault from None
+            raise _network_error(self._settings, error, secrets=(token,)) from None
 
 
 async def _note_sent(_session: object, context: Any, request: aiohttp.TraceRequestHeadersSentParams) -> None:
