@@ -84,6 +84,7 @@ def test_a_hundred_locks_cost_a_hundred_and_one_calls(face: Face, sandbox: Sandb
 @pytest.mark.parametrize("limits", [
     *({"max_attempts": value} for value in (0, -1, 1.5, "3", None, True)),
     *({"max_seconds": value} for value in (0, -1, "60", None, True, float("nan"), float("inf"), 86_401, 10**400)),
+    pytest.param({"max_seconds": 10**5000}, id="huge"),
 ], ids=lambda limits: "{} of {!r:.20}".format(*next(iter(limits.items()))))  # fmt: skip
 def test_an_invalid_limit_is_refused(limits: dict[str, Any]) -> None:
     with pytest.raises(InvalidInputError, match=next(iter(limits))):
