@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import gc
+import pickle
 import re
 import time
 import traceback
@@ -356,6 +358,24 @@ def test_a_hook_is_released_together_with_its_error() -> None:
 
 
 # The connection
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_hook_that_was_used_can_be_copied_and_pickled_and_hands_on_no_secret(
+    sandbox: Sandbox, conn: Callable[..., None], kind: Any
+) -> None:
+    conn(kind)
+    hook = DingTalkConferenceHook(max_attempts=2)
+    assert hook.lock_conference("sandbox-open")["success"]
+    pickled = pickle.dumps(hook)
+    secrets = (*hook.settings.secrets, token_of(sandbox.calls[-1]))
+    assert not any(secret.encode() in pickled for secret in secrets)
+    for other in (pickle.loads(pickled), copy.deepcopy(hook), copy.copy(hook)):  # noqa: S301 - our own
+        assert other.max_attempts == 2
+        assert other.lock_conference("sandbox-open")["success"]
+        other.close()
+    assert hook.lock_conference("sandbox-open")["success"]
+    hook.close()
 
 
 @SYNC_TOO
