@@ -10,7 +10,7 @@ import re
 import zlib
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
@@ -239,12 +239,14 @@ def one_line(text: str) -> str:
 def parse_retry_after(value: str | None, now: float) -> float | None:
     """Return the seconds that a ``Retry-After`` header asks for; None if it says nothing usable.
 
-    :param value: a number of seconds, or an HTTP date (RFC 9110, 10.2.3).
+    :param value: a number of seconds, or an HTTP date (RFC 9110, 10.2.3), which is in GMT.
     """
     value = (value or "").strip()
     if value.isascii() and value.isdigit():
         return float(value[:12])
     try:
-        return max(0.0, parsedate_to_datetime(value).timestamp() - now)
+        moment = parsedate_to_datetime(value)
+        moment = moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
+        return max(0.0, moment.timestamp() - now)
     except (ValueError, TypeError, OverflowError):
         return None
