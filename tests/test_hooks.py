@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import copy
 import gc
 import pickle
@@ -257,6 +258,22 @@ def test_a_slow_dingtalk_costs_no_more_than_max_seconds(face: Face, sandbox: San
         face.do("lock_conference", "sandbox-open", hook=face.hook(max_seconds=0.5))
     assert time.monotonic() - began < 9
     assert sandbox.calls[-1].name == call
+
+
+async def test_a_call_for_which_no_time_is_left_is_not_sent_and_nothing_is_undone(
+    face: Face, sandbox: Sandbox
+) -> None:
+    async def slow(_secrets: object) -> None:
+        await asyncio.sleep(0.3)
+
+    hook = face.hook(max_seconds=0.2)
+    client = await hook._aconnect()
+    client.mask = slow  # as in a triggerer whose supervisor is busy
+    with pytest.raises(CallTimeoutError, match=r"no time is left .* Raise max_seconds") as caught:
+        async with hook.alocked("sandbox-open"):
+            pytest.fail("the block was entered")
+    assert not caught.value.uncertain
+    assert names(sandbox) == ["token"]
 
 
 @pytest.mark.parametrize("page", ["addressBanned", "addressBanned-html"])

@@ -95,7 +95,7 @@ class DingTalkError(Exception):
         self.request_id = request_id
         self.retry_after = retry_after
         self.attempts = 0  # how often the call was sent before this error was raised
-        self.unsent = False  # whether there was no connection to send the call over
+        self.unsent = False  # whether there was no connection, or no time, to send the call
         self.uncertain = False  # whether the call was sent and, not refused, may have taken effect
         if remedy is not None:
             self.remedy = remedy
