@@ -206,7 +206,7 @@ def _ban(minutes: object) -> float | None:
 
 def _required_scopes(content: Mapping[str, Any]) -> str:
     """Return the permission points that a refusal names; empty if it names none."""
-    detail = content.get("accessdenieddetail")
+    detail = content.get("AccessDeniedDetail") or content.get("accessdenieddetail")
     scopes = detail.get("requiredScopes") if isinstance(detail, dict) else None
     return ", ".join(one for one in scopes if isinstance(one, str)) if isinstance(scopes, list) else ""
 

@@ -270,15 +270,16 @@ def test_a_refused_token_call_is_about_the_credentials(
         assert "DingTalk's side" not in str(error)
 
 
-def test_the_permission_points_that_dingtalk_names_are_the_ones_to_grant() -> None:
+@pytest.mark.parametrize("name", ["accessdenieddetail", "AccessDeniedDetail"])  # the official SDK reads both
+def test_the_permission_points_that_dingtalk_names_are_the_ones_to_grant(name: str) -> None:
     code = "Forbidden.AccessDenied.AccessTokenPermissionDenied"
     named = {"requiredScopes": ["Contact.User.Read", "qyapi_x", 7]}
-    error = error_of(403, {"code": code, "accessdenieddetail": named})
+    error = error_of(403, {"code": code, name: named})
     assert "grants the app Contact.User.Read, qyapi_x." in str(error)
     assert "VideoConference" not in str(error)
     assert str(DingTalkError.from_dict(error.as_dict())) == str(error)
     for nothing in (None, [], {"requiredScopes": []}, {"requiredScopes": "x"}, {"requiredScopes": [None]}):
-        assert ERRORS[code].remedy in str(error_of(403, {"code": code, "accessdenieddetail": nothing}))
+        assert ERRORS[code].remedy in str(error_of(403, {"code": code, name: nothing}))
 
 
 def test_a_documented_call_needs_its_object() -> None:
