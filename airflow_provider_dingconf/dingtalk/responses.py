@@ -49,6 +49,8 @@ _ANOTHER_SERVER = re.compile(
     re.IGNORECASE,
 )
 _LIMIT_ENDS = re.compile(r"将在\s*(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d)\s*结束")  # in China time
+_SUB_CODE = re.compile(r"\[subcode=(\w+)")
+_SCOPES = re.compile(r"requiredScopes=\[([\w., -]+)\]")
 _FINE = frozenset({None, "0", "200", "OK"})
 
 # What DingTalk calls a field, in its newer and its older forms.
@@ -92,11 +94,12 @@ def read_response(call: Call, response: Response, now: float, secrets: Iterable[
     errors.content = content
     if "punish" in content or (content.get("status") == 1111 and "wait" in content):
         raise errors.make("this public address is banned", "addressBanned", wait=_ban(content.get("wait")))
-    code = text_of(content, *_CODE)
-    if code == "88":  # of the older form: what was refused is in the sub_code
-        code = text_of(content, "sub_code") or code
+    code, said = text_of(content, *_CODE), text_of(content, *_MESSAGE)
+    if code == "88":  # of the older form: what was refused is in the sub_code, or in the message alone
+        in_message = _SUB_CODE.search(said or "")
+        code = text_of(content, "sub_code") or (in_message[1] if in_message else code)
     if status >= 300 or (code not in _FINE and ("errcode" in content or find_code(code))):
-        raise errors.for_refusal(text_of(content, *_MESSAGE), code)
+        raise errors.for_refusal(said, code)
     success = content.get("success", "missing")
     if success is False or (endpoint.confirms and success is not True):
         raise errors.for_unconfirmed(success, code)
@@ -208,7 +211,9 @@ def _required_scopes(content: Mapping[str, Any]) -> str:
     """Return the permission points that a refusal names; empty if it names none."""
     detail = content.get("AccessDeniedDetail") or content.get("accessdenieddetail")
     scopes = detail.get("requiredScopes") if isinstance(detail, dict) else None
-    return ", ".join(one for one in scopes if isinstance(one, str)) if isinstance(scopes, list) else ""
+    if not isinstance(scopes, list):  # the older form names them in its message
+        scopes = _SCOPES.findall(text_of(content, *_MESSAGE) or "")
+    return ", ".join(one for one in scopes if isinstance(one, str))
 
 
 def _until_limit_ends(message: str, now: float) -> float | None:
