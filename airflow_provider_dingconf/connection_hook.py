@@ -52,6 +52,11 @@ class ConnectionHook(BaseHook):
         self.max_seconds = max_seconds
         self._client: DingTalkClient | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy or a pickle holds: no open connection, no logger and so no secret."""
+        kept = {name: value for name, value in vars(self).items() if name != "_log"}
+        return {**kept, "_client": None}
+
     @property
     def settings(self) -> Settings:
         """The Airflow connection, read and checked.

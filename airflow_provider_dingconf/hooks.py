@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
+from inspect import iscoroutinefunction
 from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_0_PLUS
@@ -30,8 +31,9 @@ from airflow_provider_dingconf.dingtalk.conferences import (
     check_reference,
     list_call,
 )
-from airflow_provider_dingconf.dingtalk.errors import ConferenceClosedError, DingTalkError
+from airflow_provider_dingconf.dingtalk.errors import ConferenceClosedError, DingTalkError, InvalidInputError
 from airflow_provider_dingconf.dingtalk.hosting import members_call
+from airflow_provider_dingconf.dingtalk.inputs import shown
 from airflow_provider_dingconf.dingtalk.limits import CONCURRENCY, check_bulk_limits
 from airflow_provider_dingconf.get_provider_info import CONNECTION_TYPE
 from airflow_provider_dingconf.roll_back import Try
@@ -260,7 +262,7 @@ class DingTalkConferenceHook(ConnectionHook):
             synchronous method of a hook in it.
         :returns: the result of each meeting, in the order of the ids.
         :raises InvalidConferenceIdError: one of the ids is not one path segment; nothing was sent.
-        :raises InvalidInputError: a limit is invalid; nothing was sent.
+        :raises InvalidInputError: a limit or ``on_result`` is invalid; nothing was sent.
         :raises DingTalkError: there is no access token; no meeting was tried.
         """
         return await self._lock_all(
@@ -281,6 +283,9 @@ class DingTalkConferenceHook(ConnectionHook):
         self, action: str, conference_ids: Iterable[str], **how: Unpack[Bulk]
     ) -> list[ConferenceResult]:
         check_bulk_limits(how.get("concurrency", CONCURRENCY), how.get("calls_per_second"))
+        on_result = how.get("on_result")
+        if on_result is not None and (not callable(on_result) or iscoroutinefunction(on_result)):
+            raise InvalidInputError(f"on_result: {shown(on_result)} is not a function, or is an async one")
         meetings = check_conference_ids(conference_ids)
         return await (await self._aconnect()).lock_all(action, meetings, **how)
 

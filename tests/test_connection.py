@@ -294,12 +294,41 @@ def test_a_mistake_is_one_error_that_names_the_connection_and_the_field(
 
 
 @pytest.mark.parametrize(
-    ("extra", "hint"), [("hidden", "not JSON"), ('["hidden"]', "JSON list"), ("1", "JSON int")]
+    ("extra", "hint"),
+    [
+        ("hidden", "not JSON"),
+        ('["hidden"]', "JSON list"),
+        ("1", "JSON int"),
+        (1, "int"),
+        (["hidden"], "list"),
+    ],
 )
-def test_an_extra_that_is_no_object_is_an_error(extra: str, hint: str) -> None:
+def test_an_extra_that_is_no_object_is_an_error(extra: Any, hint: str) -> None:
     # Airflow's own Connection refuses it, from some version on; a secrets backend may not.
     conn: Any = SimpleNamespace(**LOGIN, host="", schema="", port=None, extra=extra)
     with pytest.raises(InvalidConnectionError, match=f"^connection 'c', extra: .*{hint}") as caught:
+        read_connection(conn, "c")
+    assert "hidden" not in str(caught.value)
+
+
+def test_an_extra_that_a_secrets_backend_gives_as_a_dict_is_read() -> None:
+    # Airflow 3's own Connection keeps it as it is.
+    extra = {"corp_id": "c", "timeout": [1, 2]}
+    conn: Any = SimpleNamespace(**LOGIN, host="", schema="", port=None, extra=extra)
+    settings = read_connection(conn, "c")
+    assert (settings.app, settings.timeout) == (App("id", "the-secret", "c"), Timeout(1, 2))
+    assert extra == {"corp_id": "c", "timeout": [1, 2]}
+
+
+@pytest.mark.parametrize("field", ["conn_type", "host", "schema", "login", "password"])
+@pytest.mark.parametrize("value", [5, ["hidden"], {"hidden": 1}, b"hidden"])
+def test_a_field_that_a_secrets_backend_gives_as_no_string_is_an_error(field: str, value: Any) -> None:
+    fields = LOGIN | {"host": "", "schema": "", "port": None, "extra": ""} | {field: value}
+    conn: Any = SimpleNamespace(**fields)
+    kind = type(value).__name__
+    with pytest.raises(
+        InvalidConnectionError, match=f"^connection 'c', {field}.*: expected a string, got {kind}"
+    ) as caught:
         read_connection(conn, "c")
     assert "hidden" not in str(caught.value)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import gc
+import pickle
 import re
 import time
 import traceback
@@ -84,6 +86,7 @@ def test_a_hundred_locks_cost_a_hundred_and_one_calls(face: Face, sandbox: Sandb
 @pytest.mark.parametrize("limits", [
     *({"max_attempts": value} for value in (0, -1, 1.5, "3", None, True)),
     *({"max_seconds": value} for value in (0, -1, "60", None, True, float("nan"), float("inf"), 86_401, 10**400)),
+    pytest.param({"max_seconds": 10**5000}, id="huge"),
 ], ids=lambda limits: "{} of {!r:.20}".format(*next(iter(limits.items()))))  # fmt: skip
 def test_an_invalid_limit_is_refused(limits: dict[str, Any]) -> None:
     with pytest.raises(InvalidInputError, match=next(iter(limits))):
@@ -291,7 +294,7 @@ def test_only_the_meeting_whose_response_was_lost_is_uncertain(face: Face, sandb
 def test_a_call_whose_time_is_over_before_it_is_sent_took_no_effect(face: Face, sandbox: Sandbox) -> None:
     face.do("lock_conference", "sandbox-open")
     known = len(sandbox.calls)
-    with pytest.raises(CallTimeoutError) as caught:
+    with pytest.raises(CallTimeoutError, match=r"no time is left .* Raise max_seconds") as caught:
         face.do(
             "call", "POST", "/v1.0/im/groups", json={}, repeatable=False, hook=face.hook(max_seconds=1e-9)
         )
@@ -367,6 +370,24 @@ def test_a_hook_is_released_together_with_its_error() -> None:
 
 
 # The connection
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_hook_that_was_used_can_be_copied_and_pickled_and_hands_on_no_secret(
+    sandbox: Sandbox, conn: Callable[..., None], kind: Any
+) -> None:
+    conn(kind)
+    hook = DingTalkConferenceHook(max_attempts=2)
+    assert hook.lock_conference("sandbox-open")["success"]
+    pickled = pickle.dumps(hook)
+    secrets = (*hook.settings.secrets, token_of(sandbox.calls[-1]))
+    assert not any(secret.encode() in pickled for secret in secrets)
+    for other in (pickle.loads(pickled), copy.deepcopy(hook), copy.copy(hook)):  # noqa: S301 - our own
+        assert other.max_attempts == 2
+        assert other.lock_conference("sandbox-open")["success"]
+        other.close()
+    assert hook.lock_conference("sandbox-open")["success"]
+    hook.close()
 
 
 @SYNC_TOO

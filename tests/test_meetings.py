@@ -330,9 +330,13 @@ def test_a_wait_that_does_not_fit_into_the_hooks_time_is_not_begun_for_any(
         (["ok", None], {}, "number 1 of the list, conference_id: it is missing"),
         ("abc", {}, "conference_ids: expected a list of conferenceIds, got a str"),
         (7, {}, "conference_ids: expected a list of conferenceIds, got a int"),
+        (str, {}, "conference_ids: expected a list of conferenceIds, got a type"),
+        ({"conference_id": "ok"}, {}, "conference_ids: expected a list of conferenceIds, got a dict"),
         (["ok"], {"concurrency": 0}, "concurrency: 0 is not"),
         (["ok"], {"calls_per_second": 0}, "calls_per_second: 0 is not"),
         (["ok"], {"calls_per_second": True}, "calls_per_second: True is not"),
+        (["ok"], {"on_result": []}, "on_result: [] is not a function, or is an async one"),
+        (["ok"], {"on_result": asyncio.sleep}, "is an async one"),
     ],
 )
 def test_an_invalid_list_or_limit_is_one_clear_error_before_any_call(

@@ -335,6 +335,23 @@ def test_a_named_authority_is_trusted(
     tls.lock(verify={"file": certificates.authority, "directory": str(tmp_path), "off": False}[how])
 
 
+@pytest.mark.parametrize("variable", ["REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"])
+@pytest.mark.parametrize("content", [None, "no certificate"])
+def test_a_file_of_authorities_that_cannot_be_read_is_named_as_such(
+    tls: TlsFace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, variable: str, content: str | None
+) -> None:
+    file = tmp_path / "authorities.pem"
+    if content:
+        file.write_text(content)
+    monkeypatch.setenv(variable, str(file))
+    with pytest.raises(
+        ConnectionLostError, match=f"a file of certificates cannot be read.*{variable}"
+    ) as caught:
+        tls.lock()
+    assert "firewalls" not in str(caught.value)
+    assert not caught.value.uncertain
+
+
 def test_a_renewed_file_of_authorities_counts_in_a_running_process(
     tls: TlsFace, certificates: Certificates, other_authority: Path
 ) -> None:

@@ -126,7 +126,7 @@ async def each_meeting(
                 logged_at = time.monotonic()
                 failed = sum(not one.success for one in results.values())
                 log.info("%s: %d of %d meetings, %d failed", result.action, len(results), total, failed)
-            if on_result:
+            if on_result is not None:
                 on_result(result)
 
     workers = [asyncio.ensure_future(work()) for _ in range(min(concurrency, total))]

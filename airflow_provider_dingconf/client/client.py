@@ -379,8 +379,7 @@ class DingTalkClient:
         # The limits of the task's own calls may be low: the roll-back must succeed.
         limits = (2, CLEAN_UP_SECONDS) if quickly else (MAX_ATTEMPTS, MAX_SECONDS)
         client.max_attempts, client.max_seconds = limits
-        # The shared rate limiter has counted locks that were cancelled before they were sent.
-        rate = self.settings.calls_per_second
+        rate = self.settings.calls_per_second  # the shared limiter has counted locks that were never sent
         work = client.lock_all("unlock", meetings, calls_per_second=rate, on_result=results.append)
         cause: e.DingTalkError = e.CallTimeoutError("no time was left to unlock the meeting", code="timeout")
         try:
@@ -440,5 +439,5 @@ def _seconds_left(until: float) -> float:
     """
     left = until - time.monotonic()
     if left <= 0:
-        raise e.CallTimeoutError("no time is left for the call (max_seconds)", code="timeout")
+        raise e.CallTimeoutError("no time is left for the call", code="timeout", remedy="Raise max_seconds.")
     return left

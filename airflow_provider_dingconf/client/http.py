@@ -232,7 +232,9 @@ def _tls(settings: Settings, url: str) -> ssl.SSLContext | bool:
         changed = tuple(Path(file).stat().st_mtime_ns for file in (trusted, *pair))
         return _cached_tls(trusted, settings.verify is not False, pair, changed)
     except OSError as error:
-        raise _network_error(settings, error) from None
+        said = f"a file of certificates cannot be read: {one_line(str(error))}"
+        remedy = f"Check verify and cert in the connection, and the variables {' and '.join(_AUTHORITIES)}."
+        raise ConnectionLostError(said, code="connectionLost", remedy=remedy) from None
 
 
 @lru_cache(maxsize=8)  # reading the authorities takes tens of milliseconds

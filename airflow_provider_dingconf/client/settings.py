@@ -245,6 +245,9 @@ def read_connection(conn: Connection, conn_id: str) -> Settings:
 
 def _fields_of(conn: Connection) -> dict[str, Any]:
     """Return the fields of :class:`Settings` that a connection holds: those of its extra as they are."""
+    for name in ("conn_type", "host", "schema"):  # a secrets backend may give any JSON value
+        if not isinstance(value := getattr(conn, name) or "", str):
+            _fail(name, f"expected a string, got {type(value).__name__}")
     # Airflow gives a connection without a type None, or an empty one.
     kind = (conn.conn_type or _TYPE).lower()
     if kind != _TYPE:
@@ -275,8 +278,9 @@ def _fields_of(conn: Connection) -> dict[str, Any]:
 
 def _extra_of(conn: Connection) -> dict[str, Any]:
     """Return what the extra holds, without the fields that are empty."""
+    extra: Any = conn.extra or {}
     try:
-        extra = json.loads(conn.extra or "{}")
+        extra = json.loads(extra) if isinstance(extra, (str, bytes)) else extra  # a secrets backend's dict
     except (ValueError, RecursionError):
         _fail("extra", "it is not JSON")
     if not isinstance(extra, dict):

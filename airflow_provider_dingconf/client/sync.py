@@ -17,7 +17,7 @@ import signal
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent import futures
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import copy_context
 from functools import partial, update_wrapper
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, cast
@@ -320,7 +320,8 @@ def termination() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        with suppress(ValueError):  # the block ended in another thread, which cannot set handlers
+            signal.signal(signal.SIGTERM, before)
 
 
 class _AsyncBlocks:

@@ -17,7 +17,7 @@ from urllib.parse import quote, unquote, urlencode
 from airflow_provider_dingconf import __version__
 from airflow_provider_dingconf.dingtalk.endpoints import LOCK, UNLOCK, Endpoint
 from airflow_provider_dingconf.dingtalk.errors import InvalidInputError
-from airflow_provider_dingconf.dingtalk.inputs import SEGMENT_CHAR, check_text, digits_of, shown
+from airflow_provider_dingconf.dingtalk.inputs import SEGMENT_CHAR, check_text, digits_of, plain, shown
 from airflow_provider_dingconf.dingtalk.records import read_page
 
 if TYPE_CHECKING:
@@ -137,16 +137,18 @@ def any_call(
     :param repeatable: whether sending the call twice has the same effect as sending it once.
     :raises InvalidInputError: a parameter cannot be sent; the message names it.
     """
-    method = str(method).upper()
-    if method not in _METHODS:
+    verb = method.upper() if isinstance(method, str) else ""
+    if verb not in _METHODS:
         raise InvalidInputError(f"method: {shown(method)} is not one of {', '.join(sorted(_METHODS))}")
+    if not isinstance(repeatable, bool):  # a text such as "False" would let a call be repeated
+        raise InvalidInputError(f"repeatable: {shown(repeatable)} is not True or False")
     if json is not None and not isinstance(json, (Mapping, list)):
         raise InvalidInputError(
             f"json: a body of type {type(json).__name__} cannot be sent; give a dict or a list"
         )
     filled = _filled(path, path_params)
-    kind, name = kind_of(method, path), f"{method} {filled}"
-    endpoint = Endpoint(kind, name, method, filled, page=None, repeatable=repeatable, any_body=True)
+    kind, name = kind_of(verb, path), f"{verb} {filled}"
+    endpoint = Endpoint(kind, name, verb, filled, page=None, repeatable=repeatable, any_body=True)
     try:
         return call_to(endpoint, params=params, body=json)
     except (TypeError, ValueError, RecursionError) as error:
@@ -166,7 +168,7 @@ def _filled(path: object, path_params: object) -> str:
     values = {} if path_params is None else path_params
     if not isinstance(values, Mapping):
         raise InvalidInputError(f"path_params: expected a dict of values by name, got {shown(path_params)}")
-    template = path if isinstance(path, str) else ""
+    template = plain(path) if isinstance(path, str) else ""
     filled = _PLACEHOLDER.sub(lambda placeholder: _segment(placeholder[1], values), template)
     for name in values.keys() - set(_PLACEHOLDER.findall(template)):
         raise InvalidInputError(
@@ -208,9 +210,11 @@ def _query(params: Mapping[str, Any]) -> str:
         raise TypeError(f"params is a {type(params).__name__}, not a mapping")
     texts = {}
     for name, value in params.items():
+        if not isinstance(name, str):
+            raise TypeError(f"the parameter's name {shown(name)} is a {type(name).__name__}, not a text")
         if not isinstance(value, (str, int, float)):
             raise TypeError(f"{shown(name)} is a {type(value).__name__}, not a text, a number or a boolean")
-        texts[name] = str(value).lower() if isinstance(value, bool) else str(value)
+        texts[plain(name)] = plain(value) if isinstance(value, str) else _to_json(value)
     return urlencode(texts)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime  # noqa: TC003  # who reads a record's types finds it
 from enum import Enum
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from airflow_provider_dingconf.dingtalk import endpoints
 from airflow_provider_dingconf.dingtalk import errors as e
 from airflow_provider_dingconf.dingtalk.calls import Call, call_to, page_call
-from airflow_provider_dingconf.dingtalk.inputs import SEGMENT_CHAR, check_text, digits_of, shown
+from airflow_provider_dingconf.dingtalk.inputs import SEGMENT_CHAR, check_text, digits_of, plain, shown
 from airflow_provider_dingconf.dingtalk.records import (
     Record,
     json_field,
@@ -22,7 +23,7 @@ from airflow_provider_dingconf.dingtalk.records import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Sequence
 
 BATCH = 100  # meetings in one batch query; DingTalk documents no limit
 PAGE = 20  # meetings on one page of a list; DingTalk documents no limit
@@ -187,8 +188,9 @@ def check_reference(
                 "conference_id: expected a dict with a conference_id, got one with no value for it; "
                 f"its keys: {keys}"
             )
-    if isinstance(value, str) and name == "room_code":
-        value = _SEPARATORS.sub("", value)
+    if isinstance(value, str):
+        value = plain(value)
+        value = _SEPARATORS.sub("", value) if name == "room_code" else value
     return Reference(name, value)  # type: ignore[arg-type]  # the reference checks it
 
 
@@ -204,7 +206,7 @@ def check_conference_ids(conference_ids: object) -> list[Reference]:
 
     :raises InvalidConferenceIdError: they are no collection of ids, or one is not one path segment.
     """
-    if isinstance(conference_ids, (str, bytes)) or not hasattr(conference_ids, "__iter__"):
+    if isinstance(conference_ids, (str, bytes, Mapping)) or not isinstance(conference_ids, Iterable):
         raise e.InvalidConferenceIdError(
             f"conference_ids: expected a list of conferenceIds, got a {type(conference_ids).__name__}"
         )

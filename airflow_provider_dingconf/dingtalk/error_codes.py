@@ -58,6 +58,7 @@ _CHECK_SECRET = "Compare the connection's Client ID (login) and Client Secret (p
 _CHECK_TOKEN = "Check that the connection's app and host belong together; a static access token has to be replaced by a new one in Access token."  # noqa: S105  # nosec B105
 _CHECK_PATH = "Check the path, which begins with its version, such as /v1.0, and the connection's host."
 _GRANT = "An administrator grants the app VideoConference.Conference.Write (VideoConference.Conference.Read for reading calls)."
+_ADD_ADDRESS = "An administrator adds the public address of this host to the app's server egress addresses."
 _SLOW_DOWN = e.ThrottledError.remedy
 _QUOTA = "The organisation has used up its monthly quota of API calls."
 _PLAN = "Calls succeed again when the month ends or the organisation's plan grows; DingTalk's developer console shows what used them."
@@ -95,7 +96,8 @@ _SENT = (
     # Permission, and the month's quota.
     ErrorCode(_FORBIDDEN + "AccessTokenPermissionDenied", (403,), e.PermissionDeniedError, _APP, None, "The app lacks the permission point of this call.", _GRANT),
     ErrorCode("60011", (), e.PermissionDeniedError, _APP, None, "The app lacks the permission point of this call, in the older form.", _GRANT),
-    ErrorCode(_FORBIDDEN + "IpNotInWhiteList", (403,), e.PermissionDeniedError, _APP, None, "The address of this host is not on the app's list.", "An administrator adds the public address of this host to the app's server egress addresses."),
+    ErrorCode(_FORBIDDEN + "IpNotInWhiteList", (403,), e.PermissionDeniedError, _APP, None, "The address of this host is not on the app's list.", _ADD_ADDRESS),
+    ErrorCode("60020", (), e.PermissionDeniedError, _APP, None, "The address of this host is not on the app's list, in the older form.", _ADD_ADDRESS),
     ErrorCode("orgAccessForbidden", (400, 403), e.PermissionDeniedError, _ORGANISATION, None, "The app may not act for this organisation.", "An administrator of the organisation has to allow it."),
     ErrorCode(_FORBIDDEN + "ApiCountLimitForOrg", (403,), e.QuotaExhaustedError, _ORGANISATION, None, _QUOTA, _PLAN),
     ErrorCode("90020", (), e.QuotaExhaustedError, _ORGANISATION, None, _QUOTA, _PLAN),

@@ -15,14 +15,14 @@ SEGMENT_CHAR = r"[A-Za-z0-9\-._~!$&'()*+,;=:@]"
 
 
 def check_text(name: str, value: object, error: type[InvalidInputError] = InvalidInputError) -> str:
-    """Return a text that a template may have rendered.
+    """Return a text that a template may have rendered, as a plain ``str``.
 
     :param name: the parameter that has the value.
     :param error: the class of the error.
     :raises InvalidInputError: the value is not a string, or is what a template without a value renders to.
     """
     if isinstance(value, str) and value.strip() not in ("", "None"):
-        return value
+        return plain(value)
     if value is not None and not isinstance(value, str):
         raise error(
             f"{name}: expected a string, got {shown(value)} of type {type(value).__name__}; if it comes from "
@@ -32,6 +32,11 @@ def check_text(name: str, value: object, error: type[InvalidInputError] = Invali
     raise error(
         f"{name}: {problem}, as a template or XCom without a value renders; check where it comes from"
     )
+
+
+def plain(text: str) -> str:
+    """Return the text itself of a subclass of ``str``: a member of an enum would be sent by its name."""
+    return str.__str__(text)
 
 
 def digits_of(value: object) -> object:
@@ -49,6 +54,6 @@ def shown(value: object) -> str:
     """Return a value for a message, in ASCII and short."""
     try:
         text = ascii(value)
-    except (ValueError, RecursionError):  # an int of thousands of digits, a deep list
+    except Exception:  # an int of thousands of digits, a deep list, an object that cannot be shown
         text = f"a {type(value).__name__}"
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TypeGuard
 
 from airflow_provider_dingconf.dingtalk.errors import InvalidInputError
+from airflow_provider_dingconf.dingtalk.inputs import shown
 
 MAX_ATTEMPTS = 5
 MAX_SECONDS = 60.0
@@ -34,7 +35,7 @@ def check_limits(max_attempts: object, max_seconds: object) -> None:
     """
     check_count("max_attempts", max_attempts)
     if not is_seconds(max_seconds):
-        raise InvalidInputError(f"max_seconds: {max_seconds!r} is not {SECONDS}")
+        raise InvalidInputError(f"max_seconds: {shown(max_seconds)} is not {SECONDS}")
 
 
 def check_bulk_limits(concurrency: object, calls_per_second: object = None) -> None:
@@ -44,7 +45,7 @@ def check_bulk_limits(concurrency: object, calls_per_second: object = None) -> N
     """
     check_count("concurrency", concurrency)
     if calls_per_second is not None and not (is_number(calls_per_second) and calls_per_second > 0):
-        raise InvalidInputError(f"calls_per_second: {calls_per_second!r} is not a number above 0")
+        raise InvalidInputError(f"calls_per_second: {shown(calls_per_second)} is not a number above 0")
 
 
 def check_count(name: str, value: object) -> None:
@@ -53,4 +54,4 @@ def check_count(name: str, value: object) -> None:
     :raises InvalidInputError: it is not.
     """
     if not is_number(value) or not isinstance(value, int) or value < 1:
-        raise InvalidInputError(f"{name}: {value!r} is not a whole number of at least 1")
+        raise InvalidInputError(f"{name}: {shown(value)} is not a whole number of at least 1")

@@ -10,7 +10,7 @@ import re
 import zlib
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +49,8 @@ _ANOTHER_SERVER = re.compile(
     re.IGNORECASE,
 )
 _LIMIT_ENDS = re.compile(r"将在\s*(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d)\s*结束")  # in China time
+_SUB_CODE = re.compile(r"\[subcode=(\w+)")
+_SCOPES = re.compile(r"requiredScopes=\[([\w., -]+)\]")
 _FINE = frozenset({None, "0", "200", "OK"})
 
 # What DingTalk calls a field, in its newer and its older forms.
@@ -92,11 +94,12 @@ def read_response(call: Call, response: Response, now: float, secrets: Iterable[
     errors.content = content
     if "punish" in content or (content.get("status") == 1111 and "wait" in content):
         raise errors.make("this public address is banned", "addressBanned", wait=_ban(content.get("wait")))
-    code = text_of(content, *_CODE)
-    if code == "88":  # of the older form: what was refused is in the sub_code
-        code = text_of(content, "sub_code") or code
+    code, said = text_of(content, *_CODE), text_of(content, *_MESSAGE)
+    if code == "88":  # of the older form: what was refused is in the sub_code, or in the message alone
+        in_message = _SUB_CODE.search(said or "")
+        code = text_of(content, "sub_code") or (in_message[1] if in_message else code)
     if status >= 300 or (code not in _FINE and ("errcode" in content or find_code(code))):
-        raise errors.for_refusal(text_of(content, *_MESSAGE), code)
+        raise errors.for_refusal(said, code)
     success = content.get("success", "missing")
     if success is False or (endpoint.confirms and success is not True):
         raise errors.for_unconfirmed(success, code)
@@ -206,9 +209,11 @@ def _ban(minutes: object) -> float | None:
 
 def _required_scopes(content: Mapping[str, Any]) -> str:
     """Return the permission points that a refusal names; empty if it names none."""
-    detail = content.get("accessdenieddetail")
+    detail = content.get("AccessDeniedDetail") or content.get("accessdenieddetail")
     scopes = detail.get("requiredScopes") if isinstance(detail, dict) else None
-    return ", ".join(one for one in scopes if isinstance(one, str)) if isinstance(scopes, list) else ""
+    if not isinstance(scopes, list):  # the older form names them in its message
+        scopes = _SCOPES.findall(text_of(content, *_MESSAGE) or "")
+    return ", ".join(one for one in scopes if isinstance(one, str))
 
 
 def _until_limit_ends(message: str, now: float) -> float | None:
@@ -239,12 +244,14 @@ def one_line(text: str) -> str:
 def parse_retry_after(value: str | None, now: float) -> float | None:
     """Return the seconds that a ``Retry-After`` header asks for; None if it says nothing usable.
 
-    :param value: a number of seconds, or an HTTP date (RFC 9110, 10.2.3).
+    :param value: a number of seconds, or an HTTP date (RFC 9110, 10.2.3), which is in GMT.
     """
     value = (value or "").strip()
     if value.isascii() and value.isdigit():
         return float(value[:12])
     try:
-        return max(0.0, parsedate_to_datetime(value).timestamp() - now)
+        moment = parsedate_to_datetime(value)
+        moment = moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
+        return max(0.0, moment.timestamp() - now)
     except (ValueError, TypeError, OverflowError):
         return None

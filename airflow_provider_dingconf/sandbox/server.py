@@ -94,7 +94,7 @@ class Sandbox(calls.Calls):
         return uri.removesuffix("?").removesuffix("/")
 
     async def _serve(self, started: threading.Event) -> None:
-        """Serve until stopped; responses under way are then cancelled, as the loop ends."""
+        """Serve until stopped; responses under way are then cancelled."""
         self._loop, self._stopped = asyncio.get_running_loop(), asyncio.Event()
         server = web.Server(self._handle, access_log=None)
         listening = await self._loop.create_server(server, sock=self._socket, ssl=self.ssl_context)
@@ -102,6 +102,7 @@ class Sandbox(calls.Calls):
         started.set()
         await self._stopped.wait()
         listening.close()
+        await server.shutdown(0.01)  # 0 would wait for the responses
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
         try:

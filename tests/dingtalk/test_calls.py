@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from enum import Enum
 from typing import Any
 from urllib.parse import unquote
 
 import pytest
 
 from airflow_provider_dingconf.dingtalk.calls import TOKEN_HEADER, any_call, documentation_url, lock_call
-from airflow_provider_dingconf.dingtalk.conferences import Reference
+from airflow_provider_dingconf.dingtalk.conferences import Reference, check_reference, list_call
 from airflow_provider_dingconf.dingtalk.errors import InvalidInputError
 
 
@@ -79,7 +80,7 @@ def test_a_path_parameter_is_one_percent_encoded_segment(value: Any, segment: st
 # What is refused
 
 
-@pytest.mark.parametrize("method", ["", "TRACE", "GET\r\nX: y", None, 1])
+@pytest.mark.parametrize("method", ["", "TRACE", "GET\r\nX: y", None, 1, pytest.param(10**5000, id="huge")])
 def test_any_call_refuses_an_unknown_method(method: Any) -> None:
     with pytest.raises(InvalidInputError, match=r"^method: .*DELETE, GET, PATCH, POST, PUT"):
         any_call(method, "/v1.0/x")
@@ -137,7 +138,8 @@ def nested(depth: int) -> dict[str, Any]:
           for body in ("text", 5, True, {1}, ("a",))),
         *((what, "query parameters or body: they cannot be sent: ")
           for what in ({"params": "a=1"}, {"params": [("a", 1)]}, {"params": {"a": [1]}},
-                       {"params": {"a": "\ud800"}}, {"json": nested(100_000)}, {"json": {"a": {1}}},
+                       {"params": {"a": "\ud800"}}, {"params": {"a": float("nan")}},
+                       {"params": {None: "a"}}, {"params": {1: "a"}}, {"json": nested(100_000)}, {"json": {"a": {1}}},
                        {"json": {"a": float("nan")}}, {"json": {"a": "\ud800"}})),
     ],
     ids=lambda what: next(iter(what)) if isinstance(what, dict) else "",
@@ -145,6 +147,26 @@ def nested(depth: int) -> dict[str, Any]:
 def test_any_call_refuses_what_cannot_be_sent(what: Any, says: str) -> None:
     with pytest.raises(InvalidInputError, match=f"^{says}"):
         any_call("POST", "/v1.0/x", **what)
+
+
+@pytest.mark.parametrize("repeatable", ["False", "false", "", None, 0, 1])
+def test_any_call_is_repeatable_or_not_and_takes_no_text_for_it(repeatable: Any) -> None:
+    with pytest.raises(InvalidInputError, match=r"^repeatable: .* is not True or False"):
+        any_call("POST", "/v1.0/x", repeatable=repeatable)
+
+
+class Name(str, Enum):
+    PATH = "/v1.0/{id}"
+    ID = "id"
+    ROOM = "123 456"
+
+
+def test_a_member_of_an_enum_is_sent_as_its_text() -> None:
+    call = any_call("GET", Name.PATH, path_params={"id": Name.ID}, params={Name.ID: Name.ROOM})
+    assert (call.name, call.target) == ("GET /v1.0/id", "/v1.0/id?id=123+456")
+    assert lock_call(check_reference(Name.ID), "lock").target == "/v1.0/conference/videoConferences/id/lock"
+    assert "/roomCodes/123456/" in list_call(check_reference(room_code=Name.ROOM)).target
+    assert type(check_reference(schedule_conference_id=Name.ID).value) is str
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import time
 import zlib
 from datetime import datetime, timedelta, timezone
 from email.utils import formatdate
@@ -269,15 +270,16 @@ def test_a_refused_token_call_is_about_the_credentials(
         assert "DingTalk's side" not in str(error)
 
 
-def test_the_permission_points_that_dingtalk_names_are_the_ones_to_grant() -> None:
+@pytest.mark.parametrize("name", ["accessdenieddetail", "AccessDeniedDetail"])  # the official SDK reads both
+def test_the_permission_points_that_dingtalk_names_are_the_ones_to_grant(name: str) -> None:
     code = "Forbidden.AccessDenied.AccessTokenPermissionDenied"
     named = {"requiredScopes": ["Contact.User.Read", "qyapi_x", 7]}
-    error = error_of(403, {"code": code, "accessdenieddetail": named})
+    error = error_of(403, {"code": code, name: named})
     assert "grants the app Contact.User.Read, qyapi_x." in str(error)
     assert "VideoConference" not in str(error)
     assert str(DingTalkError.from_dict(error.as_dict())) == str(error)
     for nothing in (None, [], {"requiredScopes": []}, {"requiredScopes": "x"}, {"requiredScopes": [None]}):
-        assert ERRORS[code].remedy in str(error_of(403, {"code": code, "accessdenieddetail": nothing}))
+        assert ERRORS[code].remedy in str(error_of(403, {"code": code, name: nothing}))
 
 
 def test_a_documented_call_needs_its_object() -> None:
@@ -320,6 +322,20 @@ def test_a_bare_403_may_be_a_permission_or_a_rate_limit() -> None:
 )  # fmt: skip
 def test_what_retry_after_says(value: str | None, seconds: float | None) -> None:
     assert parse_retry_after(value, NOW) == seconds
+
+
+@pytest.mark.parametrize(
+    "date", ["Tue Nov 14 22:14:50 2023", "Tue, 14 Nov 2023 22:14:50", "Tue, 14 Nov 2023 22:14:50 -0000"]
+)
+@pytest.mark.parametrize("zone", ["Asia/Shanghai", "America/New_York"])
+def test_a_date_without_a_time_zone_is_in_gmt_wherever_the_worker_is(
+    monkeypatch: pytest.MonkeyPatch, zone: str, date: str
+) -> None:
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setenv("TZ", zone)
+        time.tzset()
+        assert parse_retry_after(date, NOW) == 90.0
+    time.tzset()
 
 
 QPM = {"code": "Forbidden.AccessDenied.QpmLimitForAppkeyAndApi"}

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 import socket
 import threading
+import time
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPConnection
 from typing import Any
 
 import pytest
 import requests
+from waiting import wait_until
 
 from airflow_provider_dingconf.sandbox import Fault, Sandbox
 
@@ -100,6 +104,25 @@ def test_nothing_is_left_of_a_sandbox_that_ended_and_it_can_come_back_on_its_por
         assert again.port == port
         assert again.conference("sandbox-open").locked
         assert caller.lock("sandbox-open").json() == {"success": True}
+
+
+def test_a_sandbox_that_ends_leaves_no_connection_for_python_to_warn_of() -> None:
+    gc.collect()
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always", ResourceWarning)
+        with Sandbox() as sandbox:
+            sandbox.fail(Fault(call="list", delay=60))
+            idle, waiting = (HTTPConnection("127.0.0.1", sandbox.port) for _ in range(2))
+            idle.request("GET", "/sandbox/calls")
+            idle.getresponse().read()
+            waiting.request("GET", "/v1.0/conference/orgConferences")
+            wait_until(lambda: sandbox.calls)
+            began = time.monotonic()
+        assert time.monotonic() - began < 30, "it waited for the response"
+        gc.collect()
+    idle.close()
+    waiting.close()
+    assert [str(one.message) for one in warned] == []
 
 
 def test_it_listens_on_a_free_port_of_the_loopback_address_only(sandbox: Sandbox) -> None:
