@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from contextlib import closing, suppress
+from copy import copy
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -68,6 +69,10 @@ class UnlockConferenceNotifier(BaseNotifier):
             raise e.InvalidInputError(
                 "conference_id: it is missing; give it, room_code or schedule_conference_id"
             )
+
+    def __call__(self, *args: Any) -> None:
+        """Render and unlock in a copy: one process may call a notifier for several tasks or runs."""
+        super(UnlockConferenceNotifier, copy(self)).__call__(*args)
 
     def notify(self, context: Context) -> None:
         """Unlock, in the process that runs the callback."""
