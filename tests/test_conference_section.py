@@ -79,9 +79,12 @@ def test_a_create_is_not_retried_and_the_rest_is_whatever_the_dag_says_of_retrie
     assert [(each.retries, each.retry_delay) for each in own if each is not None] == [(1, timedelta(0))] * 4
 
 
+NO_XCOMS = {"do_xcom_push": False, "multiple_outputs": False}
+
+
 def test_parameters_reach_all_tasks_of_a_section_and_the_xcom_they_need_is_pushed() -> None:
     with (
-        DAG("sections", schedule=None, default_args={"do_xcom_push": False, "max_seconds": 7}),
+        DAG("sections", schedule=None, default_args={**NO_XCOMS, "max_seconds": 7}),
         conference(
             "Exam", "chris", invite=["ann"], with_password=True, lock=True, on_error={"noPermission": "skip"}
         ) as section,
