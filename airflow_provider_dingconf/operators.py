@@ -16,6 +16,7 @@ from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_2_PLUS
 from airflow_provider_dingconf.call_operator import DingTalkOperator
 from airflow_provider_dingconf.compat import empty_operator
 from airflow_provider_dingconf.dingtalk.conferences import NAMES
+from airflow_provider_dingconf.dingtalk.inputs import check_switch
 from airflow_provider_dingconf.lock_operators import LockConferenceOperator, UnlockConferenceOperator
 from airflow_provider_dingconf.meeting_operators import (
     CloseConferenceOperator,
@@ -171,6 +172,7 @@ def conference(
     :param kwargs: parameters of all operators of the section, such as ``dingtalk_conn_id``, ``on_error`` and
         ``retries``; ``retries`` and ``retry_delay`` of the DAG do not count here.
     """
+    check_switch("lock", lock)
     with TaskGroup(group_id) if group_id else nullcontext():
         create = CreateConferenceOperator(
             task_id=f"create_{name}",

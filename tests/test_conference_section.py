@@ -10,7 +10,7 @@ import pytest
 from airflow.providers.common.compat.sdk import DAG, task
 from runs import Ran, names_of
 
-from airflow_provider_dingconf.dingtalk.errors import Outcome
+from airflow_provider_dingconf.dingtalk.errors import InvalidInputError, Outcome
 from airflow_provider_dingconf.links import JoinConferenceLink
 from airflow_provider_dingconf.operators import (
     CloseConferenceOperator,
@@ -95,6 +95,15 @@ def test_parameters_reach_all_tasks_of_a_section_and_the_xcom_they_need_is_pushe
     for each in section:
         assert each is not None
         assert (each.on_error, each.max_seconds) == ({"noPermission": Outcome.SKIP}, 7)
+
+
+def test_lock_is_no_template() -> None:
+    with (
+        DAG("sections", schedule=None),
+        pytest.raises(InvalidInputError, match="lock: 'False' is not True or False"),
+        conference("Exam", "chris", lock="False"),  # type: ignore[arg-type]
+    ):
+        pass
 
 
 # Sections that Airflow runs

@@ -137,9 +137,9 @@ def any_call(
     :param repeatable: whether sending the call twice has the same effect as sending it once.
     :raises InvalidInputError: a parameter cannot be sent; the message names it.
     """
-    method = str(method).upper()
+    given, method = method, str(method).upper()
     if method not in _METHODS:
-        raise InvalidInputError(f"method: {shown(method)} is not one of {', '.join(sorted(_METHODS))}")
+        raise InvalidInputError(f"method: {shown(given)} is not one of {', '.join(sorted(_METHODS))}")
     if json is not None and not isinstance(json, (Mapping, list)):
         raise InvalidInputError(
             f"json: a body of type {type(json).__name__} cannot be sent; give a dict or a list"
