@@ -189,6 +189,7 @@ def conference(
             creator_id=creator_id,
             **_retried(kwargs, "close"),
         )
+        kwargs["trigger_rule"] = "all_success"  # Airflow allows no other after a setup
         with (
             _between(create, close, f"{name}_done"),
             conference_lock(create.output, name=name, **kwargs) if lock else nullcontext(()) as locked,

@@ -97,6 +97,21 @@ def test_parameters_reach_all_tasks_of_a_section_and_the_xcom_they_need_is_pushe
         assert (each.on_error, each.max_seconds) == ({"noPermission": Outcome.SKIP}, 7)
 
 
+@pytest.mark.parametrize("whose", ["the section's", "the DAG's"])
+def test_a_trigger_rule_is_that_of_the_create_alone(whose: str) -> None:
+    given = {"trigger_rule": "none_failed"}
+    own, of_dag = (given, {}) if whose == "the section's" else ({}, given)
+    with (
+        DAG("sections", schedule=None, default_args=of_dag) as dag,
+        conference("Exam", "chris", lock=True, **own) as section,
+    ):
+        pass
+    dag.validate_setup_teardown()
+    assert section.create.trigger_rule == "none_failed"
+    assert section.lock is not None
+    assert section.lock.trigger_rule == "all_success"
+
+
 def test_lock_is_no_template() -> None:
     with (
         DAG("sections", schedule=None),
