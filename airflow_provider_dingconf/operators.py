@@ -88,8 +88,8 @@ def conference_lock(
     :param conference_id: the meeting's conferenceId, or a list of them. (templated)
     :param name: makes the tasks' ids, ``lock_<name>`` and ``unlock_<name>``.
     :param group_id: puts the section into a task group of this id; None for no group.
-    :param kwargs: any other parameter of the two operators; ``retries`` and ``retry_delay`` of the DAG do not
-        count here.
+    :param kwargs: any other parameter of the two operators; ``retries``, ``retry_delay`` and
+        ``max_retry_delay`` of the DAG do not count here.
     """
     if conference_id is not None:
         kwargs["conference_id"] = conference_id
@@ -170,7 +170,7 @@ def conference(
         :func:`conference_lock`.
     :param group_id: puts the section into a task group of this id; None for no group.
     :param kwargs: parameters of all operators of the section, such as ``dingtalk_conn_id``, ``on_error`` and
-        ``retries``; ``retries`` and ``retry_delay`` of the DAG do not count here.
+        ``retries``; those of the DAG do not count here, as there.
     """
     check_switch("lock", lock)
     with TaskGroup(group_id) if group_id else nullcontext():
@@ -203,6 +203,7 @@ def _retried(kwargs: dict[str, Any], action: str) -> dict[str, Any]:
     defaults: dict[str, Any] = {"retries": RETRIES[action]}
     if "retry_delay" not in {**given, **kwargs}:
         defaults |= {"retry_delay": RETRY_DELAY, "retry_exponential_backoff": RETRY_BACKOFF}
+        defaults["max_retry_delay"] = None
     of_past = REGARDLESS_OF_PAST if action in {"unlock", "close"} else {}
     return {**kwargs, **of_past, "default_args": {**defaults, **given}}
 

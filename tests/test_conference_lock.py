@@ -90,7 +90,7 @@ def test_a_lost_worker_costs_a_section_a_try_whatever_the_dag_says_of_retries() 
 
 def test_the_retries_of_an_unlock_outlast_an_address_ban_unless_their_delay_is_given() -> None:
     with (
-        DAG("sections", schedule=None),
+        DAG("sections", schedule=None, default_args={"max_retry_delay": timedelta(minutes=1)}),
         conference_lock("1") as section,
         conference_lock("2", name="own", retry_delay=timedelta(seconds=1)) as own,
     ):
@@ -146,7 +146,7 @@ def test_a_section_of_a_room_code_pushes_the_xcom_that_its_unlock_needs_whatever
     [{"room_code": "123"}, {"running": True, "title_pattern": "^Exam", "creator_id": "chris"}],
     ids=["room code", "running"],
 )
-def test_the_unlock_takes_the_lock_s_meetings_also_if_default_args_name_them(
+def test_the_unlock_takes_the_meetings_of_the_lock_also_if_default_args_name_them(
     whose: str, named: dict[str, Any]
 ) -> None:
     own = {} if whose == "the DAG's" else {"default_args": named}
