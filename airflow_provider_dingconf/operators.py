@@ -170,7 +170,7 @@ def conference(
         :func:`conference_lock`.
     :param group_id: puts the section into a task group of this id; None for no group.
     :param kwargs: parameters of all operators of the section, such as ``dingtalk_conn_id``, ``on_error`` and
-        ``retries``; those of the DAG do not count here, as there.
+        ``retries``; as in :func:`conference_lock`, ``retries`` of the DAG do not count here.
     """
     check_switch("lock", lock)
     with TaskGroup(group_id) if group_id else nullcontext():
