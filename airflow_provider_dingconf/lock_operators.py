@@ -232,7 +232,7 @@ class LockConferenceOperator(ConferenceOperator):
     Two runs that lock the same meeting do not know of each other: the first to end unlocks it for the other.
 
     :param conference_id: the meeting's conferenceId, or a list of them; also the XCom of another such task or
-        of a sensor. (templated)
+        of a sensor. A template may render them natively or as text. (templated)
     :param room_code: the meeting's room code, with or without spaces and dashes: of its meetings, the one
         that is running. (templated)
     :param schedule_conference_id: the schedule's scheduleConferenceId: of its meetings, the one that is
@@ -254,7 +254,7 @@ class LockConferenceOperator(ConferenceOperator):
         keeps that locked.
     :param retry_policy: Airflow 3.3's; :class:`~airflow_provider_dingconf.retry_policies.DingTalkRetryPolicy`
         by default: Airflow retries a throttled or banned call when DingTalk allows it.
-    :raises InvalidInputError: a parameter is wrong; when the DAG is parsed.
+    :raises InvalidInputError: a parameter is wrong; when the DAG is parsed, unless it is templated.
     :raises AirflowFailException: the outcome of the error is FAIL.
     :raises AirflowSkipException: the outcome of the error is SKIP.
     :raises DingTalkError: the outcome of the error is RETRY.

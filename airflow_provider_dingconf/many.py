@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import logging
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
@@ -36,11 +38,12 @@ def is_collection(value: object) -> bool:
 def meetings_in(value: Any, action: str) -> Any:
     """Return the meeting, or the list of meetings, in a parameter that may be the XCom of such tasks.
 
-    For an unlock, a lock that failed, was skipped or refused hands on nothing to unlock; one whose response
-    was lost does.
+    A template may have rendered it as text. For an unlock, a lock that failed, was skipped or refused hands
+    on nothing to unlock; one whose response was lost does.
     """
-    if isinstance(value, str):
-        return value
+    if isinstance(value, str) and value.lstrip()[:1] in {"{", "["}:
+        with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+            value = ast.literal_eval(value.strip())
     if not is_collection(value):
         if action == "unlock" and isinstance(value, Mapping) and not _may_be_locked(value):
             return None

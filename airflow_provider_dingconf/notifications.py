@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import ast
-from contextlib import closing, suppress
+from contextlib import closing
+from copy import copy
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -69,6 +69,10 @@ class UnlockConferenceNotifier(BaseNotifier):
                 "conference_id: it is missing; give it, room_code or schedule_conference_id"
             )
 
+    def __call__(self, *args: Any) -> None:
+        """Render and unlock in a copy: one process may call a notifier for several tasks or runs."""
+        super(UnlockConferenceNotifier, copy(self)).__call__(*args)
+
     def notify(self, context: Context) -> None:
         """Unlock, in the process that runs the callback."""
         from airflow_provider_dingconf.client.sync import run
@@ -92,11 +96,7 @@ class UnlockConferenceNotifier(BaseNotifier):
         """Return the ids of the meetings to unlock; None if a room code or schedule names the meeting."""
         if self.named_by != "conference_id":
             return None
-        value = self.conference_id
-        if isinstance(value, str) and value.lstrip()[:1] in {"{", "["}:
-            with suppress(ValueError, SyntaxError):
-                value = ast.literal_eval(value)  # an XCom that a template has rendered as text
-        meetings = meetings_in(None if value == "None" else value, "unlock")
+        meetings = meetings_in(None if self.conference_id == "None" else self.conference_id, "unlock")
         if meetings is None or meetings == []:
             self.log.info("Nothing to unlock: no lock has handed on a meeting that is or may be locked")
             return []

@@ -10,11 +10,13 @@ from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from airflow.providers.common.compat.sdk import TaskGroup, XComArg
+from airflow.providers.common.compat.sdk import TaskGroup
 from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_2_PLUS
 
 from airflow_provider_dingconf.call_operator import DingTalkOperator
 from airflow_provider_dingconf.compat import empty_operator
+from airflow_provider_dingconf.dingtalk.conferences import NAMES
+from airflow_provider_dingconf.dingtalk.inputs import check_switch
 from airflow_provider_dingconf.lock_operators import LockConferenceOperator, UnlockConferenceOperator
 from airflow_provider_dingconf.meeting_operators import (
     CloseConferenceOperator,
@@ -45,6 +47,9 @@ RETRIES = {"create": 0, "lock": 2, "unlock": 5, "close": 5}
 # Each delay is twice as long as the one before: those of an unlock outlast an address ban of five minutes.
 RETRY_DELAY = timedelta(seconds=10)
 RETRY_BACKOFF = 2.0 if AIRFLOW_V_3_2_PLUS else True
+
+# A meeting that is locked or open does not stay so because the unlock or close of an earlier run has failed.
+REGARDLESS_OF_PAST: Any = {"depends_on_past": False, "wait_for_downstream": False}
 
 
 class LockedSection(NamedTuple):
@@ -83,8 +88,8 @@ def conference_lock(
     :param conference_id: the meeting's conferenceId, or a list of them. (templated)
     :param name: makes the tasks' ids, ``lock_<name>`` and ``unlock_<name>``.
     :param group_id: puts the section into a task group of this id; None for no group.
-    :param kwargs: any other parameter of the two operators; ``retries`` and ``retry_delay`` of the DAG do not
-        count here.
+    :param kwargs: any other parameter of the two operators; ``retries``, ``retry_delay`` and
+        ``max_retry_delay`` of the DAG do not count here.
     """
     if conference_id is not None:
         kwargs["conference_id"] = conference_id
@@ -95,11 +100,10 @@ def conference_lock(
         kwargs.pop("unlock_on_failure", None)
         # A teardown runs if one of the setups before it succeeded. The task of an XCom may be one: the unlock
         # depends on the lock alone.
-        if lock.named_by != "conference_id" or isinstance(conference_id, XComArg):
+        if lock.named_by != "conference_id" or lock.upstream_task_ids:
             lock.do_xcom_push = True  # the unlock needs it
-            for named in ("room_code", "schedule_conference_id", "running", "title_pattern", "creator_id"):
-                kwargs.pop(named, None)
-            kwargs["conference_id"] = lock.output
+            no_other = dict.fromkeys((*NAMES, "title_pattern", "creator_id"))  # default_args may have them
+            kwargs |= {**no_other, "running": False, "conference_id": lock.output}
         unlock = UnlockConferenceOperator(task_id=f"unlock_{name}", **_retried(kwargs, "unlock"))
         with _between(lock, unlock, f"{name}_work_done"):
             yield LockedSection(lock, unlock)
@@ -166,8 +170,9 @@ def conference(
         :func:`conference_lock`.
     :param group_id: puts the section into a task group of this id; None for no group.
     :param kwargs: parameters of all operators of the section, such as ``dingtalk_conn_id``, ``on_error`` and
-        ``retries``; ``retries`` and ``retry_delay`` of the DAG do not count here.
+        ``retries``; as in :func:`conference_lock`, ``retries`` of the DAG do not count here.
     """
+    check_switch("lock", lock)
     with TaskGroup(group_id) if group_id else nullcontext():
         create = CreateConferenceOperator(
             task_id=f"create_{name}",
@@ -176,7 +181,7 @@ def conference(
             invite=invite,
             invite_creator=invite_creator,
             with_password=with_password,
-            **{**_retried(kwargs, "create"), "do_xcom_push": True},
+            **{**_retried(kwargs, "create"), "do_xcom_push": True, "multiple_outputs": True},
         )
         close = CloseConferenceOperator(
             task_id=f"close_{name}",
@@ -184,6 +189,7 @@ def conference(
             creator_id=creator_id,
             **_retried(kwargs, "close"),
         )
+        kwargs["trigger_rule"] = "all_success"  # Airflow allows no other after a setup
         with (
             _between(create, close, f"{name}_done"),
             conference_lock(create.output, name=name, **kwargs) if lock else nullcontext(()) as locked,
@@ -197,7 +203,9 @@ def _retried(kwargs: dict[str, Any], action: str) -> dict[str, Any]:
     defaults: dict[str, Any] = {"retries": RETRIES[action]}
     if "retry_delay" not in {**given, **kwargs}:
         defaults |= {"retry_delay": RETRY_DELAY, "retry_exponential_backoff": RETRY_BACKOFF}
-    return {**kwargs, "default_args": {**defaults, **given}}
+        defaults["max_retry_delay"] = None
+    of_past = REGARDLESS_OF_PAST if action in {"unlock", "close"} else {}
+    return {**kwargs, **of_past, "default_args": {**defaults, **given}}
 
 
 @contextmanager
@@ -209,7 +217,7 @@ def _between(setup: Any, teardown: Any, work_done_id: str) -> Iterator[None]:
     teardown is none of them unless ``on_failure_fail_dagrun``, which makes the work before it none: hence the
     teardown in between.
     """
-    work_done = empty_operator()(task_id=work_done_id)
+    work_done = empty_operator()(task_id=work_done_id, **REGARDLESS_OF_PAST)
     before = set(teardown.dag.task_ids)
     yield
     work = [task for task in teardown.dag.tasks if task.task_id not in before]

@@ -39,7 +39,8 @@ def check_on_error(on_error: Mapping[str, Outcome | str] | None) -> dict[str, Ou
     for code, outcome in on_error.items():
         if code not in known:
             raise InvalidInputError(
-                f"on_error: {code!r} is neither a known error code nor an error class{_nearest(code, known)}"
+                f"on_error: {code!r} is neither a known error code nor an error class"
+                f"{_nearest(getattr(code, '__name__', code), known)}"
             )
         name = outcome.lower() if isinstance(outcome, str) else outcome
         if not isinstance(name, str) or name not in outcomes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from contextlib import closing
 from datetime import datetime, timedelta, timezone
@@ -39,6 +38,8 @@ if TYPE_CHECKING:
 
     from airflow_provider_dingconf.dingtalk.conferences import Conference, Reference
 
+LONGEST_DELAY = 365 * 86_400  # seconds; more is a mistake, and too much for a datetime
+
 
 class ConferenceSensor(DingTalkTask, BaseSensorOperator):
     """Wait until a meeting has started, or has ended.
@@ -64,9 +65,9 @@ class ConferenceSensor(DingTalkTask, BaseSensorOperator):
     :param room_code: a room code instead: wait until one of its meetings runs. (templated)
     :param schedule_conference_id: a schedule's scheduleConferenceId instead, likewise. (templated)
     :param status: ``started`` or ``ended``. The end can be waited for by ``conference_id`` only.
-    :param delay: a timedelta, or seconds: the wait ends so long after the meeting's start, even if the
-        meeting ends meanwhile. No call is made during the delay. In mode ``reschedule`` one is made at its
-        end, and is ``confClosed`` if the meeting has ended.
+    :param delay: a timedelta, or seconds, a year at most: the wait ends so long after the meeting's start,
+        even if the meeting ends meanwhile. No call is made during the delay. In mode ``reschedule`` one is
+        made at its end, and is ``confClosed`` if the meeting has ended.
     :param dingtalk_conn_id: the Airflow connection, of type ``dingtalk``. (templated)
     :param on_error: outcomes by error code, as in the operators.
     :param poke_interval: seconds between two pokes; more if DingTalk asks to wait.
@@ -74,10 +75,12 @@ class ConferenceSensor(DingTalkTask, BaseSensorOperator):
         triggerer, in each try of the task.
     :param deferrable: whether to wait in the triggerer; Airflow's ``[operators] default_deferrable`` by
         default.
-    :raises InvalidInputError: a parameter is invalid, or two contradict each other; when the DAG is parsed.
+    :raises InvalidInputError: a parameter is invalid, or two contradict each other; when the DAG is parsed,
+        unless it is templated.
     """
 
     template_fields: Sequence[str] = (*NAMES, "dingtalk_conn_id")
+    switches = ("deferrable",)
     ui_color = "#d6e4ff"
 
     def __init__(
@@ -126,8 +129,10 @@ class ConferenceSensor(DingTalkTask, BaseSensorOperator):
                 "give the conference_id of one"
             )
         seconds = delay.total_seconds() if isinstance(delay, timedelta) else delay
-        if not (is_number(seconds) and 0 <= seconds < math.inf):
-            raise InvalidInputError(f"delay: {delay!r} is not a timedelta or a number of seconds, at least 0")
+        if not (is_number(seconds) and 0 <= seconds <= LONGEST_DELAY):
+            raise InvalidInputError(
+                f"delay: {delay!r} is not a timedelta or a number of seconds, at least 0 and at most a year"
+            )
         if seconds and status == "ended":
             raise InvalidInputError(f"delay: {delay!r} counts from the start; it needs status='started'")
 

@@ -14,7 +14,8 @@ from airflow.providers.common.compat.sdk import BaseOperator
 from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_0_PLUS
 
 from airflow_provider_dingconf.dingtalk.conferences import conference_id_in
-from airflow_provider_dingconf.dingtalk.errors import ConferencesError, DingTalkError, InvalidInputError
+from airflow_provider_dingconf.dingtalk.errors import ConferencesError, DingTalkError
+from airflow_provider_dingconf.dingtalk.inputs import check_switch
 from airflow_provider_dingconf.dingtalk.limits import MAX_ATTEMPTS, MAX_SECONDS, check_limits
 from airflow_provider_dingconf.links import (
     CallDocumentationLink,
@@ -65,8 +66,7 @@ class DingTalkTask(BaseOperator):
         """Check the given parameters that no template fills in, when the DAG is parsed."""
         check_on_error(given.get("on_error"))
         for name in cls.switches:
-            if not isinstance(value := given.get(name, False), bool):
-                raise InvalidInputError(f"{name}: {value!r} is not True or False; it is not a template")
+            check_switch(name, given.get(name, False))
 
     @classmethod
     def partial(cls, **kwargs: Any) -> Any:

@@ -230,6 +230,7 @@ def test_a_task_that_is_killed_before_its_call_makes_none(
 
 MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"method": "FETCH"}, "method: 'FETCH' is not one of DELETE, GET, PATCH, POST, PUT"),
+    ({"method": "{{ params.verb }}"}, "method: '{{ params.verb }}' is not one of"),
     ({"json": "{}"}, "json: a body of type str cannot be sent; give a dict or a list"),
     ({"params": {"a": 1}, "query_params": {"a": 1}}, "they are two names of one parameter"),
     ({"params": {"ids": ["a"]}}, "'ids' is a list, not a text, a number or a boolean"),

@@ -15,6 +15,7 @@ from airflow_provider_dingconf.dingtalk.errors import InvalidInputError, Outcome
 from airflow_provider_dingconf.operators import (
     LockConferenceOperator,
     UnlockConferenceOperator,
+    conference,
     conference_lock,
 )
 from airflow_provider_dingconf.sandbox import Fault, Sandbox
@@ -89,7 +90,7 @@ def test_a_lost_worker_costs_a_section_a_try_whatever_the_dag_says_of_retries() 
 
 def test_the_retries_of_an_unlock_outlast_an_address_ban_unless_their_delay_is_given() -> None:
     with (
-        DAG("sections", schedule=None),
+        DAG("sections", schedule=None, default_args={"max_retry_delay": timedelta(minutes=1)}),
         conference_lock("1") as section,
         conference_lock("2", name="own", retry_delay=timedelta(seconds=1)) as own,
     ):
@@ -137,6 +138,46 @@ def test_a_section_of_a_room_code_pushes_the_xcom_that_its_unlock_needs_whatever
     ):
         pass
     assert (by_room.lock.do_xcom_push, by_id.lock.do_xcom_push) == (True, False)
+
+
+@pytest.mark.parametrize("whose", ["the DAG's", "its default_args"])
+@pytest.mark.parametrize(
+    "named",
+    [{"room_code": "123"}, {"running": True, "title_pattern": "^Exam", "creator_id": "chris"}],
+    ids=["room code", "running"],
+)
+def test_the_unlock_takes_the_meetings_of_the_lock_also_if_default_args_name_them(
+    whose: str, named: dict[str, Any]
+) -> None:
+    own = {} if whose == "the DAG's" else {"default_args": named}
+    with DAG("sections", schedule=None, default_args={} if own else named), conference_lock(**own) as section:
+        pass
+    assert {name: getattr(section.lock, name) for name in named} == named
+    assert section.unlock.named_by == "conference_id"
+    assert "lock_conference" in str(section.unlock.conference_id)
+
+
+def test_the_unlock_of_meetings_that_other_sections_create_depends_on_the_lock_alone() -> None:
+    with (
+        DAG("sections", schedule=None),
+        conference("A", "chris", name="a") as one,
+        conference("B", "chris", name="b") as two,
+        conference_lock([one.conference_id, two.conference_id], name="both") as section,
+    ):
+        pass
+    assert section.lock.upstream_task_ids == {"create_a", "create_b"}
+    assert section.unlock.upstream_task_ids == {"lock_both", "both_work_done"}
+
+
+def test_what_ends_a_section_does_not_wait_for_earlier_runs() -> None:
+    waits = {"depends_on_past": True, "wait_for_downstream": True}
+    with (
+        DAG("sections", schedule=None, default_args=waits) as dag,
+        conference("Exam", "chris", name="exam", lock=True),
+    ):
+        pass
+    waiting = {each.task_id for each in dag.tasks if each.depends_on_past or each.wait_for_downstream}
+    assert waiting == {"create_exam", "lock_exam"}
 
 
 def test_a_mistake_is_an_error_when_the_dag_is_parsed() -> None:

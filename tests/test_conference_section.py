@@ -10,7 +10,7 @@ import pytest
 from airflow.providers.common.compat.sdk import DAG, task
 from runs import Ran, names_of
 
-from airflow_provider_dingconf.dingtalk.errors import Outcome
+from airflow_provider_dingconf.dingtalk.errors import InvalidInputError, Outcome
 from airflow_provider_dingconf.links import JoinConferenceLink
 from airflow_provider_dingconf.operators import (
     CloseConferenceOperator,
@@ -79,9 +79,12 @@ def test_a_create_is_not_retried_and_the_rest_is_whatever_the_dag_says_of_retrie
     assert [(each.retries, each.retry_delay) for each in own if each is not None] == [(1, timedelta(0))] * 4
 
 
+NO_XCOMS = {"do_xcom_push": False, "multiple_outputs": False}
+
+
 def test_parameters_reach_all_tasks_of_a_section_and_the_xcom_they_need_is_pushed() -> None:
     with (
-        DAG("sections", schedule=None, default_args={"do_xcom_push": False, "max_seconds": 7}),
+        DAG("sections", schedule=None, default_args={**NO_XCOMS, "max_seconds": 7}),
         conference(
             "Exam", "chris", invite=["ann"], with_password=True, lock=True, on_error={"noPermission": "skip"}
         ) as section,
@@ -92,6 +95,30 @@ def test_parameters_reach_all_tasks_of_a_section_and_the_xcom_they_need_is_pushe
     for each in section:
         assert each is not None
         assert (each.on_error, each.max_seconds) == ({"noPermission": Outcome.SKIP}, 7)
+
+
+@pytest.mark.parametrize("whose", ["the section's", "the DAG's"])
+def test_a_trigger_rule_is_that_of_the_create_alone(whose: str) -> None:
+    given = {"trigger_rule": "none_failed"}
+    own, of_dag = (given, {}) if whose == "the section's" else ({}, given)
+    with (
+        DAG("sections", schedule=None, default_args=of_dag) as dag,
+        conference("Exam", "chris", lock=True, **own) as section,
+    ):
+        pass
+    dag.validate_setup_teardown()
+    assert section.create.trigger_rule == "none_failed"
+    assert section.lock is not None
+    assert section.lock.trigger_rule == "all_success"
+
+
+def test_lock_is_no_template() -> None:
+    with (
+        DAG("sections", schedule=None),
+        pytest.raises(InvalidInputError, match="lock: 'False' is not True or False"),
+        conference("Exam", "chris", lock="False"),  # type: ignore[arg-type]
+    ):
+        pass
 
 
 # Sections that Airflow runs

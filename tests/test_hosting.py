@@ -256,6 +256,7 @@ def test_a_refused_close_fails_and_says_that_the_meeting_may_be_open(
     [
         (close, ("", "chris"), "conference_id: "),
         (close, ("a/b", "chris"), "conference_id: "),
+        (close, ("{'conference_id': 'c'}", "chris"), "a template rendered a list or an XCom as text"),
         (close, ("None", "chris"), "conference_id: "),
         (close, ("a", ""), "creator_id: "),
         (close, ({"id": "c", "title": "t"},), "its keys: 'id', 'title'"),

@@ -104,6 +104,16 @@ def test_the_xcom_of_a_lock_is_taken_as_text_and_as_it_is(
         assert sandbox.conference("m").locked is not bool(unlocks)
 
 
+def test_one_notifier_unlocks_the_meeting_of_each_run_that_it_is_called_for(
+    sandbox: Sandbox, conn: Any
+) -> None:
+    notifier = UnlockConferenceNotifier(conference_id="{{ params.meeting }}")
+    for meeting in ("first", "second"):
+        sandbox.conference(sandbox.create_conference(conference_id=meeting)).locked = True
+        notifier({"dag": DAG("notifies", schedule=None), "params": {"meeting": meeting}})
+        assert not sandbox.conference(meeting).locked
+
+
 def test_an_ended_meeting_and_a_room_code_without_a_running_meeting_are_no_errors(
     notify: Any, sandbox: Sandbox, conn: Any
 ) -> None:

@@ -40,6 +40,7 @@ def test_an_outcome_can_be_written_in_any_case_or_as_itself(outcome: Outcome) ->
         ({"xyz": "fail"}, "'xyz' is neither a known error code nor an error class"),
         ({7: "fail"}, "7 is neither a known error code nor an error class"),
         ({None: "fail"}, "None is neither a known error code nor an error class"),
+        ({ThrottledError: "fail"}, "did you mean 'ThrottledError'?"),
         ({"ThrotledError": "fail"}, "did you mean 'ThrottledError'?"),
         ({"throttlederror": "fail"}, "did you mean 'ThrottledError'?"),
         ({"ValueError": "fail"}, "'ValueError' is neither a known error code nor an error class"),

@@ -269,6 +269,9 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"status": "locked"}, "status: 'locked' is not 'started' or 'ended'"),
     ({"delay": -1}, "delay: -1 is not a timedelta or a number of seconds"),
     ({"delay": "5"}, "delay: '5' is not"),
+    ({"delay": timedelta.max}, "at most a year"),
+    ({"delay": 10**400}, "at most a year"),
+    ({"deferrable": "False"}, "deferrable: 'False' is not True or False"),
     ({"delay": 5, "status": "ended"}, "it needs status='started'"),
     ({"on_error": {"confClose": "fail"}}, "did you mean 'confClosed'?"),
 ]

@@ -17,7 +17,14 @@ from urllib.parse import quote, unquote, urlencode
 from airflow_provider_dingconf import __version__
 from airflow_provider_dingconf.dingtalk.endpoints import LOCK, UNLOCK, Endpoint
 from airflow_provider_dingconf.dingtalk.errors import InvalidInputError
-from airflow_provider_dingconf.dingtalk.inputs import SEGMENT_CHAR, check_text, digits_of, plain, shown
+from airflow_provider_dingconf.dingtalk.inputs import (
+    SEGMENT_CHAR,
+    check_switch,
+    check_text,
+    digits_of,
+    plain,
+    shown,
+)
 from airflow_provider_dingconf.dingtalk.records import read_page
 
 if TYPE_CHECKING:
@@ -140,8 +147,7 @@ def any_call(
     verb = method.upper() if isinstance(method, str) else ""
     if verb not in _METHODS:
         raise InvalidInputError(f"method: {shown(method)} is not one of {', '.join(sorted(_METHODS))}")
-    if not isinstance(repeatable, bool):  # a text such as "False" would let a call be repeated
-        raise InvalidInputError(f"repeatable: {shown(repeatable)} is not True or False")
+    check_switch("repeatable", repeatable)
     if json is not None and not isinstance(json, (Mapping, list)):
         raise InvalidInputError(
             f"json: a body of type {type(json).__name__} cannot be sent; give a dict or a list"

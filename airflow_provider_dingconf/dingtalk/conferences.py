@@ -154,6 +154,8 @@ class Reference:
         else:
             wrong = next(char for char in text if not re.match(SEGMENT_CHAR, char))
             problem = f"{shown(text)} has {wrong!a}, which cannot stand in a {self.name.replace('_', ' ')}"
+            if wrong in "[{":
+                problem += ", as if a template rendered a list or an XCom as text: an XComArg keeps it one"
         raise e.InvalidConferenceIdError(
             f"{self.name}: {problem}; conference_id takes a meeting's conferenceId, room_code a room code as "
             "DingTalk shows it, schedule_conference_id a schedule's scheduleConferenceId"

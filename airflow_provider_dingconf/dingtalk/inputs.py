@@ -39,6 +39,15 @@ def plain(text: str) -> str:
     return str.__str__(text)
 
 
+def check_switch(name: str, value: object) -> None:
+    """Check that a value is a boolean: the text "False" would count as true.
+
+    :raises InvalidInputError: it is not.
+    """
+    if not isinstance(value, bool):
+        raise InvalidInputError(f"{name}: {shown(value)} is not True or False; it is not a template")
+
+
 def digits_of(value: object) -> object:
     """Return an int as its digits, from which native rendering made it; any other value unchanged."""
     return str(value) if type(value) is int and 0 <= value < 10**18 else value
