@@ -260,7 +260,9 @@ def _network_error(
     elif any(isinstance(cause, (asyncio.TimeoutError, TimeoutError)) for cause in causes):
         lost = CallTimeoutError(f"{where} did not respond in time", code="timeout")
     else:
-        lost = ConnectionLostError(f"no response from {where}: {reason}", code="connectionLost")
+        proxy = settings.proxy_for(where)
+        through = f" through the proxy {proxy.url}" if proxy else ""
+        lost = ConnectionLostError(f"no response from {where}{through}: {reason}", code="connectionLost")
     lost.unsent = isinstance(error, _UNSENT)
     return lost
 

@@ -187,7 +187,7 @@ def _segment(name: str, values: Mapping[str, object]) -> str:
         raise InvalidInputError(f"{parameter} is missing, for which the path has a placeholder")
     text = check_text(parameter, digits_of(values[name]))
     if _has_dots(text):
-        raise InvalidInputError(f"{parameter}: {shown(text)} would change the path; dots cannot be a segment")
+        raise InvalidInputError(f"{parameter}: {shown(text)} would change the path of the call")
     try:
         return quote(text, safe="")
     except UnicodeEncodeError as error:

@@ -314,7 +314,7 @@ def reached(conference: Conference, wanted: ConferenceStatus) -> bool:
 
 
 def _not_running(what: str, listed: Sequence[Conference], reference: Reference) -> e.DingTalkError:
-    names = ", ".join(map(str, listed[:_MAX_LISTED])) or "none is known"
+    names = ", ".join(map(str, listed[:_MAX_LISTED])) or "DingTalk lists none"
     more = f" and {len(listed) - _MAX_LISTED} more" if len(listed) > _MAX_LISTED else ""
     return e.ConferenceNotRunningError(
         f"{what} under {reference.name} {reference.value}: {names}{more}", code="confNotRunning"

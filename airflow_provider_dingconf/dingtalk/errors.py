@@ -159,7 +159,8 @@ class DingTalkError(Exception):
     def __str__(self) -> str:
         """Say what happened, what it means, and what to do next."""
         about = self._row or self
-        parts = [f"{self.summary}.", about.meaning, vars(self).get("remedy") or about.remedy]
+        end = "" if self.summary.endswith("?") else "."
+        parts = [self.summary + end, about.meaning, vars(self).get("remedy") or about.remedy]
         if self.support and self.request_id:
             parts.append("If it lasts, give the request id to DingTalk's support.")
         return " ".join(part for part in parts if part)
@@ -209,7 +210,8 @@ class PermissionDeniedError(RefusedError):
 
     meaning = "DingTalk did not allow the call."
     remedy = (
-        "It may be a missing permission, which an administrator grants, or a rate limit: make fewer calls."
+        "The cause may be a missing permission, which an administrator grants, or a rate limit: make fewer "
+        "calls."
     )
 
 
@@ -232,7 +234,7 @@ class AccessTokenError(RefusedError):
 
     scope = Scope.APP
     meaning = "The access token is missing, expired, revoked or not known."
-    remedy = "Check that the connection belongs to this host; a static access token has to be replaced."
+    remedy = "Check that the connection's app belongs to its host; a static access token has to be replaced."
 
 
 class TransientError(DingTalkError):
