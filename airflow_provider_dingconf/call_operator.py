@@ -1,4 +1,4 @@
-"""``DingTalkOperator``: any call of DingTalk's API as a task."""
+"""``DingTalkOperator``: make any call of DingTalk's API as a task."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 class _ParamsAreQueryParams(type(CallingTask)):
-    """Keeps ``params`` from Airflow, which would take them for parameters of the DAG run."""
+    """Takes ``params`` as query parameters: Airflow would take them as parameters of the DAG run."""
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
-        if "_airflow_from_mapped" not in kwargs:  # there, Airflow has added its own params
+        if "_airflow_from_mapped" not in kwargs:  # to a mapped task, Airflow adds its own params
             _rename(kwargs)
         return super().__call__(*args, **kwargs)
 
@@ -47,26 +47,26 @@ class DingTalkOperator(CallingTask, metaclass=_ParamsAreQueryParams):
             json={"action": "mute", "forceMute": True},
         )
 
-    The XCom is the JSON of the response; there is none if the response has no body, or if the call failed and
-    ``on_error`` makes that a success. Source: `Server API error codes
+    The XCom is the JSON of the response. There is no XCom if the response has no body, or if the call failed
+    and ``on_error`` makes that a success. Source: `Server API error codes
     <https://help.dingtalk.io/open/development/server-api-error-codes-1>`__; the pages beside it describe the
     calls.
 
     :param method: ``GET``, ``POST``, ``PUT``, ``PATCH`` or ``DELETE``.
     :param path: the path, with names in braces for ``path_params``. (templated)
-    :param path_params: values for the names in braces; each is percent-encoded as one path segment, and the
-        metrics name the call without them: put ids here. (templated)
-    :param params: query parameters: texts, numbers and booleans; not Airflow's ``params``, which belong to
-        the DAG here.
-    :param query_params: another name of ``params``, and the name to use in ``expand``. (templated)
+    :param path_params: the values for the names in braces. The operator percent-encodes each as one path
+        segment, and leaves them out of the call's name in metrics: put ids here. (templated)
+    :param params: the query parameters: strings, numbers and booleans. Airflow's own ``params`` belong to the
+        DAG. (templated)
+    :param query_params: another name for ``params``; use this one in ``expand``. (templated)
     :param json: the body, a dict or a list. (templated)
-    :param repeatable: whether the call may be sent again when its response was lost. Set False for a call
-        that creates something: it is repeated only if DingTalk refused it as too frequent. If its response
-        was lost, the task fails, Airflow does not retry it, and the error says that the call may have taken
-        effect.
+    :param repeatable: whether the call may be sent again after its response was lost. Set False for a call
+        that creates something: the hook then repeats it only if DingTalk never received it, or refused it as
+        too frequent. If the response was lost, the task fails without a retry, and the error says that the
+        call may have taken effect.
 
-    The other parameters, ``dingtalk_conn_id``, ``on_error``, ``max_attempts`` and ``max_seconds``, and the
-    errors, are those of :class:`LockConferenceOperator`.
+    The errors and the parameters ``dingtalk_conn_id``, ``on_error``, ``max_attempts`` and ``max_seconds``
+    are those of :class:`LockConferenceOperator`.
     """
 
     action = "the call"
@@ -106,7 +106,7 @@ class DingTalkOperator(CallingTask, metaclass=_ParamsAreQueryParams):
     def _check(cls, given: Mapping[str, Any]) -> None:
         super()._check(given)
         known = {name: value for name, value in given.items() if _is_final(value)}
-        if not {"path", "path_params"} <= known.keys():  # they are checked together
+        if not {"path", "path_params"} <= known.keys():  # only both together can be checked
             known |= {"path": "/v1.0", "path_params": None}
         method, query = given.get("method", "GET"), known.get("query_params")
         any_call(
@@ -132,7 +132,7 @@ class DingTalkOperator(CallingTask, metaclass=_ParamsAreQueryParams):
 
 
 def _is_final(value: object) -> bool:
-    """Return whether a value is what will be sent: no template in it, and nothing that Airflow resolves."""
+    """Return whether a value is what will be sent: without a template or anything else Airflow resolves."""
     if isinstance(value, str):
         return "{{" not in value and "{%" not in value
     if isinstance(value, Mapping):

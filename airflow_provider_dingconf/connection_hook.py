@@ -1,4 +1,4 @@
-"""``ConnectionHook``: what ``DingTalkConferenceHook`` does with its Airflow connection.
+"""``ConnectionHook``, the base of ``DingTalkConferenceHook``: all that concerns the Airflow connection.
 
 It reads the connection, masks the secrets, holds the client that makes the calls, and tests the connection.
 """
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class ConnectionHook(BaseHook):
-    """A hook with an Airflow connection to DingTalk; parameters as ``DingTalkConferenceHook``."""
+    """A hook with an Airflow connection to DingTalk; parameters as in ``DingTalkConferenceHook``."""
 
     conn_name_attr = "dingtalk_conn_id"
     default_conn_name = "dingtalk_default"
@@ -59,7 +59,7 @@ class ConnectionHook(BaseHook):
 
     @property
     def settings(self) -> Settings:
-        """The Airflow connection, read and checked.
+        """What the Airflow connection says, checked.
 
         :raises InvalidConnectionError: a field is missing, contradictory, unknown, or of a wrong type.
         """
@@ -73,7 +73,6 @@ class ConnectionHook(BaseHook):
         return self._client
 
     async def _aconnect(self) -> DingTalkClient:
-        """Read the connection without blocking the event loop."""
         if self._client is None:
             conn = await get_async_connection(self.dingtalk_conn_id, hook=self)
             settings = read_connection(conn, self.dingtalk_conn_id)
@@ -85,7 +84,7 @@ class ConnectionHook(BaseHook):
     async def _aconnect_to(cls, dingtalk_conn_id: str, **limits: Any) -> DingTalkClient:
         """Return the client of a connection, for a trigger.
 
-        :raises TransientError: Airflow fails to look up the connection for now.
+        :raises TransientError: Airflow could not look up the connection; that may work later.
         """
         try:
             return await cls(dingtalk_conn_id, **limits)._aconnect()
@@ -110,7 +109,7 @@ class ConnectionHook(BaseHook):
             run_later(self._client.close)
 
     async def __aenter__(self) -> Self:
-        """Keep the connections to DingTalk open between the async calls of the block, in this event loop."""
+        """Keep the connections to DingTalk open for the async calls of the block, in this event loop."""
         await (await self._aconnect()).__aenter__()
         return self
 
@@ -119,9 +118,9 @@ class ConnectionHook(BaseHook):
         await (await self._aconnect()).__aexit__(*exc_info)
 
     async def atest_connection(self) -> tuple[bool, str]:
-        """Fetch an access token, or prove a static one with the cheapest reading call.
+        """Fetch an access token, or try the connection's own with the cheapest call that reads.
 
-        :returns: whether that worked, and a sentence for the person who pressed the button.
+        :returns: whether that worked, and a sentence for the person who pressed the Test button.
         """
         try:
             client = await self._aconnect()
@@ -138,7 +137,7 @@ class ConnectionHook(BaseHook):
         )
 
     def test_connection(self) -> tuple[bool, str]:
-        """Fetch an access token, or prove a static one; see :meth:`atest_connection`."""
+        """Fetch an access token, or try the connection's own; see :meth:`atest_connection`."""
         try:
             self._connect()
         except DingTalkError as error:
@@ -151,16 +150,15 @@ _clients: weakref.WeakSet[DingTalkClient] = weakref.WeakSet()
 
 @atexit.register
 def _close_all() -> None:
-    """Close the connections of hooks that live until the process ends: aiohttp would log them as errors."""
+    """Close the connections of hooks that are still open when the process ends; aiohttp would log errors."""
     run_at_exit([client.close for client in _clients])
 
 
 def _mask(secrets: Iterable[str]) -> None:
-    """Register secrets with Airflow's masker: no log then shows them."""
     for secret in secrets:
         mask_secret(secret)
 
 
 async def _amask(secrets: Iterable[str]) -> None:
-    # In the triggerer the masker waits for its supervisor. Not in asgiref's thread, which a fork lacks.
+    # In the triggerer, the masker waits for the supervisor. Not asgiref's thread: a forked child lacks it.
     await asyncio.to_thread(_mask, list(secrets))

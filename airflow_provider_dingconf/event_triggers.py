@@ -1,7 +1,6 @@
-"""``ConferenceEventTrigger``: DAGs that start when something happens in a meeting.
+"""``ConferenceEventTrigger``: start DAGs when something happens in a meeting, on Airflow 3.
 
-For the ``AssetWatcher`` of Airflow 3. A DAG file that imports this module imports no HTTP library: only the
-triggerer holds the event stream.
+Importing this module into a DAG file imports no HTTP library: only the triggerer opens the event stream.
 """
 
 from __future__ import annotations
@@ -36,8 +35,8 @@ _REMEMBERED = 4096
 class InvalidFilterError(InvalidInputError, TypeError):
     """Raised for a malformed filter.
 
-    It is a :class:`TypeError`, too: the triggerer can meet a filter that an older version of this package
-    accepted. A TypeError fails that one trigger, and any other error all of them.
+    The triggerer can meet a filter that an older version of this package accepted. A :class:`TypeError` fails
+    that one trigger, and any other error fails all of them.
     """
 
 
@@ -48,7 +47,7 @@ async def _connect(dingtalk_conn_id: str) -> DingTalkClient:
 
 
 class ConferenceEventTrigger(BaseEventTrigger):
-    """Turn what happens in DingTalk meetings into asset events.
+    """Turn DingTalk's events about meetings into asset events.
 
     .. code-block:: python
 
@@ -61,21 +60,23 @@ class ConferenceEventTrigger(BaseEventTrigger):
             ...
 
     The payload of an asset event is a dict of plain JSON: ``conference_id``, ``scene``, ``title``,
-    ``status``, ``creator_id``, ``start_time`` and more, times as ISO 8601. :func:`triggering_conferences`
-    gives a task the payloads of all events that started its run.
+    ``status``, ``creator_id``, ``start_time`` and more, with times in ISO 8601.
+    :func:`triggering_conferences` gives a task the payloads of all events that started its run.
 
-    An event is acknowledged when Airflow has stored it, and fires nothing when DingTalk delivers it again.
-    After events that come close together, sweeps follow: they have no ``conference_id``. Airflow's scheduler
-    gives a run the events up to the first it noticed, and overlooks the later ones until another comes.
+    The trigger acknowledges an event when Airflow has stored it. If DingTalk delivers the event again, the
+    trigger does not fire again. After events that come close together, it fires *sweeps*: events without a
+    ``conference_id``. They make Airflow's scheduler look again, which can overlook events that come while
+    another one waits for its run.
 
     :param dingtalk_conn_id: the Airflow connection, of type ``dingtalk``, with Client ID and Client Secret.
-        One with an organisation (``corp_id``) gets the events of that organisation alone.
+        If it has an organisation (``corp_id``), only events of that organisation count.
     :param scenes: what happens: ``conference_created``, ``conference_closed``, ``user_join``, ``user_leave``,
         ``user_invited``, ``user_kicked``.
-    :param title_pattern: a regular expression to search the meeting's title for; ``^`` is its beginning.
-    :param creator_id: who created the meeting.
-    :raises InvalidInputError: when the DAG is parsed: a filter is malformed, a scene is unknown, or a scene's
-        events do not hold what a filter asks for.
+    :param title_pattern: a regular expression that must match somewhere in the first 256 characters of the
+        title; ``^`` is its beginning.
+    :param creator_id: the unionId of the creator.
+    :raises InvalidInputError: a filter is malformed, a scene is unknown, or the events of a scene do not hold
+        what a filter asks for; raised when the DAG is parsed.
     """
 
     stream_options: ClassVar[StreamOptions | None] = None
@@ -100,7 +101,7 @@ class ConferenceEventTrigger(BaseEventTrigger):
         self._began = time.monotonic()
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
-        """Return what the triggerer makes the trigger of; equal filters are one trigger."""
+        """Return the class and its arguments; Airflow runs watchers with equal ones as one trigger."""
         kwargs = {
             "dingtalk_conn_id": self.dingtalk_conn_id,
             "scenes": list(self.filter.scenes),
@@ -110,7 +111,7 @@ class ConferenceEventTrigger(BaseEventTrigger):
         return f"{type(self).__module__}.{type(self).__qualname__}", kwargs
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        """Yield the events, until cancelled: Airflow before 3.3."""
+        """Yield the events until cancelled, on Airflow before 3.3."""
         from airflow_provider_dingconf.client.event_stream import Watch
 
         self._watch = Watch(self.dingtalk_conn_id, _connect, self.stream_options)
@@ -118,24 +119,24 @@ class ConferenceEventTrigger(BaseEventTrigger):
             events = [*self._wanted(delivery)]
             for event in events:
                 yield event
-            # Airflow does not say when it has stored them.
+            # Before 3.3, Airflow does not say when it has stored them.
             seconds = self._watch.options.stored if events else 0.0
             asyncio.get_running_loop().call_later(seconds, self._watch.acknowledge, delivery)
 
     async def cleanup(self) -> None:
-        """Leave the stream: Airflow does not wait for a cancelled generator to do so."""
+        """Leave the stream here, because Airflow does not wait for the end of a cancelled generator."""
         if self._watch is not None:
             self._watch.close()
 
-    # Airflow 3.3: one stream for all watchers of a connection, and a confirmation of what Airflow has stored
+    # Airflow 3.3: one stream for all watchers of a connection; Airflow confirms what it has stored
 
     def shared_stream_key(self) -> Hashable:
-        """Return what the watchers of a connection have in common."""
+        """Return a key that all watchers of a connection share."""
         return (__name__, self.dingtalk_conn_id)
 
     @classmethod
     def create_shared_stream_producer(cls, kwargs: dict[str, Any]) -> SharedStreamProducer:
-        """Return what holds the stream of a connection."""
+        """Return the producer that holds the stream of a connection."""
         from airflow_provider_dingconf.client.event_stream import Watch
         from airflow_provider_dingconf.stream_producer import EventsProducer
 
@@ -149,12 +150,12 @@ class ConferenceEventTrigger(BaseEventTrigger):
         async for shared in shared_stream:
             for event in self._wanted(shared.delivery):
                 shared.handing_on += 1
-                yield event  # and is not resumed if the triggerer ends before it has queued the event
+                yield event  # does not return if the triggerer ends before it has queued the event
                 shared.handing_on -= 1
                 shared.handed_on_at = time.monotonic()
 
     def _wanted(self, delivery: Delivery) -> Iterator[TriggerEvent]:
-        """Yield what to fire for a delivery."""
+        """Yield the events to fire for a delivery."""
         if not delivery.events and delivery.is_swept_by(self._key, self._began):
             yield TriggerEvent({"event_type": "sweep", "conference_id": None})  # type: ignore[no-untyped-call]
         for event in filter(self.filter.wants, delivery.events):
@@ -170,7 +171,7 @@ class ConferenceEventTrigger(BaseEventTrigger):
 def triggering_conferences(
     triggering_asset_events: Mapping[Any, Sequence[Any]] | None,
 ) -> list[dict[str, Any]]:
-    """Return the payloads of the asset events that started a run, each event of DingTalk's once.
+    """Return the payloads of the asset events that started a run: one for each DingTalk event.
 
     .. code-block:: python
 
@@ -178,10 +179,10 @@ def triggering_conferences(
         def conference_ids(triggering_asset_events=None):
             return [one["conference_id"] for one in triggering_conferences(triggering_asset_events)]
 
-    A run can have been started by several events, and by none of a meeting: see
-    :class:`ConferenceEventTrigger`.
+    Several events can have started a run, or only sweeps: see :class:`ConferenceEventTrigger`. For a run that
+    only sweeps started, the list is empty.
 
-    :param triggering_asset_events: Airflow's, from a task's context; None for none.
+    :param triggering_asset_events: Airflow's ``triggering_asset_events``, from a task's context; or None.
     """
     found: dict[tuple[Any, Any], dict[str, Any]] = {}
     for events in (triggering_asset_events or {}).values():

@@ -1,7 +1,7 @@
-"""What Airflow learns of this provider: its modules, links and guides, and the connection form as data.
+"""``get_provider_info``: the provider's modules, links and guides, and its connection form, for Airflow.
 
-Airflow 3.2 and later read the form from here without importing the hook; for older versions the hook's own
-methods make the same form of the same data.
+Airflow 3.2 and later read the form from here, without importing the hook. For older versions, the hook's
+methods make the same form from the same data.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _STANDARD_FIELDS = (
     ("password", "Client Secret", "Client Secret of the app (AppSecret, SuiteSecret)"),
     ("port", None, "443 when empty; Airflow 3.3.1 and 3.3.2 test only with a port"),
 )
-"""Airflow's own fields: name, another label, and what is shown while one is empty."""
+"""Airflow's own fields: the name, another label, and the placeholder."""
 
 CONNECTION_TYPE: dict[str, Any] = {
     "connection-type": "dingtalk",

@@ -1,7 +1,7 @@
 """``DingTalkConferenceHook``: lock and unlock DingTalk meetings, and make any other DingTalk call, from code.
 
-Each method has an async twin whose name begins with ``a``. The async methods run in the caller's event loop;
-the synchronous ones wait for the same coroutine in one background event loop of the process.
+Each method has an async version whose name begins with ``a``. The async methods run in the caller's event
+loop. The synchronous ones run the same coroutine in the process's background event loop, and wait for it.
 """
 
 from __future__ import annotations
@@ -52,21 +52,21 @@ if TYPE_CHECKING:
 
 
 class LockResult(TypedDict):
-    """The result of locking or unlocking one meeting: a plain dict, fit for an XCom."""
+    """The result of locking or unlocking one meeting: a plain dict that an XCom can hold."""
 
     conference_id: str | None
-    """None if no meeting was found."""
+    """The meeting's conferenceId; None if no meeting was found."""
     action: str
     """``lock`` or ``unlock``."""
     success: bool
     attempts: int
-    """Attempts of the call."""
+    """How often the call was sent."""
     request_id: str | None
     """The id that DingTalk's support asks for; None if DingTalk gave none."""
 
 
 class Named(TypedDict, total=False):
-    """A meeting's names other than its conferenceId; see :meth:`DingTalkConferenceHook.alock_conference`."""
+    """The other ways to name a meeting; see :meth:`DingTalkConferenceHook.alock_conference`."""
 
     room_code: str | None
     schedule_conference_id: str | None
@@ -92,21 +92,21 @@ class DingTalkConferenceHook(ConnectionHook):
         hook.lock_conference("644272f14ba3310xxxxxxxxx")
         hook.call("GET", "/v1.0/conference/orgConferences", params={"maxResults": 20})
 
-    A method that does not do what was asked raises a subclass of
-    :class:`~airflow_provider_dingconf.dingtalk.errors.DingTalkError`. The one other error is Airflow's, for a
-    connection that is not defined. All hooks of a host share the access tokens. Connections to DingTalk
-    stay open between the calls of a hook until :meth:`close`; for the async methods, within
-    ``async with hook:``.
+    A method that fails raises a subclass of
+    :class:`~airflow_provider_dingconf.dingtalk.errors.DingTalkError`. If the Airflow connection is not
+    defined, Airflow raises its own error. All hooks of a user on a host share their access tokens. The
+    synchronous methods keep the connections to DingTalk open until :meth:`close`, and the async methods
+    within ``async with hook:``.
 
     :param dingtalk_conn_id: the Airflow connection, of type ``dingtalk``.
-    :param max_attempts: attempts of one call in all; not Airflow's own ``retries``.
-    :param max_seconds: seconds of one call in all, the waits between attempts included.
+    :param max_attempts: how often one call is sent at most. These are not Airflow's ``retries``.
+    :param max_seconds: the time limit of one call in seconds, including the waits between attempts.
     :raises InvalidInputError: a limit is invalid.
     """
 
     @classmethod
     def get_ui_field_behaviour(cls) -> dict[str, Any]:
-        """Return the behaviour of the connection form; Airflow 3.2 reads the provider info instead."""
+        """Return the behaviour of the connection form, for Airflow before 3.2."""
         behaviour = CONNECTION_TYPE["ui-field-behaviour"]
         # Airflow 2's Test button does nothing when the form opened without the extra's editor.
         shown = () if AIRFLOW_V_3_0_PLUS else ("extra",)
@@ -118,7 +118,7 @@ class DingTalkConferenceHook(ConnectionHook):
 
     @classmethod
     def get_connection_form_widgets(cls) -> dict[str, Any]:
-        """Return the fields of the connection form; Airflow 3.2 reads the provider info instead."""
+        """Return the fields of the connection form, for Airflow before 3.2."""
         from flask_appbuilder.fieldwidgets import BS3PasswordFieldWidget, BS3TextFieldWidget
         from wtforms import PasswordField, StringField
 
@@ -142,17 +142,19 @@ class DingTalkConferenceHook(ConnectionHook):
     ) -> LockResult:
         """Lock a meeting: no one can join it any more.
 
-        Locking a locked meeting succeeds. Give exactly one of the parameters; all but the first cost a
-        further call. Source: `Lock a meeting
+        Locking a locked meeting succeeds. Give exactly one of the parameters. A room code or a schedule costs
+        at least one more call, to find the meeting. Source: `Lock a meeting
         <https://help.dingtalk.io/open/development/api-lockconference>`__.
 
         :param conference_id: the meeting's conferenceId.
-        :param room_code: the meeting's room code (会议号), with or without spaces and dashes. It can
-            stand for several meetings: the one that is running is meant.
-        :param schedule_conference_id: the scheduleConferenceId of a schedule: its running meeting is meant.
+        :param room_code: the meeting's room code (会议号), with or without spaces and dashes. If several
+            meetings have it, the hook takes the one that is running.
+        :param schedule_conference_id: the scheduleConferenceId of a schedule. The hook takes its running
+            meeting.
         :raises InvalidConferenceIdError: the value is not one path segment; nothing was sent.
         :raises ConferenceClosedError: the meeting has ended.
-        :raises ConferenceNotRunningError: no meeting, or more than one, is running under that name.
+        :raises ConferenceNotRunningError: no meeting, or more than one, is running under the room code or
+            schedule.
         :raises DingTalkError: any other failure; the subclass says which.
         """
         client, meeting = await self._meeting(conference_id, room_code, schedule_conference_id)
@@ -163,13 +165,14 @@ class DingTalkConferenceHook(ConnectionHook):
     ) -> LockResult:
         """Unlock a meeting: people can join it again.
 
-        Unlocking an unlocked meeting succeeds. Parameters and errors are those of :meth:`lock_conference`.
+        Unlocking an unlocked meeting succeeds. The parameters and errors are
+        those of :meth:`lock_conference`.
         """
         client, meeting = await self._meeting(conference_id, **named)
         return cast("LockResult", (await client.lock("unlock", meeting)).as_dict(with_error=False))
 
     async def _meeting(self, *given: str | None, **named: Unpack[Named]) -> tuple[DingTalkClient, Reference]:
-        """Return the client, and the meeting that is named: of a room code or schedule, the running one."""
+        """Return the client and the meeting; for a room code or a schedule, the running meeting."""
         reference = check_reference(*given, **named)
         client = self._client or await self._aconnect()
         if reference.name != "conference_id":
@@ -177,7 +180,7 @@ class DingTalkConferenceHook(ConnectionHook):
         return client, reference
 
     async def _unlock_interrupted(self, result: LockResult) -> None:
-        """Unlock a meeting whose lock succeeded at the moment of an interruption."""
+        """Unlock a meeting whose lock succeeded just as the caller was interrupted."""
         await self._connect().roll_back([str(result["conference_id"])], quickly=True)
 
     lock_conference = sync(alock_conference, undo=_unlock_interrupted)
@@ -189,15 +192,14 @@ class DingTalkConferenceHook(ConnectionHook):
     ) -> AsyncIterator[LockResult]:
         """Lock a meeting for a block of code, and unlock it however the block ends.
 
-        It is unlocked after an exception, Ctrl-C, a cancellation, and SIGTERM, by which Airflow ends a task;
-        and if the response to the lock was lost. A meeting that ended inside the block is not an error. When
-        the block raises and the unlock fails too, the unlock's error is raised, with the block's as its
-        cause. Parameters as :meth:`lock_conference`.
+        The meeting is unlocked after an exception, Ctrl-C, a cancellation, and SIGTERM, with which Airflow
+        ends a task. It is also unlocked if the response to the lock was lost. A meeting that ends inside the
+        block is not an error. If the block raises and the unlock fails too, the unlock's error is raised,
+        with the block's error as its cause. The parameters are those of :meth:`lock_conference`.
 
-        SIGTERM cancels the asyncio task, and its former handler is called once the block has ended.
+        SIGTERM cancels the asyncio task. The previous SIGTERM handler runs when the block has ended.
 
-        :raises DingTalkError: the meeting could not be locked (the block is then not entered), or could not
-            be unlocked.
+        :raises DingTalkError: the lock failed, and the block was not entered; or the unlock failed.
         """
         client, meeting = await self._meeting(conference_id, **named)
         with cancelled_by_termination():
@@ -218,9 +220,8 @@ class DingTalkConferenceHook(ConnectionHook):
     def locked(self, conference_id: str | None = None, **named: Unpack[Named]) -> Iterator[LockResult]:
         """Lock a meeting for a block of code, and unlock it however the block ends; see :meth:`alocked`.
 
-        On SIGTERM the handler that was there before is called, and ``SystemExit`` is raised in the block. In
-        a task of which Airflow has begun another try, nothing is unlocked: the other try has locked the
-        meeting.
+        On SIGTERM, the previous handler runs, and then ``SystemExit`` is raised in the block. If Airflow has
+        begun another try of the task, the older try unlocks nothing: the newer one has locked the meeting.
         """
         client, this_try = self._connect(), Try.current()
         if this_try is not None:
@@ -249,21 +250,21 @@ class DingTalkConferenceHook(ConnectionHook):
         calls_per_second: float | None = None,
         on_result: Callable[[ConferenceResult], object] | None = None,
     ) -> list[ConferenceResult]:
-        """Lock many meetings, some at a time; a failure of one does not keep the others from being tried.
+        """Lock many meetings, some at a time. If one fails, the hook still tries the others.
 
-        When DingTalk refuses the app, the organisation or the address as such, or asks for a wait that does
-        not fit into ``max_seconds``, the rest are not tried and have the same error. A shorter wait holds
-        up all of them.
+        The hook stops if DingTalk refuses the app, the organisation or the address, or asks for a wait that
+        does not fit into ``max_seconds``. The remaining meetings then get the same error. A shorter wait
+        delays all of them.
 
-        :param conference_ids: the meetings' conferenceIds; one that is given twice is locked once.
-        :param concurrency: how many meetings at a time, at most.
-        :param calls_per_second: calls a second, at most; None for what the connection says.
-        :param on_result: receives each result when it is there. It runs in the event loop: use no
-            synchronous method of a hook in it.
+        :param conference_ids: the meetings' conferenceIds; an id that is given twice is locked once.
+        :param concurrency: the maximum number of calls at a time.
+        :param calls_per_second: the maximum number of calls a second; None for the connection's.
+        :param on_result: a function that receives each result as soon as it arrives. It runs in the event
+            loop, so it must not call a synchronous method of a hook.
         :returns: the result of each meeting, in the order of the ids.
         :raises InvalidConferenceIdError: one of the ids is not one path segment; nothing was sent.
         :raises InvalidInputError: a limit or ``on_result`` is invalid; nothing was sent.
-        :raises DingTalkError: there is no access token; no meeting was tried.
+        :raises DingTalkError: the hook got no access token, and tried no meeting.
         """
         return await self._lock_all(
             "lock",
@@ -276,7 +277,7 @@ class DingTalkConferenceHook(ConnectionHook):
     async def aunlock_conferences(
         self, conference_ids: Iterable[str], **how: Unpack[Bulk]
     ) -> list[ConferenceResult]:
-        """Unlock many meetings; parameters and errors are those of :meth:`lock_conferences`."""
+        """Unlock many meetings; the parameters and errors are those of :meth:`lock_conferences`."""
         return await self._lock_all("unlock", conference_ids, **how)
 
     async def _lock_all(
@@ -299,7 +300,7 @@ class DingTalkConferenceHook(ConnectionHook):
     # Reading
 
     async def aget_conference(self, conference_id: str | None = None, **named: Unpack[Named]) -> Conference:
-        """Return a meeting as DingTalk describes it; parameters and errors as :meth:`lock_conference`.
+        """Return a meeting; the parameters and errors are those of :meth:`lock_conference`.
 
         Source: `Query a meeting
         <https://help.dingtalk.io/open/development/querying-video-conference-information>`__.
@@ -312,7 +313,7 @@ class DingTalkConferenceHook(ConnectionHook):
     async def afind_conferences(
         self, *, room_code: str | None = None, schedule_conference_id: str | None = None
     ) -> list[Conference]:
-        """Return the meetings of a room code, or those held for a schedule, whatever their status.
+        """Return the meetings of a room code or a schedule, whatever their status.
 
         Source: `Query the meetings of a room code
         <https://help.dingtalk.io/open/development/api-queryconferenceinfobyroomcode>`__ and `of a schedule
@@ -334,8 +335,8 @@ class DingTalkConferenceHook(ConnectionHook):
         Source: `Query the running meetings of an organisation
         <https://help.dingtalk.io/open/development/api-queryorgconferencelist>`__.
 
-        :param title_pattern: a regular expression to be found in the title, such as ``^Release``; None for
-            any title.
+        :param title_pattern: a regular expression that must match somewhere in the title, such as
+            ``^Release``; None for any title.
         :param creator_id: the unionId of the creator; None for any creator.
         :raises InvalidInputError: a filter is invalid; nothing was sent.
         :raises DingTalkError: a call failed; the subclass says why.
@@ -348,12 +349,12 @@ class DingTalkConferenceHook(ConnectionHook):
     async def aconference_members(
         self, conference_id: str | Mapping[str, Any]
     ) -> AsyncGenerator[ConferenceMember, None]:
-        """Yield who is or was in a meeting; each page is requested when it is needed.
+        """Yield the members of a meeting, past and present; each page is requested when it is needed.
 
         Source: `Query the members of a meeting
         <https://help.dingtalk.io/open/development/querying-video-conference-members>`__.
 
-        :param conference_id: the meeting's conferenceId, or a dict that has it as its ``conference_id``.
+        :param conference_id: the meeting's conferenceId, or a dict with it as ``conference_id``.
         :raises InvalidConferenceIdError: the value is not one path segment; nothing was sent.
         :raises ConferenceNotFoundError: DingTalk knows no such meeting.
         :raises DingTalkError: another failure; the subclass says why.
@@ -379,17 +380,17 @@ class DingTalkConferenceHook(ConnectionHook):
         json: Mapping[str, Any] | list[Any] | None = None,
         repeatable: bool = True,
     ) -> Any:
-        """Make any other call of DingTalk's API, with the same token, retries and errors.
+        """Make any other call of DingTalk's API, with the hook's access token, retries and errors.
 
         :param method: the HTTP method.
         :param path: the path, such as ``/v1.0/conference/videoConferences/{id}/members``.
         :param path_params: values for the names in braces; each is percent-encoded as one path segment.
-        :param params: query parameters: texts, numbers and booleans.
+        :param params: the query parameters: strings, numbers and booleans.
         :param json: the body.
-        :param repeatable: whether the call may be sent again when its response was lost. Set False for a call
-            that creates something; it is then repeated only when DingTalk refused it as too frequent. If its
-            response was lost, the error says that the call may have taken effect, and fails a task without
-            a retry.
+        :param repeatable: whether the call may be sent again after its response was lost. Set False for a
+            call that creates something: the hook then repeats it only if DingTalk never received it, or
+            refused it as too frequent. If the response was lost, the error says that the call may have taken
+            effect, and a task fails without a retry.
         :returns: the JSON of the response; None if the response has no body.
         :raises InvalidInputError: method, path or a parameter is malformed; nothing was sent.
         :raises DingTalkError: any other failure; the subclass says which.
@@ -402,14 +403,13 @@ class DingTalkConferenceHook(ConnectionHook):
     call = sync(acall)
 
     def _call(self, call: Call) -> CallResult:
-        """Make a call for an operator."""
         return run(partial(self._connect().call, call))
 
 
 async def _unlock_on_exit(
     client: DingTalkClient, meeting: Reference, earlier: BaseException | None = None
 ) -> None:
-    """Unlock after a block; when that is interrupted, begin again and be quick."""
+    """Unlock after a block; if that is interrupted, unlock again, quickly."""
     try:
         if not await client.is_superseded():
             await client.lock("unlock", meeting)

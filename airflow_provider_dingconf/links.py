@@ -1,7 +1,7 @@
-"""Links on a task: the documentation of the call it made and of the error it met, and the meeting it found.
+"""Links on a task: DingTalk's documentation of the call and of error codes, and the meeting to join.
 
-Airflow 3 asks the operator for its links when the task has run, and keeps them. Airflow 2 asks in the web
-server, where the operator's own values are not known: there the task pushes all of them as one XCom.
+Airflow 3 gets the links from the operator when the task has run, and stores them. Airflow 2 gets them in the
+webserver, where the operator of the task does not exist: so the task pushes them as one XCom.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ def keep_links(
     *,
     join_url: str | None = None,
 ) -> None:
-    """Keep what the links of a task lead to: addresses on the documentation site that goes with the host.
+    """Keep the addresses for the links of a task, on the documentation site that belongs to the host.
 
-    :param base_url: the host that was called; None if no call was made.
+    :param base_url: the host of the connection; None if no call was made.
     :param page: the name of the call's page, if known.
-    :param join_url: where the meeting that was found can be joined, if known.
+    :param join_url: the address to join the meeting that was found, if known.
     """
     if base_url is None or isinstance(error, InvalidInputError):
         return
@@ -51,7 +51,7 @@ def keep_links(
 
 
 class _KeptLink(BaseOperatorLink):
-    """A link whose address the task has kept."""
+    """A link whose address :func:`keep_links` has kept."""
 
     kept_as: ClassVar[str]
 
@@ -81,7 +81,7 @@ class JoinConferenceLink(_KeptLink):
 
 
 class ErrorDocumentationLink(_KeptLink):
-    """The page of DingTalk's documentation on error codes, when the task met a DingTalk error."""
+    """The page of DingTalk's documentation on error codes, if the task met a DingTalk error."""
 
     name = "DingTalk error codes"
     kept_as = "error"

@@ -1,4 +1,4 @@
-"""``LockConferenceOperator`` and ``UnlockConferenceOperator``: of one meeting, of a list, of all that run."""
+"""``LockConferenceOperator`` and ``UnlockConferenceOperator``: for one meeting, a list, or all that run."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _NOT_GIVEN: Any = object()
 
 
 class ConferenceOperator(CallingTask):
-    """What locking and unlocking have in common."""
+    """The base of the lock and the unlock: finds the meetings, makes the calls and returns the XCom."""
 
     page: str | None = LOCK.page
     switches = ("running", "dry_run", "unlock_on_failure")
@@ -82,7 +82,7 @@ class ConferenceOperator(CallingTask):
         self.concurrency = concurrency
         self.calls_per_second = calls_per_second
         self._ids: list[Any] = []  # of the meetings to lock or unlock
-        self._results: list[ConferenceResult] = []  # of those that are done; of earlier tries first
+        self._results: list[ConferenceResult] = []  # of the completed meetings; those of earlier tries first
 
     @classmethod
     def _check(cls, given: Mapping[str, Any]) -> None:
@@ -98,7 +98,7 @@ class ConferenceOperator(CallingTask):
         return f"{len(meetings)} meetings" if is_collection(meetings) else meetings
 
     def _call(self, context: Context, hook: DingTalkConferenceHook) -> Any:
-        """Lock or unlock the meetings that no earlier try has completed; raise the worst of their errors."""
+        """Lock or unlock the meetings that no earlier try completed; raise the worst of their errors."""
         self._ids, self._results = [], []
         self.conference_id = given = meetings_in(self.conference_id, self.action)
         self._is_of_many = self.running or is_collection(given)
@@ -106,7 +106,7 @@ class ConferenceOperator(CallingTask):
             self.log.info("Nothing to unlock: no lock has handed on a meeting that is or may be locked")
             return self._xcom_of()
         self._begin(context, hook)
-        # A section locks all again at each try: the one before it has rolled back.
+        # A section locks all meetings again at each try, because the failed try has rolled back.
         is_resumed = self._is_of_many and not self.unlock_on_failure
         self._completed = CompletedMeetings(context if is_resumed else {}, hook.settings, self.retries)
         before = self._completed.load()
@@ -124,7 +124,7 @@ class ConferenceOperator(CallingTask):
         except InvalidInputError:
             self._ids = []  # nothing was sent
             raise
-        except DingTalkError as cause:  # of many: no list of the running meetings, or no access token
+        except DingTalkError as cause:  # with many meetings: no list of those that run, or no access token
             error = cause
             made = (0, None) if self._is_of_many else (error.attempts, error.request_id)
             new = [ConferenceResult(one, self.action, *made, error) for one in dict.fromkeys(ids)]
@@ -140,12 +140,12 @@ class ConferenceOperator(CallingTask):
             return self._xcom_of()
         is_for_unlock = self.action == "lock" and self._ids and error.uncertain and not self.unlock_on_failure
         if self.do_xcom_push and (self._is_of_many or is_for_unlock) and "ti" in context:
-            # Airflow pushes no XCom of a task that fails or is skipped.
+            # Airflow itself pushes no XCom for a task that fails or is skipped.
             context["ti"].xcom_push(key="return_value", value=self._xcom_of())
         raise error
 
     def _begin(self, context: Context, hook: DingTalkConferenceHook) -> None:
-        """Prepare for what may have to be undone."""
+        """Prepare to undo the work."""
 
     def _act(self, hook: DingTalkConferenceHook, ids: list[Any]) -> list[ConferenceResult]:
         if self._is_of_many:
@@ -153,21 +153,21 @@ class ConferenceOperator(CallingTask):
             rate = self.calls_per_second
             return act_on_all(ids, concurrency=self.concurrency, calls_per_second=rate, on_result=self._note)
         act = hook.lock_conference if self.action == "lock" else hook.unlock_conference
-        result = act(ids[0])  # noted at once: an interruption from here on is to roll it back
+        result = act(ids[0])  # noted at once: from here on, an interruption must roll it back
         self._results.append(ConferenceResult(ids[0], self.action, result["attempts"], result["request_id"]))
         return self._results[-1:]
 
     def _note(self, result: ConferenceResult) -> None:
-        """Note what is done of many meetings: the rest may be interrupted."""
+        """Note the result of one of many meetings: the work on the rest may be interrupted."""
         self._results.append(result)
         if result.error is None or result.error.outcome_with(self.on_error) is not Outcome.RETRY:
             self._completed.add(result)
 
     def _find(self, hook: DingTalkConferenceHook) -> list[Any]:
-        """Return the ids of the meetings: those given, or those of the running meetings that are wanted."""
+        """Return the ids of the meetings: those given, or those that are found."""
         ids: list[Any]
         if self.running:
-            # The hook refuses what a template without a value renders, and takes None for no filter.
+            # A template without a value renders to "None", which the hook refuses; None would be no filter.
             values = {name: digits_of(getattr(self, name)) for name in self.filters}
             wanted: Any = {name: "None" if value is None else value for name, value in values.items()}
             running = list(hook.running_conferences(**wanted))
@@ -190,12 +190,12 @@ class ConferenceOperator(CallingTask):
         return ids
 
     def _would_act(self) -> Any:
-        """Log which meetings the task would lock or unlock, and return an XCom by which none is locked."""
+        """Log which meetings the task would lock or unlock, and return an XCom without any success."""
         ids, self._ids = self._ids, []
         self.log.info(
             "dry_run: would %s %s", self.action, f"{len(ids)} meetings" if self._is_of_many else ids[0]
         )
-        self.page = None  # a link to it would speak of a call that is not made
+        self.page = None  # no link to the documentation of a call that is not made
         results = [ConferenceResult(one, self.action, 0) for one in ids]
         xcom = [{**one.as_dict(with_error=self._is_of_many), "success": False} for one in results]
         return xcom if self._is_of_many else xcom[0]
@@ -219,42 +219,45 @@ class LockConferenceOperator(ConferenceOperator):
     Without ``as_teardown``, or :func:`~airflow_provider_dingconf.operators.conference_lock`, the meeting
     stays locked if the work fails.
 
-    Of the first four parameters exactly one is given. The XCom is a dict of ``conference_id``, ``action``,
-    ``success``, ``attempts`` and ``request_id``, and of ``error`` if the call failed and ``on_error`` makes
-    that a success. Source: `Lock a meeting
+    Give exactly one of the first four parameters. The XCom is a dict of ``conference_id``, ``action``,
+    ``success``, ``attempts`` and ``request_id``. If the call failed and ``on_error`` makes that a success, it
+    has an ``error`` as well. Source: `Lock a meeting
     <https://help.dingtalk.io/open/development/api-lockconference>`__.
 
-    With a list, or with ``running``, the XCom is a list of such dicts, each with an ``error``, also if the
-    task fails. Every meeting is tried and the task's state is the worst of theirs; an ended meeting only
-    counts if all have ended, or ``on_error`` names ``confClosed``. On Airflow 3.3 and later a retry asks only
-    for the meetings that are not completed.
+    With a list, or with ``running``, the XCom is a list of such dicts, each with an ``error``. The task
+    pushes it even if it fails. The task tries every meeting, and the worst result decides its state. An
+    ended meeting counts only if all have ended, or if ``on_error`` names ``confClosed``. On Airflow 3.3 and
+    later, a retry only locks the remaining meetings.
 
-    Two runs that lock the same meeting do not know of each other: the first to end unlocks it for the other.
+    If two runs lock the same meeting, the first one to end unlocks it for both.
 
-    :param conference_id: the meeting's conferenceId, or a list of them; also the XCom of another such task or
-        of a sensor. A template may render them natively or as text. (templated)
-    :param room_code: the meeting's room code, with or without spaces and dashes: of its meetings, the one
-        that is running. (templated)
-    :param schedule_conference_id: the schedule's scheduleConferenceId: of its meetings, the one that is
-        running. (templated)
-    :param running: True for every running meeting of the organisation. Not a template.
-    :param title_pattern: with ``running``, a regular expression to be found in the title, such as ``^Exam``.
+    :param conference_id: the meeting's conferenceId, or a list of them; or the XCom of another lock, of a
+        sensor, or of a :class:`CreateConferenceOperator`. A template may render them natively or as text.
         (templated)
+    :param room_code: the meeting's room code, with or without spaces and dashes. The task locks the meeting
+        that is running under it. (templated)
+    :param schedule_conference_id: the scheduleConferenceId of a schedule. The task locks its running meeting.
+        (templated)
+    :param running: True for every running meeting of the organisation. Not a template.
+    :param title_pattern: with ``running``, a regular expression that must match somewhere in the title, such
+        as ``^Exam``. (templated)
     :param creator_id: with ``running``, the unionId of the creator. (templated)
-    :param max_meetings: if more meetings are found, the task fails before it locks any.
-    :param dry_run: log and return which meetings would be locked, and lock none.
-    :param concurrency: of many meetings, the number at a time.
-    :param calls_per_second: for many meetings, the number of calls a second; None for the connection's.
+    :param max_meetings: if the task finds more meetings, it fails before it locks any.
+    :param dry_run: log and return which meetings the task would lock, and lock none.
+    :param concurrency: with many meetings, the maximum number of calls at a time.
+    :param calls_per_second: with many meetings, the maximum number of calls a second; None for the
+        connection's.
     :param dingtalk_conn_id: the Airflow connection, of type ``dingtalk``. (templated)
-    :param on_error: outcomes by error code or error class, in place of the defaults of
-        :data:`~airflow_provider_dingconf.dingtalk.error_codes.ERRORS`, such as ``{"confClosed": "fail"}``.
-    :param max_attempts: attempts of one call in all; not Airflow's own ``retries``.
-    :param max_seconds: seconds of one call in all, the waits between attempts included.
-    :param unlock_on_failure: whether a try that fails or is skipped unlocks what it has locked; otherwise it
-        keeps that locked.
-    :param retry_policy: Airflow 3.3's; :class:`~airflow_provider_dingconf.retry_policies.DingTalkRetryPolicy`
-        by default: Airflow retries a throttled or banned call when DingTalk allows it.
-    :raises InvalidInputError: a parameter is wrong; when the DAG is parsed, unless it is templated.
+    :param on_error: outcomes by error code or error class, such as ``{"confClosed": "fail"}``. They replace
+        the defaults in :data:`~airflow_provider_dingconf.dingtalk.error_codes.ERRORS`.
+    :param max_attempts: how often one call is sent at most. These are not Airflow's ``retries``.
+    :param max_seconds: the time limit of one call in seconds, including the waits between attempts.
+    :param unlock_on_failure: whether a try that fails or is skipped unlocks what it locked; otherwise those
+        meetings stay locked.
+    :param retry_policy: Airflow 3.3's retry policy, by default
+        :class:`~airflow_provider_dingconf.retry_policies.DingTalkRetryPolicy`: Airflow retries a throttled
+        or banned call when DingTalk allows it.
+    :raises InvalidInputError: a parameter is invalid; raised when the DAG is parsed, unless it is templated.
     :raises AirflowFailException: the outcome of the error is FAIL.
     :raises AirflowSkipException: the outcome of the error is SKIP.
     :raises DingTalkError: the outcome of the error is RETRY.
@@ -274,7 +277,8 @@ class LockConferenceOperator(ConferenceOperator):
             when_airflow_fails(self, partial(self._roll_back, hook))
 
     def _clean_up(self, context: Context, hook: DingTalkConferenceHook, raised: BaseException) -> None:
-        # A section keeps nothing for its next try; another task does, and gives up if there is none.
+        # In a section, nothing stays locked between tries. Elsewhere, a task keeps its locks for the next
+        # try, if there is one.
         is_killed = not isinstance(raised, (Exception, AirflowTaskTimeout))
         if self.unlock_on_failure or (is_killed and not tries_are_left(context)):
             self._roll_back(hook, quickly=is_killed)
@@ -282,20 +286,20 @@ class LockConferenceOperator(ConferenceOperator):
     def _roll_back(self, hook: DingTalkConferenceHook, *, quickly: bool = False) -> None:
         done, self._results = self._results, []
         locked = [one.conference_id for one in done if one.error is None or one.error.uncertain]
-        if any(locked):  # a room code whose query was lost stands for no meeting
+        if any(locked):  # there is no id if the query of a room code was lost
             self._try.roll_back(hook, locked, quickly=quickly)
 
 
 class UnlockConferenceOperator(ConferenceOperator):
     """Unlock a DingTalk video meeting: people can join it again.
 
-    ``conference_id`` takes the XCom of a lock, whether or not the lock succeeded. If the lock failed, was
-    skipped or was refused, there is nothing to unlock, and the task succeeds. A meeting whose lock lost its
-    response is unlocked. A task that fails logs which meetings are still locked, and how to unlock them by
-    hand. If the run is marked as failed meanwhile, Airflow lets the task end as a success: that error in its
-    log then is the only sign of a refused unlock.
+    ``conference_id`` takes the XCom of a lock, whether or not the lock succeeded. If the lock failed or was
+    skipped, there is nothing to unlock, and the task succeeds. If the response to the lock was lost, the task
+    unlocks the meeting. A task that fails logs which meetings are still locked, and how to unlock them by
+    hand. If somebody marks the run as failed while the task runs, Airflow lets the task end as a success:
+    then that line in its log is the only sign of a refused unlock.
 
-    Parameters, XCom and errors are those of :class:`LockConferenceOperator`.
+    The parameters, the XCom and the errors are those of :class:`LockConferenceOperator`.
     """
 
     action = "unlock"

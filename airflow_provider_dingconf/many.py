@@ -1,4 +1,4 @@
-"""Many meetings in one task: which they are, how each ends, and what that makes of the task."""
+"""Many meetings in one task: which they are, the results, and the task state that follows from them."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from airflow_provider_dingconf.dingtalk.errors import DingTalkError
 
 MOST_ROWS = 50
-"""In the table of a log."""
+"""The maximum number of rows of a table in the log."""
 
 ENTRY_RESULTS = 20
-"""In one entry of Airflow's store: about as many as a second brings. Airflow warns of one over 64 KiB."""
+"""Results in one entry of Airflow's store: about one second's. Airflow warns of entries over 64 KiB."""
 
 log = logging.getLogger(__name__)
 
@@ -36,10 +36,10 @@ def is_collection(value: object) -> bool:
 
 
 def meetings_in(value: Any, action: str) -> Any:
-    """Return the meeting, or the list of meetings, in a parameter that may be the XCom of such tasks.
+    """Return the meeting, or the list of meetings, in a parameter, which may be the XCom of other tasks.
 
-    A template may have rendered it as text. For an unlock, a lock that failed, was skipped or refused hands
-    on nothing to unlock; one whose response was lost does.
+    A template may have rendered it as text. For an unlock, a meeting counts only if it is or may be locked:
+    not if its lock failed or was skipped, but if the response to its lock was lost.
     """
     if isinstance(value, str) and value.lstrip()[:1] in {"{", "["}:
         with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
@@ -74,12 +74,12 @@ def tries_are_left(context: Context) -> bool:
 def error_of_all(
     results: list[ConferenceResult], on_error: Mapping[str, Outcome], *, may_retry: bool
 ) -> DingTalkError | None:
-    """Return the error that gives a task the worst of its meetings' states; None if that is success.
+    """Return the error that gives a task the worst outcome of its meetings; None if all are successes.
 
-    An ended meeting counts as a success unless all have ended or ``on_error`` names its error. If the task
-    can be retried, a meeting that a retry may help counts for more than one that fails for good.
+    An ended meeting counts as a success, unless all have ended or ``on_error`` names its error. If Airflow
+    can retry the task, RETRY is worse than FAIL: a retry may help at least one meeting.
 
-    :param results: their errors get the outcomes that they count with.
+    :param results: sets the ``outcome`` of their errors.
     """
     errors = {one.conference_id: one.error for one in results if one.error}
     all_ended = all(isinstance(one.error, ConferenceClosedError) for one in results)
@@ -104,7 +104,7 @@ def error_of_all(
 
 
 def table(results: list[ConferenceResult]) -> str:
-    """Return how the meetings ended, for a log; :func:`error_of_all` has given the errors their outcomes."""
+    """Return a table of the results for the log. :func:`error_of_all` must have set the outcomes."""
     failed = [(one.conference_id, one.error) for one in results if one.error]
     rows = []
     for name, error in failed[:MOST_ROWS]:
@@ -117,20 +117,20 @@ def table(results: list[ConferenceResult]) -> str:
 
 
 class CompletedMeetings:
-    """The results of the meetings that a retry does not lock or unlock again.
+    """The results of completed meetings, which a retry does not lock or unlock again.
 
-    Airflow empties a task's XComs before a retry. From 3.3 on it has a store for the state of a task; before,
-    or if the store fails, a retry asks again for completed meetings, which costs calls and changes nothing.
+    Airflow deletes a task's XComs before a retry, but since 3.3 it has a store for the state of a task.
+    Without the store, or if it fails, a retry repeats the calls for completed meetings, which does no harm.
 
-    :param settings: the connection's: results of another DingTalk do not count.
-    :param retries: of the task.
+    :param settings: those of the connection: results from another host or app do not count.
+    :param retries: those of the task.
     """
 
     def __init__(self, context: Mapping[str, Any], settings: Settings, retries: int | None) -> None:
         self._store: Any = context.get("task_state_store")
-        # If the task is cleared, Airflow makes max_tries the tries so far and the retries of then: one of the
-        # two differs from before, and all is asked for again. If the last try is cleared while it runs, it
-        # unlocks all, and another one comes that max_tries does not count.
+        # A cleared task must lock all meetings again. Clearing sets max_tries to the tries so far plus the
+        # retries, so one of the two has changed. But if the last try is cleared while it runs, it unlocks all
+        # meetings, and max_tries does not count the try that follows.
         ti = context.get("ti")
         tries = max(ti.max_tries or 0, ti.try_number - 1) if ti else 0
         self._life = [tries, retries, settings.base_url, settings.app and settings.app.client_id]
@@ -138,7 +138,7 @@ class CompletedMeetings:
         self._entries = 0
 
     def load(self) -> list[ConferenceResult]:
-        """Return the results that earlier tries of the task have saved."""
+        """Return the results that earlier tries of the task saved."""
         found: list[dict[str, Any]] = []
         while entry := self._ask("get"):
             found += entry
@@ -146,25 +146,25 @@ class CompletedMeetings:
         return [ConferenceResult.from_dict(one) for one in found]
 
     def add(self, result: ConferenceResult) -> None:
-        """Note a result, and save now and then."""
+        """Note a result; save after every :data:`ENTRY_RESULTS`."""
         self._new.append(result.as_dict())
         if len(self._new) >= ENTRY_RESULTS:
             self.save()
 
     def save(self) -> None:
-        """Save the results that were noted."""
+        """Save the noted results."""
         if self._new:
             self._ask("set", self._new)
             self._new = []
             self._entries += 1
 
     def _ask(self, method: str, *values: Any) -> Any:
-        """Return what the store returns; None if there is none, or it has failed: the meetings come first."""
+        """Call the store; return None if there is none or it has failed, since it must not fail the task."""
         if self._store is None:
             return None
         key = sha256(json.dumps([*self._life, self._entries]).encode()).hexdigest()
         try:
             return getattr(self._store, method)(f"dingconf_completed_{key}", *values)
         except Exception as error:  # whatever Airflow raises
-            log.warning("Completed meetings are no longer saved; a retry asks for them again: %s", error)
+            log.warning("Completed meetings are no longer saved; a retry repeats their calls: %s", error)
             self._store = None

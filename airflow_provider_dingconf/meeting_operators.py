@@ -1,4 +1,4 @@
-"""Operators that create a meeting, close it, and list who was there."""
+"""Operators that create a meeting, close it, and list its members."""
 
 from __future__ import annotations
 
@@ -38,27 +38,27 @@ class CreateConferenceOperator(CallingTask):
         )
         announce(create.output["join_url"])
 
-    The XCom is a dict of ``conference_id``, ``room_code``, ``join_url`` and ``title``, and of ``password``
-    with ``with_password``; each is an XCom of that key, too. Any of the other operators takes it as its
-    ``conference_id``. Source: `Create a meeting
+    The XCom is a dict of ``conference_id``, ``room_code``, ``join_url`` and ``title``; with
+    ``with_password``, also of ``password``. Each of them is also a separate XCom with that key. The other
+    operators accept the dict as their ``conference_id``. Source: `Create a meeting
     <https://help.dingtalk.io/open/development/create-a-video-conference>`__.
 
-    A create whose response was lost is not repeated, since it would create a second meeting: the task fails
-    without a retry, and the error says what may exist. ``retries=0`` keeps Airflow from repeating a try whose
-    process was killed after it created a meeting. SIGTERM and an execution timeout wait for DingTalk's
-    response; a meeting that was created is then closed.
+    If the response is lost, the provider does not repeat the call, because that could create a second
+    meeting. The task fails without a retry, and the error says what may exist. Set ``retries=0``: otherwise,
+    if a try loses its process after its call, the next try creates a second meeting. After SIGTERM or an
+    execution timeout, the task waits for DingTalk's response, and then closes the meeting.
 
-    :param title: DingTalk cuts it after 50 characters and refuses more than 256. (templated)
-    :param creator_id: the unionId of the creator, who is the host and alone may close the meeting.
+    :param title: the title. DingTalk cuts it after 50 characters and refuses more than 256. (templated)
+    :param creator_id: the unionId of the creator, who is the host. Only the host may close the meeting.
         (templated)
-    :param invite: the unionIds of those whom DingTalk invites, colleagues of the creator. (templated)
+    :param invite: the unionIds of the colleagues whom DingTalk invites. (templated)
     :param invite_creator: whether DingTalk invites the creator, too.
-    :param with_password: whether the XCom has the meeting's password. Airflow masks it in the logs of this
-        task alone: a task that takes it in a template shows it among its rendered fields.
-    :param multiple_outputs: Airflow's, True by default.
+    :param with_password: whether the XCom has the meeting's password. Airflow masks it only in the log of
+        this task. Another task that gets it through a template shows it in its rendered fields.
+    :param multiple_outputs: Airflow's own parameter, here True by default.
 
-    The other parameters, ``dingtalk_conn_id``, ``on_error``, ``max_attempts`` and ``max_seconds``, and the
-    errors, are those of :class:`LockConferenceOperator`.
+    The errors and the parameters ``dingtalk_conn_id``, ``on_error``, ``max_attempts`` and ``max_seconds``
+    are those of :class:`LockConferenceOperator`.
     """
 
     action = "create"
@@ -93,7 +93,7 @@ class CreateConferenceOperator(CallingTask):
         self._base_url = hook.settings.base_url
         self.log.info("Creating the meeting %r, whose host is %s", self.title, self.creator_id)
         try:
-            with interruptions_held():  # the response alone says which meeting is to be closed
+            with interruptions_held():  # only the response says which meeting to close
                 self._made = made = cast("CreatedConference", hook._call(call).content)
         except DingTalkError as error:
             if error.uncertain:
@@ -128,17 +128,18 @@ class CreateConferenceOperator(CallingTask):
 class CloseConferenceOperator(CallingTask):
     """Close a DingTalk video meeting: it ends for everybody in it.
 
-    A meeting that has ended already counts as closed. The XCom is a dict of ``conference_id``, ``action``,
-    ``success``, ``attempts`` and ``request_id``, and of ``error`` if the call failed and ``on_error`` makes
-    that a success. Source: `Close a meeting
+    Closing a meeting that has ended succeeds. The XCom is a dict of ``conference_id``, ``action``,
+    ``success``, ``attempts`` and ``request_id``. If the call failed and ``on_error`` makes that a success, it
+    has an ``error`` as well. Source: `Close a meeting
     <https://help.dingtalk.io/open/development/close-audio-video-conference>`__.
 
-    :param conference_id: the meeting's conferenceId, or the XCom of a :class:`CreateConferenceOperator`, a
+    :param conference_id: the meeting's conferenceId; or the XCom of a :class:`CreateConferenceOperator`, a
         lock or a sensor. If the create failed or was skipped, its XCom is None: there is nothing to close,
         and the task succeeds. (templated)
-    :param creator_id: the unionId of the host, who alone may close the meeting. (templated)
+    :param creator_id: the unionId of the host. Only the host may close the meeting. (templated)
 
-    The other parameters, and the errors, are those of :class:`LockConferenceOperator`.
+    The errors and the parameters ``dingtalk_conn_id``, ``on_error``, ``max_attempts`` and ``max_seconds``
+    are those of :class:`LockConferenceOperator`.
     """
 
     action = "close"
@@ -185,20 +186,21 @@ class CloseConferenceOperator(CallingTask):
 
 
 class ConferenceMembersOperator(CallingTask):
-    """List who is or was in a DingTalk video meeting.
+    """List the members of a DingTalk video meeting: who was invited, is in it, or was in it.
 
     The XCom is a list of dicts: ``union_id``, ``user_nick``, ``conference_id``, ``attend_status`` (1
-    initialised, 2 being called, 3 in the meeting, 4 did not join, 5 removed, 6 left), ``join_time`` and
+    invited, 2 being called, 3 in the meeting, 4 did not join, 5 removed, 6 left), ``join_time`` and
     ``leave_time`` in ISO 8601, ``duration`` in seconds, ``host``, ``co_host``, ``outer_org_member``,
     ``pstn_join`` (by telephone), ``job_number``. A value that DingTalk does not give is None. A call lists up
     to 500 members.
     Source: `Query the members of a meeting
     <https://help.dingtalk.io/open/development/querying-video-conference-members>`__.
 
-    :param conference_id: the meeting's conferenceId, or the XCom of a :class:`CreateConferenceOperator`, a
+    :param conference_id: the meeting's conferenceId; or the XCom of a :class:`CreateConferenceOperator`, a
         lock or a sensor. (templated)
 
-    The other parameters, and the errors, are those of :class:`LockConferenceOperator`.
+    The errors and the parameters ``dingtalk_conn_id``, ``on_error``, ``max_attempts`` and ``max_seconds``
+    are those of :class:`LockConferenceOperator`.
     """
 
     action = "the list of members"

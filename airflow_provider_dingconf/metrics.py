@@ -1,6 +1,6 @@
-"""Metrics of the requests to DingTalk, through Airflow's ``Stats``: what uses up the monthly quota.
+"""Metrics of the requests to DingTalk, through Airflow's ``Stats``.
 
-The guide ``docs/how-to/metrics.md`` describes each metric and its tags.
+``docs/how-to/metrics.md`` describes each metric and its tags.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 
 def count_request(call: Call, error: BaseException | None) -> None:
-    """Count a request that was sent to DingTalk, and ended in an error or well; raises nothing."""
+    """Count a request to DingTalk, and the error that it ended in, if any; raises nothing."""
     outcome = _outcome(error) if error else "success"
     try:
         Stats.incr("dingtalk.calls", tags={"call": call.endpoint.kind, "outcome": outcome})
@@ -36,9 +36,9 @@ def count_request(call: Call, error: BaseException | None) -> None:
         log.debug("A request was not counted", exc_info=True)
 
 
-@cache  # looking it up takes longer than all the rest
+@cache  # the look-up takes longer than all the rest
 def has_dotted_names() -> bool:
-    """Return whether Airflow is to send the names that do without tags."""
+    """Return whether Airflow sends the names that need no tags."""
     return bool(conf.getboolean("metrics", "legacy_names_on", fallback=True))
 
 

@@ -1,4 +1,4 @@
-"""``UnlockConferenceNotifier``: unlock a meeting that no unlock task will unlock."""
+"""``UnlockConferenceNotifier``: unlock a meeting that no unlock task reaches."""
 
 from __future__ import annotations
 
@@ -31,20 +31,22 @@ class UnlockConferenceNotifier(BaseNotifier):
         with DAG("release", dagrun_timeout=timedelta(hours=2), on_failure_callback=unlock):
             ...
 
-    It closes what a teardown cannot: a run that reaches its ``dagrun_timeout``, an unlock that is marked as
-    failed, and a lock that lost its worker at its last try. As ``on_failure_callback`` of a DAG or a task it
-    runs wherever Airflow runs callbacks. Airflow 3.1's deadline alerts await it in the triggerer, which knows
-    no XComs: give the id itself there, or a template of ``dag_run``.
+    It covers what a teardown cannot: a run that reaches its ``dagrun_timeout``, an unlock that somebody marks
+    as failed, and a lock that loses its worker at its last try. As ``on_failure_callback`` of a DAG or a
+    task, it runs wherever Airflow runs callbacks. Deadline alerts (Airflow 3.1 and later) run it in the
+    triggerer, which knows neither XComs nor ``params``: give the id itself, or a template of ``dag_run``.
 
-    Exactly one of the first three parameters is given. An ended meeting needs no unlock.
+    Give exactly one of the first three parameters. A meeting that has ended needs no unlock.
 
     :param conference_id: the meeting's conferenceId, a list of them, or the XCom of a lock by a template such
         as ``{{ ti.xcom_pull('lock') }}``, rendered as text or natively. (templated)
-    :param room_code: the meeting's room code: of its meetings, the one that is running. (templated)
-    :param schedule_conference_id: the schedule's scheduleConferenceId, likewise. (templated)
+    :param room_code: the meeting's room code. The notifier unlocks the meeting that is running under it.
+        (templated)
+    :param schedule_conference_id: the scheduleConferenceId of a schedule. The notifier unlocks its running
+        meeting. (templated)
     :param dingtalk_conn_id: the Airflow connection, of type ``dingtalk``. (templated)
-    :raises InvalidInputError: none or several of the three are given; when the DAG is parsed.
-    :raises DingTalkError: a meeting may be locked still, when Airflow calls the notifier.
+    :raises InvalidInputError: not exactly one of the three is given; raised when the DAG is parsed.
+    :raises DingTalkError: a meeting may still be locked; raised when Airflow calls the notifier.
     """
 
     template_fields: Sequence[str] = (*NAMES, "dingtalk_conn_id")
@@ -81,7 +83,7 @@ class UnlockConferenceNotifier(BaseNotifier):
         meetings = self._given()
         if meetings != []:
             with closing(DingTalkConferenceHook(self.dingtalk_conn_id)) as hook:
-                hook._connect()  # here: Airflow looks connections up for the main thread
+                hook._connect()  # here: Airflow looks up connections only in the main thread
                 run(partial(self._unlock, hook, meetings))
 
     async def async_notify(self, context: Context) -> None:

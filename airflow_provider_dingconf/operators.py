@@ -1,7 +1,7 @@
-"""All operators, and sections of a DAG: tasks that run while a meeting is locked, or their own one is open.
+"""All operators, and the sections ``conference_lock`` and ``conference``.
 
-A DAG file that imports this module imports neither the hook nor an HTTP library: the hook is made when the
-task runs.
+Importing this module into a DAG file imports neither the hook nor an HTTP library: a task makes its hook when
+it runs.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ __all__ = [
     "conference_lock",
 ]
 
-# A worker that is lost costs a try, and leaves the meeting locked or open without a next one. A create whose
-# worker is lost may have created a meeting, and a next try would create another one.
+# The loss of a worker costs a try. Without another try, the meeting would stay locked or open. A create that
+# loses its worker may have created a meeting, and another try would create a second one.
 RETRIES = {"create": 0, "lock": 2, "unlock": 5, "close": 5}
 
-# Each delay is twice as long as the one before: those of an unlock outlast an address ban of five minutes.
+# Each delay is twice as long as the one before: the five of an unlock outlast an address ban of five minutes.
 RETRY_DELAY = timedelta(seconds=10)
 RETRY_BACKOFF = 2.0 if AIRFLOW_V_3_2_PLUS else True
 
@@ -56,7 +56,9 @@ class LockedSection(NamedTuple):
     """The two tasks around a locked section."""
 
     lock: LockConferenceOperator
+    """The task that locks: the setup of the section."""
     unlock: UnlockConferenceOperator
+    """The task that unlocks: the teardown of the section."""
 
 
 @contextmanager
@@ -70,26 +72,25 @@ def conference_lock(
         with conference_lock("{{ params.conference_id }}"):
             build() >> deploy()
 
-    The lock is the section's setup and the unlock its teardown, in Airflow's sense: the unlock runs whether
-    the work succeeds, fails or is skipped, and clearing the work clears both. The DAG run fails if the work
-    fails, and if the unlock does: an empty teardown between the two, ``<name>_work_done``, lets Airflow count
-    both; it needs no worker. The unlock takes the meetings that the lock has locked: a room code may stand
-    for another one by then.
+    The lock is the setup of the section and the unlock is its teardown, in Airflow's sense: the unlock runs
+    whether the work succeeds, fails or is skipped, and clearing the work clears both. The run fails if the
+    work fails, and also if the unlock fails. For this, an empty task comes between the two,
+    ``<name>_work_done``; it needs no worker. The unlock unlocks the meetings that were locked, even if a room
+    code stands for another meeting by then.
 
-    Both tasks are retried by default, the lock twice and the unlock five times: after 10 seconds, and each
-    time after twice as long. A try of the lock that does not succeed unlocks what it has locked before it
-    ends; its retry locks all again.
+    By default, Airflow retries the lock twice and the unlock five times: after 10 seconds, and each time
+    after twice as long. If a try of the lock does not succeed, it unlocks what it locked before it ends, and
+    the retry locks all meetings again.
 
     A meeting can still stay locked, for example if the run reaches its ``dagrun_timeout`` before the unlock
-    begins: use an :class:`~airflow_provider_dingconf.notifications.UnlockConferenceNotifier`, too. Of two
-    runs that lock the same meeting, the first to end unlocks it for the other: set ``max_active_runs=1`` on
-    the DAG.
+    starts: add an :class:`~airflow_provider_dingconf.notifications.UnlockConferenceNotifier`. If two runs
+    lock the same meeting, the first one to end unlocks it for both: set ``max_active_runs=1`` on the DAG.
 
     :param conference_id: the meeting's conferenceId, or a list of them. (templated)
-    :param name: makes the tasks' ids, ``lock_<name>`` and ``unlock_<name>``.
-    :param group_id: puts the section into a task group of this id; None for no group.
-    :param kwargs: any other parameter of the two operators; ``retries``, ``retry_delay`` and
-        ``max_retry_delay`` of the DAG do not count here.
+    :param name: names the tasks ``lock_<name>`` and ``unlock_<name>``.
+    :param group_id: puts the section into a task group with this id; None for no group.
+    :param kwargs: any other parameter of the two operators. The DAG's ``retries``, ``retry_delay`` and
+        ``max_retry_delay`` have no effect here.
     """
     if conference_id is not None:
         kwargs["conference_id"] = conference_id
@@ -98,8 +99,8 @@ def conference_lock(
             task_id=f"lock_{name}", **{**_retried(kwargs, "lock"), "unlock_on_failure": True}
         )
         kwargs.pop("unlock_on_failure", None)
-        # A teardown runs if one of the setups before it succeeded. The task of an XCom may be one: the unlock
-        # depends on the lock alone.
+        # Airflow runs a teardown if any of its setups succeeded, and the task behind an XCom may be a setup:
+        # so the unlock must depend on the lock alone.
         if lock.named_by != "conference_id" or lock.upstream_task_ids:
             lock.do_xcom_push = True  # the unlock needs it
             no_other = dict.fromkeys((*NAMES, "title_pattern", "creator_id"))  # default_args may have them
@@ -110,26 +111,30 @@ def conference_lock(
 
 
 class ConferenceSection(NamedTuple):
-    """The tasks around a section with its own meeting, and what they say of the meeting."""
+    """The tasks around a section with its own meeting, and the XComs that describe the meeting."""
 
     create: CreateConferenceOperator
+    """The task that creates the meeting: the setup of the section."""
     close: CloseConferenceOperator
+    """The task that closes the meeting: the teardown of the section."""
     lock: LockConferenceOperator | None = None
+    """The task that locks the meeting; None without ``lock=True``."""
     unlock: UnlockConferenceOperator | None = None
+    """The task that unlocks the meeting; None without ``lock=True``."""
 
     @property
     def conference_id(self) -> Any:
-        """The XCom of the meeting's conferenceId, for the tasks inside."""
+        """The XCom with the meeting's conferenceId, for the tasks inside."""
         return cast("Any", self.create.output)["conference_id"]
 
     @property
     def room_code(self) -> Any:
-        """The XCom of the room code, which a person sees in DingTalk (会议号)."""
+        """The XCom with the room code, which people see in DingTalk (会议号)."""
         return cast("Any", self.create.output)["room_code"]
 
     @property
     def join_url(self) -> Any:
-        """The XCom of the address to join the meeting with a browser."""
+        """The XCom with the address at which a browser joins the meeting."""
         return cast("Any", self.create.output)["join_url"]
 
 
@@ -146,31 +151,31 @@ def conference(
     group_id: str | None = None,
     **kwargs: Any,
 ) -> Iterator[ConferenceSection]:
-    """Make a section of a DAG with its own meeting, which is created before its tasks and closed after them.
+    """Make a section of a DAG with its own meeting: created before the tasks of the block, closed after them.
 
     .. code-block:: python
 
         with conference("Stand-up", creator_id="{{ params.creator_id }}") as section:
             announce(section.join_url) >> record(section.conference_id)
 
-    The create is the section's setup and the close its teardown, as in :func:`conference_lock`. The close is
-    retried five times by default, and the create not at all: the next try would create a second meeting if
-    the process of the one before was lost after its call. A throttled create is repeated within the call.
+    The create is the setup of the section and the close is its teardown, as in :func:`conference_lock`. By
+    default, Airflow retries the close five times, and does not retry the create: if a try loses its process
+    after its call, the next try creates a second meeting. The hook repeats a throttled create.
 
     A meeting can still stay open, for example if the run reaches its ``dagrun_timeout`` before the close
-    begins, or if the response to the create is lost: the error then says what may exist.
+    starts, or if the response to the create is lost. In the latter case, the error says what may exist.
 
-    ``title``, ``creator_id``, ``invite``, ``invite_creator`` and ``with_password`` are parameters of the
-    create: see :class:`CreateConferenceOperator`.
+    For ``title``, ``creator_id``, ``invite``, ``invite_creator`` and ``with_password``,
+    see :class:`CreateConferenceOperator`.
 
-    :param lock: whether the meeting is locked as soon as it is created, and unlocked before it is closed:
-        nobody can join, not even those who are invited. To give people time, use :func:`conference_lock`
-        inside the block instead, after a task that waits.
-    :param name: makes the tasks' ids: ``create_<name>``, ``close_<name>``, and as in
+    :param lock: whether to lock the meeting as soon as it is created, and unlock it before it is closed.
+        Nobody can join then, not even the people you invite. To give people time, use
+        :func:`conference_lock` inside the block instead, after a task that waits.
+    :param name: names the tasks ``create_<name>`` and ``close_<name>``; with ``lock``, also those of
         :func:`conference_lock`.
-    :param group_id: puts the section into a task group of this id; None for no group.
+    :param group_id: puts the section into a task group with this id; None for no group.
     :param kwargs: parameters of all operators of the section, such as ``dingtalk_conn_id``, ``on_error`` and
-        ``retries``; as in :func:`conference_lock`, ``retries`` of the DAG do not count here.
+        ``retries``. The DAG's ``retries`` and its delays have no effect here, as in :func:`conference_lock`.
     """
     check_switch("lock", lock)
     with TaskGroup(group_id) if group_id else nullcontext():
@@ -198,7 +203,7 @@ def conference(
 
 
 def _retried(kwargs: dict[str, Any], action: str) -> dict[str, Any]:
-    """Return the parameters of a task of a section, which has its own defaults and not the DAG's."""
+    """Return the parameters of a task of a section, with the section's defaults in place of the DAG's."""
     given = kwargs.get("default_args") or {}
     defaults: dict[str, Any] = {"retries": RETRIES[action]}
     if "retry_delay" not in {**given, **kwargs}:
@@ -212,10 +217,12 @@ def _retried(kwargs: dict[str, Any], action: str) -> dict[str, Any]:
 def _between(setup: Any, teardown: Any, work_done_id: str) -> Iterator[None]:
     """Put the tasks of the block between a setup and its teardown.
 
-    Not by Airflow's own ``with`` of a teardown: it forgets the outer block when an inner one ends, and runs
-    work that needs another task's XCom before the setup. A run's state is that of its last tasks, and a
-    teardown is none of them unless ``on_failure_fail_dagrun``, which makes the work before it none: hence the
-    teardown in between.
+    Airflow's own ``with`` of a teardown forgets the outer block when an inner one ends, and runs work that
+    needs another task's XCom before the setup.
+
+    A run gets its state from its last tasks. A teardown counts as one of them only with
+    ``on_failure_fail_dagrun``, and then the work before it does not count. So there is a second teardown in
+    between, which counts for the work.
     """
     work_done = empty_operator()(task_id=work_done_id, **REGARDLESS_OF_PAST)
     before = set(teardown.dag.task_ids)

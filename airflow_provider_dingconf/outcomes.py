@@ -1,4 +1,4 @@
-"""A DingTalk error becomes a task state: fail, skip, retry or succeed."""
+"""How a DingTalk error ends a task: it fails, is skipped, is retried or succeeds."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 
 __all__ = ["Outcome", "apply_outcome", "check_on_error", "outcome_of", "task_outcome"]
 
-outcome_of = DingTalkError.outcome_with  # the same as a function of this module
+outcome_of = DingTalkError.outcome_with  # also available as a function of this module
 
 
 def check_on_error(on_error: Mapping[str, Outcome | str] | None) -> dict[str, Outcome]:
-    """Return the overrides of an ``on_error``, once every name and outcome in it is known.
+    """Return the overrides in an ``on_error``, and check every name and outcome in it.
 
     :param on_error: outcomes by error code or by the name of an error class, such as ``{"confClosed": "fail",
-        "ThrottledError": "skip"}``. A code counts before a class, a class before its base classes.
-    :raises InvalidInputError: a name or an outcome is unknown; the nearest known one is named.
+        "ThrottledError": "skip"}``. A code takes precedence over a class, and a class over its base classes.
+    :raises InvalidInputError: a name or an outcome is unknown; the message suggests the nearest known one.
     """
     if on_error is None:
         return {}
@@ -59,15 +59,15 @@ def _nearest(name: object, known: Iterable[str]) -> str:
 
 
 def apply_outcome(error: DingTalkError, on_error: Mapping[str, Outcome]) -> None:
-    """Raise what gives the task the state that belongs to an error; return if that is success.
+    """Raise the exception that gives the task the error's outcome; return for a success.
 
     :param on_error: the overrides, as :func:`check_on_error` returns them.
     :raises AirflowFailException: the outcome is FAIL.
     :raises AirflowSkipException: the outcome is SKIP.
     :raises DingTalkError: the outcome is RETRY.
     """
-    outcome = error.outcome = error.outcome_with(on_error)  # a retry policy goes by it
-    error.with_traceback(None)  # a task's log does not need this package's frames
+    outcome = error.outcome = error.outcome_with(on_error)  # for the retry policy
+    error.with_traceback(None)  # a task's log needs no frames of this package
     if outcome is Outcome.FAIL:
         raise AirflowFailException(str(error)) from error
     if outcome is Outcome.SKIP:
@@ -78,7 +78,7 @@ def apply_outcome(error: DingTalkError, on_error: Mapping[str, Outcome]) -> None
 
 @contextmanager
 def task_outcome(on_error: Mapping[str, Outcome | str] | None = None) -> Iterator[None]:
-    """Give a task the state that belongs to a DingTalk error raised inside: for TaskFlow tasks with the hook.
+    """End a TaskFlow task in the outcome of the DingTalk error that the block raises.
 
     .. code-block:: python
 
@@ -87,9 +87,11 @@ def task_outcome(on_error: Mapping[str, Outcome | str] | None = None) -> Iterato
             with task_outcome({"confClosed": "fail"}):
                 return DingTalkConferenceHook().lock_conference(conference_id)
 
-    Parameters are checked, and errors raised, as by :func:`check_on_error` and :func:`apply_outcome`.
-
-    :param on_error: outcomes by error code or class name, in place of the defaults.
+    :param on_error: outcomes by error code or by the name of an error class; they replace the defaults.
+    :raises InvalidInputError: ``on_error`` is invalid.
+    :raises AirflowFailException: the outcome of the error is FAIL.
+    :raises AirflowSkipException: the outcome of the error is SKIP.
+    :raises DingTalkError: the outcome of the error is RETRY.
     """
     checked = check_on_error(on_error)
     try:

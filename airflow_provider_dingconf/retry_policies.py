@@ -1,7 +1,7 @@
-"""``DingTalkRetryPolicy``: Airflow retries a task when DingTalk allows it, and not if that cannot help.
+"""``DingTalkRetryPolicy``: Airflow retries a task when DingTalk allows it, and only if a retry can help.
 
-For ``retry_policy`` of Airflow 3.3 and later, on any task that uses the hook. This package's operators have
-it by default.
+It is for the parameter ``retry_policy`` of Airflow 3.3 and later, on any task that uses the hook. This
+package's operators have it by default.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from airflow_provider_dingconf.dingtalk.errors import DingTalkError, Outcome
 if TYPE_CHECKING:
     from airflow.providers.common.compat.sdk import Context
 
-# As of Airflow's own growing delays; its scheduler fails if a delay leads past the year 9999.
+# The limit of Airflow's own growing delays. Its scheduler fails if a delay leads past the year 9999.
 LONGEST_DELAY = timedelta(days=1)
 
 
 class DingTalkRetryPolicy(RetryPolicy):
-    """Decide by the DingTalk error that a task failed with, whether and when Airflow retries the task.
+    """Decide whether and when Airflow retries a task, by the DingTalk error that failed the task.
 
     .. code-block:: python
 
@@ -36,9 +36,9 @@ class DingTalkRetryPolicy(RetryPolicy):
         def lock(conference_id):
             DingTalkConferenceHook().lock_conference(conference_id)
 
-    A throttled or banned call is retried after the time DingTalk named, a day at most. An error that
-    repeating does not change fails the task at once. Anything else is left to the task's own ``retries`` and
-    ``retry_delay``.
+    After a throttled or banned call, Airflow retries the task after the time that DingTalk asked for, a day
+    at most. An error that a retry cannot change fails the task at once. For any other exception, the task's
+    ``retries`` and ``retry_delay`` apply.
     """
 
     def evaluate(
@@ -54,17 +54,17 @@ class DingTalkRetryPolicy(RetryPolicy):
         return RetryDecision.retry(delay=delay, reason=error.summary)
 
     def serialize(self) -> dict[str, Any]:
-        """Return what the serialized DAG holds of the policy: it has no settings."""
+        """Return the settings for the serialized DAG; there are none."""
         return {}
 
     @classmethod
     def deserialize(cls, data: dict[str, Any]) -> DingTalkRetryPolicy:  # noqa: ARG003 - Airflow's
-        """Return the policy that a serialized DAG holds."""
+        """Return the policy of a serialized DAG."""
         return cls()
 
 
 def _dingtalk_error(exception: BaseException | None) -> DingTalkError | None:
-    """Return the DingTalk error in an exception or its causes, of which some go in a circle."""
+    """Return the DingTalk error in an exception or its causes, which can form a cycle."""
     seen: set[int] = set()
     while exception is not None and id(exception) not in seen:
         if isinstance(exception, DingTalkError):

@@ -1,6 +1,6 @@
-"""A lock task that does not succeed unlocks what it has locked, and an unlock says what is still locked.
+"""A lock task that does not succeed unlocks what it locked, and an unlock logs what is still locked.
 
-``Try`` rolls back, unless Airflow has begun another try of the task, whose locks those then are.
+``Try`` rolls back, unless Airflow has begun another try of the task: that one owns the locks then.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ if TYPE_CHECKING:
     from airflow_provider_dingconf.hooks import DingTalkConferenceHook
 
 TRY_KEY = "dingtalk_lock_try"
-"""The XCom by which a try finds out whether Airflow has begun another one."""
+"""The key of the XCom that tells a try whether Airflow has begun another one."""
 
-log = logging.getLogger(f"airflow.task.{__name__}")  # below the logger of a task, as its own
+log = logging.getLogger(f"airflow.task.{__name__}")  # a child of the task's logger
 
 
 class Try:
     """One try of a task, in the process that executes it.
 
-    Airflow deletes a task's XComs when it begins another try: the XCom that is pushed here tells a frozen
-    process that thaws, or one that outlived its scheduler, that its successor has locked the meetings.
+    Airflow deletes a task's XComs when it begins another try. If the XCom that is pushed here is gone, a
+    process that thaws, or that outlived its scheduler, knows that a newer try has locked the meetings.
 
-    :param ti: Airflow's task instance; None if Airflow gave none, and no other try is found out.
+    :param ti: Airflow's task instance; None if there is none: no try then counts as superseded.
     """
 
     def __init__(self, ti: Any) -> None:
@@ -53,12 +53,12 @@ class Try:
         """Return the try that this process executes; None outside a task."""
         try:
             ti = get_current_context()["ti"]
-        except Exception:  # another one in each version of Airflow
+        except Exception:  # its class depends on the version of Airflow
             return None
         return cls(ti)
 
     def roll_back(self, hook: DingTalkConferenceHook, meetings: list[str], *, quickly: bool) -> None:
-        """Unlock meetings that are or may be locked, unless this try is superseded; SIGTERM waits.
+        """Unlock meetings that are or may be locked, unless this try is superseded; hold SIGTERM meanwhile.
 
         :param quickly: whether Airflow is about to kill the process.
         """
@@ -68,7 +68,7 @@ class Try:
             log_still_locked(one.conference_id for one in results if not is_unlocked(one))
 
     async def is_superseded(self) -> bool:
-        """Return whether Airflow has begun another try; if Airflow does not say so in time, it has not."""
+        """Return whether Airflow has begun another try; False if Airflow does not respond in time."""
         from airflow_provider_dingconf.client.http import within
 
         with suppress(asyncio.TimeoutError):
@@ -81,21 +81,21 @@ class Try:
 
     def _is_superseded(self) -> bool:
         ti = self._ti
-        for _ in range(2):  # if a request of the task's was interrupted, Airflow 3 responds to that one first
+        for _ in range(2):  # Airflow 3 first responds to an earlier request that was interrupted
             try:
                 if ti.xcom_pull(task_ids=ti.task_id, key=TRY_KEY, map_indexes=ti.map_index) == self._name:
                     return False
             except Exception as error:  # noqa: PERF203
                 detail = getattr(getattr(error, "error", None), "detail", None) or {}
-                if detail.get("status_code") not in {401, 403}:  # the try's own token has expired
+                if detail.get("status_code") not in {401, 403}:  # those: the token of this try has expired
                     return False
         return True
 
 
 def when_airflow_fails(task: Any, undo: Callable[[], None]) -> None:
-    """Undo also if Airflow fails or skips a task after its ``execute``: in ``post_execute``, or at the XCom.
+    """Undo also if Airflow fails or skips the task after ``execute``: in ``post_execute``, or at the XCom.
 
-    Airflow then calls nothing of the operator but its callbacks, in the same process.
+    Then Airflow only calls the operator's callbacks, in the same process.
     """
     for kind in ("on_failure_callback", "on_retry_callback", "on_skipped_callback"):
         theirs = getattr(task, kind, None) or []
@@ -104,12 +104,12 @@ def when_airflow_fails(task: Any, undo: Callable[[], None]) -> None:
 
 
 def is_unlocked(result: ConferenceResult) -> bool:
-    """Return whether an unlock leaves nobody locked out; a meeting that has ended needs no unlock."""
+    """Return whether nobody is locked out after an unlock; a meeting that has ended needs none."""
     return result.error is None or isinstance(result.error, ConferenceClosedError)
 
 
 def log_still_locked(meetings: Iterable[str | None]) -> None:
-    """Log which meetings are not unlocked, if any, and how to unlock them by hand."""
+    """Log which meetings are still locked, if any, and how to unlock them by hand."""
     if listed := ", ".join(map(str, meetings)):
         log.error(
             "Still locked: %s. To unlock by hand: a host switches the lock off in DingTalk, or run "

@@ -51,32 +51,39 @@ class ConferenceSensor(DingTalkTask, BaseSensorOperator):
         )
         LockConferenceOperator(task_id="lock", conference_id=started.output)
 
-    Each poke is one call, and counts against DingTalk's monthly quota. With ``deferrable``, the waiting tasks
-    of one connection and interval share their calls: a hundred meetings are one call. The wait goes on after
-    a transient error, and after one that ``on_error`` makes a ``retry``. Any other error becomes a task state
-    as in the operators. If the start is waited for and the meeting has ended, the error is ``confClosed``.
+    Each poke is one call, and counts against DingTalk's monthly quota. With ``deferrable``, the tasks that
+    wait by conference id with one connection and interval share their calls: one call is enough for a hundred
+    meetings. The wait goes on after a transient error, and after an error for which ``on_error`` says
+    ``retry``. Any other error leads to a task state as in the operators. If the sensor waits for the start
+    and the meeting has ended, the error is ``confClosed``.
 
-    The XCom is the meeting, a dict: ``conference_id``, ``title``, ``status``, ``room_code``, ``start_time``
-    and ``end_time`` in ISO 8601, ``creator_id``, ``creator_nick``, ``join_url``, ``schedule_conference_id``,
-    ``biz_type``; a value that DingTalk does not give is None. Source: `Query a meeting
-    <https://help.dingtalk.io/open/development/querying-video-conference-information>`__ and the pages beside.
+    The XCom is a dict that describes the meeting: ``conference_id``, ``title``, ``status``, ``room_code``,
+    ``start_time`` and ``end_time`` in ISO 8601, ``creator_id``, ``creator_nick``, ``join_url``,
+    ``schedule_conference_id``, ``biz_type``. A value that DingTalk does not give is None. Source: `Query a
+    meeting <https://help.dingtalk.io/open/development/querying-video-conference-information>`__ and the pages
+    beside it.
 
-    :param conference_id: the meeting's conferenceId, or the XCom of a lock or of another sensor. (templated)
-    :param room_code: a room code instead: wait until one of its meetings runs. (templated)
-    :param schedule_conference_id: a schedule's scheduleConferenceId instead, likewise. (templated)
-    :param status: ``started`` or ``ended``. The end can be waited for by ``conference_id`` only.
-    :param delay: a timedelta, or seconds, a year at most: the wait ends so long after the meeting's start,
-        even if the meeting ends meanwhile. No call is made during the delay. In mode ``reschedule`` one is
-        made at its end, and is ``confClosed`` if the meeting has ended.
+    Give exactly one of the first three parameters.
+
+    :param conference_id: the meeting's conferenceId; or the XCom of a lock, of another sensor, or of a
+        ``CreateConferenceOperator``. (templated)
+    :param room_code: the room code. The sensor waits until a meeting runs under it. (templated)
+    :param schedule_conference_id: the scheduleConferenceId of a schedule. The sensor waits until one of its
+        meetings runs. (templated)
+    :param status: ``started`` or ``ended``; ``ended`` needs a ``conference_id``.
+    :param delay: a timedelta, or seconds; a year at most. The wait ends that long after the start of the
+        meeting, even if the meeting ends before. The sensor makes no call during the delay. In mode
+        ``reschedule``, it makes one at the end of the delay, and finds ``confClosed`` if the meeting has
+        ended.
     :param dingtalk_conn_id: the Airflow connection, of type ``dingtalk``. (templated)
-    :param on_error: outcomes by error code, as in the operators.
-    :param poke_interval: seconds between two pokes; more if DingTalk asks to wait.
-    :param timeout: Airflow's, in seconds, the delay included. With ``deferrable``, it counts the time in the
-        triggerer, in each try of the task.
-    :param deferrable: whether to wait in the triggerer; Airflow's ``[operators] default_deferrable`` by
-        default.
-    :raises InvalidInputError: a parameter is invalid, or two contradict each other; when the DAG is parsed,
-        unless it is templated.
+    :param on_error: outcomes by error code or error class, as in the operators.
+    :param poke_interval: seconds between two pokes; more if DingTalk asks for a longer wait.
+    :param timeout: Airflow's timeout in seconds, including the delay. With ``deferrable``, it counts only the
+        time in the triggerer, and starts again with each try.
+    :param deferrable: whether to wait in the triggerer; by default as Airflow's
+        ``[operators] default_deferrable`` says.
+    :raises InvalidInputError: a parameter is invalid, or two contradict each other; raised when the DAG is
+        parsed, unless it is templated.
     """
 
     template_fields: Sequence[str] = (*NAMES, "dingtalk_conn_id")
@@ -167,7 +174,7 @@ class ConferenceSensor(DingTalkTask, BaseSensorOperator):
         return PokeReturnValue(True, conference.as_dict())
 
     def _get_next_poke_interval(self, started_at: Any, run_duration: Any, poke_count: int) -> float:
-        """Return Airflow's seconds, what DingTalk asks for, or the rest of the delay; up to the timeout."""
+        """Return Airflow's interval, the wait that DingTalk asks for, or the rest of the delay."""
         if self.deferrable:  # there is no next poke: the wait goes on in the triggerer
             self._defer()
         left: float = self.timeout - run_duration()
@@ -200,7 +207,10 @@ class ConferenceSensor(DingTalkTask, BaseSensorOperator):
     def resume(
         self, context: Context, event: dict[str, Any], base_url: str | None = None, page: str | None = None
     ) -> Any:
-        """Give the task the state that the trigger's event leads to; the rest is for the task's links."""
+        """End in the task state that the trigger's event leads to.
+
+        :param base_url: of the call before the wait, for the task's links, as ``page``.
+        """
         error = DingTalkError.from_dict(event["error"]) if "error" in event else None
         found = event.get("conference")
         keep_links(self, context, base_url, page, error, join_url=found and found["join_url"])
@@ -209,7 +219,7 @@ class ConferenceSensor(DingTalkTask, BaseSensorOperator):
         return found
 
     def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
-        """Go on after the wait; heed ``soft_fail`` and ``never_fail`` on every Airflow."""
+        """Continue after the wait; respect ``soft_fail`` and ``never_fail`` on every Airflow."""
         try:
             return super().resume_execution(next_method, next_kwargs, context)
         except AirflowSkipException:
@@ -224,7 +234,7 @@ class ConferenceSensor(DingTalkTask, BaseSensorOperator):
         return check_reference(**{self.named_by: "" if value is None else value})
 
     def _query(self) -> Conference | None:
-        """Return the meeting; None if none is running under the room code or schedule."""
+        """Return the meeting; None if no meeting is running under the room code or schedule."""
         from airflow_provider_dingconf.hooks import DingTalkConferenceHook
 
         reference = self._reference()

@@ -1,4 +1,4 @@
-"""The event stream as Airflow 3.3 shares it among watchers; Airflow confirms which events it has stored."""
+"""``EventsProducer``: the event stream that Airflow 3.3 shares among the watchers of a connection."""
 
 from __future__ import annotations
 
@@ -23,32 +23,33 @@ class SharedDelivery:
     """A delivery on its way through the triggers of a connection."""
 
     delivery: Delivery
-    handing_on: int = 0  # how many triggers have yielded an event that Airflow has not queued yet
+    handing_on: int = 0  # how many triggers have yielded an event that Airflow has not yet queued
     handed_on_at: float = float("-inf")  # when Airflow last queued one, by the monotonic clock
 
 
 class EventsProducer(SharedStreamProducer):
     """Holds the event stream of one connection, and acknowledges events once Airflow has stored them.
 
-    When a triggerer ends, Airflow reports events as accepted that it never stores: those that it has not
-    queued, or that it reports sooner than it can know. They are refused, and DingTalk delivers them again.
+    When a triggerer ends, Airflow also reports events as accepted that it never stores: events that it has
+    not queued, or whose report comes too soon to be true. The producer refuses those events, and DingTalk
+    delivers them again.
     """
 
     def __init__(self, watch: Watch) -> None:
         self._watch = watch
-        # More than a watcher's queue holds would fail the watcher.
+        # Airflow fails a watcher whose queue overflows.
         most = conf.getint("triggerer", "shared_stream_subscriber_queue_size", fallback=1024)
         self._room = asyncio.Semaphore(max(1, most // 2))
 
     async def open_stream(self) -> AsyncIterator[tuple[SharedDelivery, SharedDelivery]]:
-        """Yield what comes."""
+        """Yield the deliveries."""
         async for delivery in self._watch.deliveries():
             await self._room.acquire()
             shared = SharedDelivery(delivery)
             yield shared, shared
 
     async def advance(self, batch: Sequence[AdvanceItem]) -> None:
-        """Acknowledge events that all watchers have stored; one that failed comes again."""
+        """Acknowledge the events that Airflow has stored for all watchers; refuse the others."""
         for item in batch:
             shared: SharedDelivery = item.broker_payload
             self._room.release()
@@ -59,7 +60,7 @@ class EventsProducer(SharedStreamProducer):
                 self._watch.acknowledge(shared.delivery)
 
     def get_advance_lane(self, broker_payload: Any) -> Hashable:
-        """Let no event wait for another to be stored."""
+        """Return a separate lane for each event: none waits until another one is stored."""
         return id(broker_payload)
 
     async def aclose(self) -> None:

@@ -1,7 +1,6 @@
-"""``DingTalkTask``: what the operators and the sensor have in common.
+"""``DingTalkTask``, the base of the operators and the sensor, and ``CallingTask``, the base of the operators.
 
-``CallingTask`` adds what the operators share: the hook, the limits of a call, and its end when the task is
-killed.
+``CallingTask`` adds the hook, the limits of a call, and the end of the call when the task is killed.
 """
 
 from __future__ import annotations
@@ -52,9 +51,9 @@ class DingTalkTask(BaseOperator):
         JoinConferenceLink(),
     )
     airflow_defaults: ClassVar[Mapping[str, Any]] = {}
-    """Parameters of Airflow's for which the task has another default."""
+    """Airflow's own parameters for which the task has another default."""
     switches: ClassVar[tuple[str, ...]] = ()
-    """Parameters that are True or False, and no templates."""
+    """Parameters that must be True or False, and are not templates."""
     named_by = "conference_id"
     """The parameter that names the meeting."""
 
@@ -63,14 +62,14 @@ class DingTalkTask(BaseOperator):
 
     @classmethod
     def _check(cls, given: Mapping[str, Any]) -> None:
-        """Check the given parameters that no template fills in, when the DAG is parsed."""
+        """Check the given parameters that are not templates, when the DAG is parsed."""
         check_on_error(given.get("on_error"))
         for name in cls.switches:
             check_switch(name, given.get(name, False))
 
     @classmethod
     def partial(cls, **kwargs: Any) -> Any:
-        """Return the task with all but the mapped parameters: checked now, and named in the UI."""
+        """Return a mapped task: its parameters are checked now, and the UI shows its meetings."""
         kwargs.setdefault("map_index_template", "{{ task.shown_as }}")
         of_task = kwargs.get("default_args") or {}
         made = super().partial(**kwargs)
@@ -78,22 +77,22 @@ class DingTalkTask(BaseOperator):
         given = ChainMap(kwargs, of_task, *(each.default_args for each in outer if each))
         cls._check(given)
         made.kwargs.update((name, value) for name, value in cls.airflow_defaults.items() if name not in given)
-        # Airflow keeps of them what every operator has; the rest is merged when the task is unmapped.
+        # Airflow keeps those that every operator has, and merges the rest when it unmaps the task.
         rest = {name: value for name, value in of_task.items() if name not in made.kwargs}
         made.kwargs["default_args"] = rest
         return made
 
     @property
     def shown_as(self) -> str:
-        """What the UI calls a mapped task, in place of its index."""
-        return str(self._shown())[:250]  # as many go into Airflow's database
+        """What the UI shows for a mapped task in place of its index."""
+        return str(self._shown())[:250]  # the limit of Airflow's database
 
     def _shown(self) -> Any:
         return conference_id_in(getattr(self, self.named_by))
 
     def end_in(self, error: DingTalkError) -> None:
-        """Log an error and raise what gives the task its state; return if that is success."""
-        if not isinstance(error, ConferencesError):  # the table of the meetings has been logged
+        """Log an error, and raise the exception that gives the task its state; return for a success."""
+        if not isinstance(error, ConferencesError):  # the log has the table of the meetings already
             self.log.warning("%s", error)
         apply_outcome(error, self.on_error)
 
@@ -101,13 +100,13 @@ class DingTalkTask(BaseOperator):
 class CallingTask(DingTalkTask):
     """A task that makes its calls while it occupies a worker slot; parameters as ``LockConferenceOperator``.
 
-    No subclass has an ``execute`` that calls this one: Airflow 2 would take it for that of a nested operator.
+    Subclasses must not override ``execute`` and call this one: Airflow 2 would report a nested operator.
     """
 
     action: ClassVar[str]
-    """What the task does, in a message."""
+    """What a message calls the work of the task."""
     page: str | None = None
-    """The name of the call's page in DingTalk's documentation; None if there is none."""
+    """The name of the call's page in DingTalk's documentation; None for no page."""
     airflow_defaults = _DEFAULTS
     ui_color = "#1677ff"
     ui_fgcolor = "#ffffff"
@@ -139,7 +138,7 @@ class CallingTask(DingTalkTask):
         check_limits(given.get("max_attempts", MAX_ATTEMPTS), given.get("max_seconds", MAX_SECONDS))
 
     def execute(self, context: Context) -> Any:
-        """Make the calls, and give the task the state that belongs to how they ended."""
+        """Make the calls, and end in the task state that their result asks for."""
         from airflow_provider_dingconf.hooks import DingTalkConferenceHook  # not when a DAG is parsed
 
         self._killed = False
@@ -165,19 +164,19 @@ class CallingTask(DingTalkTask):
         return xcom
 
     def _call(self, context: Context, hook: DingTalkConferenceHook) -> Any:
-        """Make the calls, if there is anything to do, and return the XCom."""
+        """Make the calls, if any are needed, and return the XCom."""
         raise NotImplementedError
 
     def _xcom_of(self, error: DingTalkError) -> Any:
-        """Return the XCom after an error that makes the task a success."""
+        """Return the XCom of a task that succeeds although a call failed."""
 
     def _clean_up(self, context: Context, hook: DingTalkConferenceHook, raised: BaseException) -> None:
-        """Do what is to be done if the task does not succeed."""
+        """Clean up after a task that does not succeed."""
 
     def on_kill(self) -> None:
-        """End the call that is being made; the hook undoes a lock that it may have made.
+        """End the current call; the hook then undoes a lock that may have taken effect.
 
-        :raises SystemExit: a call is being made, and Airflow 3 would let it run on.
+        :raises SystemExit: there is a current call, and Airflow 3 would let it continue.
         """
         self._killed = True
         if self._calling and AIRFLOW_V_3_0_PLUS:  # Airflow 2 raises an exception after this
@@ -185,8 +184,8 @@ class CallingTask(DingTalkTask):
 
     @contextmanager
     def _interruptible(self, hook: DingTalkConferenceHook) -> Iterator[None]:
-        """Let the end of the task end the block, but no request to Airflow: not that for the connection."""
-        self._base_url = hook.settings.base_url
+        """Let the end of the task interrupt the block, but not the request to Airflow for the connection."""
+        self._base_url = hook.settings.base_url  # reads the connection
         self._calling = True
         try:
             self._stop_if_killed()

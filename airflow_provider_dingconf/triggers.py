@@ -1,7 +1,7 @@
-"""Triggers: what waits in the triggerer.
+"""``ConferenceTrigger``, which waits in the triggerer for a sensor.
 
-``ConferenceEventTrigger`` and ``triggering_conferences`` can be imported from here, too. They need Airflow 3;
-on an older one the import says so.
+``ConferenceEventTrigger`` and ``triggering_conferences`` can be imported from here, too. They need Airflow 3,
+and on Airflow 2 the import says so.
 """
 
 from __future__ import annotations
@@ -38,17 +38,19 @@ class ConferenceTrigger(BaseTrigger):
     """Wait until a meeting has started, or has ended.
 
     The triggers of one connection and interval share their polls: see
-    :mod:`~airflow_provider_dingconf.client.polling`. The one event is a dict of ``conference``, the meeting
-    as plain values, or of ``error``, which ended the wait.
+    :mod:`~airflow_provider_dingconf.client.polling`. The trigger yields one event: a dict with
+    ``conference``, the meeting as plain values, or with ``error``, the error that ended the wait.
 
     :param status: the status to wait for, ``started`` or ``ended``.
-    :param named: what the meeting is named by, such as ``conference_id``, and its value.
+    :param named: one parameter that names the meeting, such as ``conference_id``, and its value.
     :param dingtalk_conn_id: the Airflow connection, of type ``dingtalk``.
     :param poke_interval: seconds between two polls.
     :param seen: the meeting's status when the wait began, if known.
-    :param on_error: outcomes that replace the defaults: the wait goes on after an error that is a ``retry``.
-    :param delay: seconds from the meeting's start to the end of the wait; no call is made meanwhile.
-    :param found: the meeting as plain values, if it is known to have started: only the delay is waited for.
+    :param on_error: outcomes that replace the defaults. The wait goes on after an error whose outcome is
+        ``retry``.
+    :param delay: seconds from the start of the meeting to the end of the wait, without a call.
+    :param found: the meeting as plain values, if it is known to have started. The trigger then only waits
+        for the delay.
     """
 
     poll_settings: PollSettings | None = None
@@ -76,7 +78,7 @@ class ConferenceTrigger(BaseTrigger):
         self.found = found
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
-        """Return the class and its arguments; no secret is among them."""
+        """Return the class and its arguments, which hold no secret."""
         names = "status", "named", "dingtalk_conn_id", "poke_interval", "seen", "on_error", "delay", "found"
         return f"{__name__}.ConferenceTrigger", {name: getattr(self, name) for name in names}
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from typing import Any
 
 if "AIRFLOW_HOME" not in os.environ:  # importing Airflow creates it
     os.environ["AIRFLOW_HOME"] = tempfile.mkdtemp(prefix="airflow-home-")
@@ -69,3 +70,13 @@ myst_substitutions = {
     "codes_of_this_package": _codes(sent_by_dingtalk=False),
     "sandbox_meetings": _meetings(),
 }
+
+
+def setup(app: Any) -> None:
+    """Show a parameter that need not be given without the sentinel that is its default."""
+    app.connect("autodoc-process-signature", _without_sentinels)
+
+
+def _without_sentinels(*arguments: Any) -> tuple[str | None, str | None]:
+    signature, returns = arguments[-2:]
+    return signature and signature.replace("<object object>", "..."), returns

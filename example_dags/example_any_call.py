@@ -57,10 +57,10 @@ with DAG(
 
     @task
     def hold_the_exam() -> None:
-        """Stand in for what is recorded."""
+        """Do your work here."""
         print("The exam is being recorded.")
 
-    # The setup and teardown of the exam: the recording stops although the exam fails.
+    # The setup and the teardown of the exam: the recording stops even if the exam fails.
     stop_recording = DingTalkOperator(
         task_id="stop_recording",
         method="POST",

@@ -1,7 +1,7 @@
-"""A meeting for an incident: it is created, people are told where, and it is closed whatever happens.
+"""A meeting for an incident: create it, tell people where it is, and close it whatever happens.
 
 To copy: put your own tasks in place of ``announce`` and ``repair``. The creator is the host. DingTalk
-invites the creator, and those whose unionIds are in ``invite``.
+invites the creator, and the people whose unionIds are in ``invite``.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ with DAG(
 
     @task
     def announce(join_url: str, room_code: str) -> None:
-        """Stand in for a message to those who are needed."""
+        """Tell the people you need."""
         print(f"Join at {join_url}, or with the room code {room_code}.")
 
     @task
     def repair() -> None:
-        """Stand in for the work during which the meeting is open."""
+        """Do your work here, while the meeting is open."""
         print("Repaired.")
 
     with conference("{{ params.title }}", creator_id="{{ params.creator_id }}") as section:

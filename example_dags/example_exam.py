@@ -1,4 +1,4 @@
-"""An exam: no one joins any more, the members are listed, and the meeting is unlocked whatever happens.
+"""An exam: lock the meeting, list its members, and unlock it whatever happens.
 
 To copy: put your own work in place of ``hold_the_exam``, and keep the list where your audit wants it.
 """
@@ -27,7 +27,7 @@ with DAG(
 
     @task
     def hold_the_exam(candidates: list[str]) -> None:
-        """Stand in for what must not be disturbed."""
+        """Do your work here."""
         print(f"{len(candidates)} candidates, and the doors are closed.")
 
     with conference_lock("{{ params.conference_id }}"):

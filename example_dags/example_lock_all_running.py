@@ -1,7 +1,7 @@
 """Exams: every running meeting whose title begins with a word is locked while tasks work.
 
 To copy: set the pattern of the titles, and your own work. One task locks all of the meetings; its XCom has a
-result for each. A meeting that has ended meanwhile is noted, and the work goes on.
+result for each. If a meeting has ended meanwhile, the log notes it, and the work goes on.
 """
 
 from __future__ import annotations

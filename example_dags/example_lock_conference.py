@@ -1,4 +1,4 @@
-"""No one joins a DingTalk meeting while tasks work: it is locked before, and unlocked whatever happens.
+"""Lock a DingTalk meeting while tasks work, and unlock it whatever happens.
 
 To copy: put your own work in place of ``announce``, and trigger the DAG with the meeting's conferenceId. It
 needs an Airflow connection ``dingtalk_default``, of type ``dingtalk``.
@@ -23,7 +23,7 @@ with DAG(
 
     @task
     def announce() -> None:
-        """Stand in for what must not be disturbed."""
+        """Do your work here."""
         print("The doors are closed.")
 
     with conference_lock("{{ params.conference_id }}"):

@@ -1,4 +1,4 @@
-"""Release meetings: each is locked five minutes after it starts. None is unlocked: latecomers stay out."""
+"""Release meetings: lock each of them five minutes after it starts, and never unlock it."""
 
 from datetime import timedelta
 

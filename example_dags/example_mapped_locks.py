@@ -1,7 +1,7 @@
-"""Exam rooms: the meetings of a list are locked during the exam, each by its own mapped section.
+"""Exam rooms: a mapped section for each meeting of a list locks it during the exam.
 
-To copy: let ``find_rooms`` return the conferenceIds of your meetings. A meeting that has ended skips its own
-tasks and no other; in the UI each lock bears the id of its meeting.
+To copy: let ``find_rooms`` return the conferenceIds of your meetings. A meeting that has ended only skips the
+tasks of its section. The UI shows the id of the meeting at each lock.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ with DAG(
 
     @task
     def hold_the_exam(conference_id: str) -> None:
-        """Stand in for what must not be disturbed."""
+        """Do your work here."""
         print(f"{conference_id} is locked")
 
     @task_group

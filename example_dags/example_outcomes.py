@@ -1,8 +1,8 @@
-"""What a refusal makes of a task, and how to change that: ``on_error``.
+"""How a DingTalk error ends a task, and how to change that with ``on_error``.
 
-By default a meeting that has ended skips the task, a refusal fails it without a retry, and a fault on
-DingTalk's side fails it with Airflow's ``retries``. All tasks but the first override that for the codes they
-name. They are here for their states alone: a lock that succeeds stays, and nothing unlocks the meeting.
+By default, a meeting that has ended skips the task, a refusal fails it without a retry, and a fault on
+DingTalk's side fails it with Airflow's ``retries``. All tasks but the first override that for some codes.
+They only show the states: nothing unlocks a meeting that they lock.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ with DAG(
 ):
     by_default = LockConferenceOperator(task_id="by_default")
 
-    # The meeting must be running: one that has ended is a failure.
+    # The meeting must be running: if it has ended, the task fails.
     must_be_running = LockConferenceOperator(task_id="must_be_running", on_error={"confClosed": Outcome.FAIL})
 
-    # Nice to have: the DAG goes on if the meeting has ended, and two refusals skip what follows.
+    # The lock is optional: the DAG continues if the meeting has ended, and two refusals skip what follows.
     nice_to_have = LockConferenceOperator(
         task_id="nice_to_have",
         on_error={"confClosed": "succeed", "noPermission": "skip", "commandError": "skip"},

@@ -1,9 +1,9 @@
 """How a lock task can end, tried on the sandbox: success, skip, failure, and success after errors.
 
-After each lock or unlock a latecomer tries to join the meeting, and the task that lets them try fails unless
-that ends as it should. It needs a sandbox (``python -m airflow_provider_dingconf.sandbox``) behind the
-connection ``dingtalk_default``; the meetings are those the sandbox keeps for rehearsals. It is no DAG for a
-real meeting: that is ``example_lock_conference``.
+After each lock or unlock, a task lets a latecomer try to join the meeting, and fails if the result is not as
+expected. The connection ``dingtalk_default`` must lead to a sandbox
+(``python -m airflow_provider_dingconf.sandbox``), whose meetings for rehearsals the DAG uses. For a real
+meeting, see ``example_lock_conference``.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ with DAG(
 
     @task
     def work() -> None:
-        """Stand in for what must not be disturbed."""
+        """Do your work here."""
         print("The doors are closed.")
 
     lock = LockConferenceOperator(task_id="lock", conference_id="sandbox-open")

@@ -23,7 +23,7 @@ with DAG(
 
     @task
     def hold_the_exam() -> None:
-        """Stand in for what must not be disturbed."""
+        """Do your work here."""
         print("The doors are closed.")
 
     begun = ConferenceSensor(

@@ -563,6 +563,15 @@ async def test_a_lock_that_is_cancelled_before_it_is_sent_is_not_undone(
     assert server.connections == 1, "an unlock would let in whom another lock keeps out"
 
 
+def test_an_error_names_the_proxy_that_has_no_address(
+    face: Face, connect: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("https_proxy", "http://proxy.invalid:3128")
+    connect("https://dingtalk.invalid")
+    through = "no response from https://dingtalk.invalid through the proxy http://proxy.invalid:3128: "
+    assert failure(face).message.startswith(through)
+
+
 def test_this_machine_is_reached_without_the_proxies_of_the_environment(
     face: Face, raw_server: Any, connect: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -585,7 +594,7 @@ def test_a_proxy_that_refuses_or_is_down_is_an_error_without_its_password(
     with pytest.raises(DingTalkError) as caught:
         face.do("lock_conference", "sandbox-open", hook=face.hook(max_attempts=1))
     error = caught.value
-    assert str(status or "") in str(error)
+    assert (str(status) if status else f" through the proxy {proxy.server.url}: ") in str(error)
     if status is None or proxy.targets[0].startswith("CONNECT "):
         assert type(error) is ConnectionLostError
     assert isinstance(error, TransientError) or status == 407

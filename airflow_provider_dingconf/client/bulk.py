@@ -1,4 +1,4 @@
-"""Many meetings at once: the rate limit, how many at a time, and a result for each."""
+"""Calls for many meetings: the rate limit, the concurrency, and a result for each meeting."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class ConferenceResult:
 
     :param conference_id: the meeting's conferenceId.
     :param action: ``lock`` or ``unlock``.
-    :param attempts: attempts of the call.
+    :param attempts: how often the call was sent.
     :param request_id: the id that DingTalk's support asks for; None if DingTalk gave none.
-    :param error: what went wrong; None if nothing did.
+    :param error: the error; None after a success.
     """
 
     conference_id: str
@@ -43,11 +43,11 @@ class ConferenceResult:
 
     @property
     def success(self) -> bool:
-        """Whether DingTalk did what was asked."""
+        """Whether the meeting was locked or unlocked."""
         return self.error is None
 
     def as_dict(self, *, with_error: bool = True) -> dict[str, Any]:
-        """Return the result as plain values, fit for an XCom.
+        """Return the result as plain values, for an XCom.
 
         :param with_error: whether to include ``error``: None, or a dict.
         """
@@ -62,15 +62,15 @@ class ConferenceResult:
 
     @classmethod
     def from_dict(cls, plain: dict[str, Any]) -> ConferenceResult:
-        """Return the result that :meth:`as_dict` made plain values of."""
+        """Return the result that :meth:`as_dict` turned into plain values."""
         error = plain["error"] and DingTalkError.from_dict(plain["error"])
         return cls(plain["conference_id"], plain["action"], plain["attempts"], plain["request_id"], error)
 
 
 class RateLimiter:
-    """Spreads calls evenly, and starts none while DingTalk asks to wait.
+    """Spreads calls evenly, and starts none during a wait that DingTalk asked for.
 
-    :param per_second: calls a second, at most.
+    :param per_second: the maximum number of calls a second.
     """
 
     def __init__(self, per_second: float) -> None:
@@ -94,7 +94,7 @@ class RateLimiter:
             await asyncio.sleep(self.count())
 
     def hold(self, seconds: float) -> None:
-        """Let no call begin for some seconds: DingTalk asked to wait."""
+        """Start no call for some seconds, because DingTalk asked for a wait."""
         self._held_until = max(self._held_until, time.monotonic() + seconds)
 
 
@@ -113,7 +113,7 @@ async def each_meeting(
     concurrency: int,
     on_result: Callable[[ConferenceResult], object] | None = None,
 ) -> list[ConferenceResult]:
-    """Do something with each meeting, some at a time, and return the results in the order of the meetings."""
+    """Act on each meeting, some at a time, and return the results in the order of the meetings."""
     pending, total = iter(meetings), len(meetings)
     results: dict[Reference, ConferenceResult] = {}
     logged_at = time.monotonic()
@@ -132,7 +132,7 @@ async def each_meeting(
     workers = [asyncio.ensure_future(work()) for _ in range(min(concurrency, total))]
     try:
         await asyncio.wait(workers, return_when=asyncio.FIRST_EXCEPTION)
-    finally:  # cancelled once only: a worker that was locking is rolling its lock back
+    finally:  # cancelled once only: a cancelled worker may be rolling its lock back
         for worker in workers:
             worker.cancel()
         await shielded(asyncio.gather(*workers, return_exceptions=True))
@@ -143,9 +143,9 @@ async def each_meeting(
 
 
 async def shielded(work: Awaitable[T]) -> T:
-    """Await work that must finish, even if the task that awaits it is cancelled, also several times.
+    """Await work that must finish, even if the awaiting task is cancelled, once or several times.
 
-    :raises asyncio.CancelledError: the task was cancelled, whatever the result of the work is.
+    :raises asyncio.CancelledError: the task was cancelled; raised when the work has finished.
     """
     future, cancelled = asyncio.ensure_future(work), False
     while not future.done():

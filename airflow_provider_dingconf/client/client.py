@@ -1,7 +1,7 @@
-"""``DingTalkClient``: calls of one Airflow connection, with their access token, retries, rate and errors.
+"""``DingTalkClient``: the calls of one Airflow connection, with access token, retries and rate limit.
 
-All methods are coroutines, and run in whichever event loop awaits them. What to send, what a response means
-and whether a call is retried is decided in ``dingtalk/``; how it goes over the wire in ``http``.
+All methods are coroutines, and run in the event loop that awaits them. ``dingtalk/`` decides what to send,
+what a response means, and whether to retry a call. ``http`` sends it.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from airflow_provider_dingconf.dingtalk.tokens import App, Token
 
 _TOOK_NO_EFFECT = (e.RefusedError, e.ThrottledError, e.RedirectError, e.CertificateError)
-"""After any other error a call that was sent is uncertain: it may have taken effect."""
+"""After any other error, a call that was sent is uncertain: it may have taken effect."""
 
 T = TypeVar("T")
 
@@ -67,18 +67,18 @@ async def _never() -> bool:
 
 @dataclass
 class _Attempts:
-    """One call, and what its attempts have in common."""
+    """The attempts of one call."""
 
     call: Call
     limiter: RateLimiter | None = None  # of a bulk call: the first attempt has waited for it
-    quiet: bool = False  # whether only attempts that fail are logged
+    quiet: bool = False  # whether to log only attempts that fail
     secrets: tuple[str, ...] = ()  # in the call, beside the token and the connection's
     made: int = 0  # how many there were
     refused: Token | None = None  # the token that DingTalk refused: a fresh one is fetched once
     uncertain: bool = False  # whether the call may have taken effect
 
     def before_wait(self, state: RetryCallState) -> None:
-        """Let a wait that DingTalk asked for hold up all calls of a bulk."""
+        """Delay all calls of a bulk if DingTalk asks for a wait."""
         if self.limiter and state.outcome and isinstance(state.outcome.exception(), e.ThrottledError):
             self.limiter.hold(state.upcoming_sleep)
 
@@ -87,18 +87,18 @@ class _Attempts:
 class DingTalkClient:
     """Makes calls to DingTalk.
 
-    Connections are kept open between calls within ``async with client:``, and in the background event loop
-    until :meth:`close`.
+    Connections stay open between calls within ``async with client:``; in the background event loop, until
+    :meth:`close`.
     """
 
     settings: Settings
-    max_attempts: int  # of one call in all
-    max_seconds: float  # of one call in all, the waits between attempts included
+    max_attempts: int  # of one call
+    max_seconds: float  # of one call, including the waits between attempts
     mask: Callable[[Iterable[str]], Awaitable[None]]  # is awaited with each new secret, before its use
-    # Receives the call and the error, if any, of each request, also for an access token; it must not raise.
+    # Receives each request's call and its error, if any; also those for access tokens. It must not raise.
     count: Callable[[Call, BaseException | None], object]
     log: logging.Logger
-    # Returns whether another process has locked the same meetings since; they then stay locked.
+    # Returns whether a newer process has locked the same meetings: they must then stay locked.
     is_superseded: Callable[[], Awaitable[bool]] = _never
     sessions: dict[asyncio.AbstractEventLoop, HttpSession] = field(default_factory=dict)
     _masked_token: Token | None = None
@@ -114,7 +114,7 @@ class DingTalkClient:
 
     @property
     def _app(self) -> App:
-        return cast("App", self.settings.app)  # with a static token, nobody asks
+        return cast("App", self.settings.app)  # there is one, unless the token is static
 
     @cached_property
     def _tokens(self) -> TokenCache:
@@ -150,7 +150,7 @@ class DingTalkClient:
     # One call
 
     def call(self, call: Call) -> Coroutine[Any, Any, CallResult]:
-        """Make a call, and retry it as its errors ask; to be awaited.
+        """Make a call, and retry it as the errors allow; to be awaited.
 
         :raises DingTalkError: the last attempt failed; the subclass says why.
         """
@@ -158,7 +158,7 @@ class DingTalkClient:
         return self._retried(attempts, partial(self._exchange, attempts))
 
     async def _retried(self, attempts: _Attempts, work: Callable[[float], Awaitable[T]]) -> T:
-        """Do some work and retry it as a call's errors allow; it receives the time by which it must end."""
+        """Do the work of a call, which receives its deadline, and retry it as the errors allow."""
         repeatable, until = attempts.call.endpoint.repeatable, time.monotonic() + self.max_seconds
         failed: list[e.TransientError] = []
 
@@ -169,7 +169,7 @@ class DingTalkClient:
 
         async with self:
             try:
-                try:  # most calls need one attempt, and so none of tenacity's work
+                try:  # most calls need only one attempt, and tenacity is slow
                     return await self._attempt(attempts, work, until)
                 except e.TransientError as error:
                     failed.append(error)
@@ -182,7 +182,7 @@ class DingTalkClient:
                 raise error.with_traceback(None) from None  # a log that prints locals would print secrets
 
     async def _attempt(self, attempts: _Attempts, work: Callable[[float], Awaitable[T]], until: float) -> T:
-        """Make one attempt and log one line on it: the call, its result, the request id, how long it took."""
+        """Make one attempt, and log one line about it: the call, the result, the request id and the time."""
         attempts.made += 1
         if attempts.limiter and attempts.made > 1:
             attempts.limiter.count()
@@ -204,7 +204,7 @@ class DingTalkClient:
             self.log.log(level, "%s: %s [attempt %d, %.0f ms]", *facts)
 
     async def _exchange(self, attempts: _Attempts, until: float) -> CallResult:
-        """Send the call with a token and read the response; if the token is refused, repeat it once."""
+        """Get a token, send the call and read the response; if the token is refused, repeat that once."""
         call, token = attempts.call, None
         while True:
             if not call.endpoint.with_credentials:
@@ -249,12 +249,12 @@ class DingTalkClient:
         """Fetch a token, or try a static one with the cheapest call that reads.
 
         :returns: the token; None for a static one.
-        :raises DingTalkError: there was no token, or DingTalk refuses the static one.
+        :raises DingTalkError: DingTalk gave no token, or refused the static one.
         """
         if self.settings.app is None:
             try:
                 await self.call(list_call(max_results=1))
-            except e.PermissionDeniedError as error:  # the token may lock without being allowed to read
+            except e.PermissionDeniedError as error:  # the token may be good for locks only
                 if not (error.code or "").endswith("AccessTokenPermissionDenied"):
                     raise
             return None
@@ -263,17 +263,17 @@ class DingTalkClient:
         return await client._obtain_token(client._fetch_token)
 
     async def _obtain_token(self, work: Callable[[float], Awaitable[Token]]) -> Token:
-        """Obtain an access token with the retries of a call, and log failures alone."""
+        """Obtain an access token with the retries of a call, and log only failures."""
         return await self._retried(_Attempts(self._app.token_call(), quiet=True), work)
 
     async def _token(self, refused: Token | None, until: float) -> Token:
         """Return a token other than the one that DingTalk refused: the shared one, or else a fresh one.
 
-        :param until: when the call ends that needs the token, by the monotonic clock.
+        :param until: when the call must end, on the monotonic clock.
         """
         token = self._tokens.get(refused, time.monotonic())
         if token is None:
-            # Half of the time that is left is kept for the call itself.
+            # Keep half of the remaining time for the call itself.
             async with self._tokens.fetching(_seconds_left(until) / 2):
                 token = self._tokens.get(refused, time.monotonic()) or await self._fetch_token(until)
         if token != self._masked_token:  # another process may have fetched it
@@ -282,7 +282,7 @@ class DingTalkClient:
         return token
 
     async def _fetch_token(self, until: float) -> Token:
-        """Fetch a token, and share it."""
+        """Fetch a token and share it."""
         app, token = self._app, None
         pushed = suite_ticket_of(self.settings).pushed if app.suite_ticket else None
         if pushed and pushed != app.suite_ticket:
@@ -291,7 +291,7 @@ class DingTalkClient:
                 token = await self._token_for(replace(app, suite_ticket=pushed), until)
             except e.CredentialsError as error:
                 if error.code != "invalidSuiteTicket":
-                    raise  # else the ticket of the Airflow connection may be the newer one
+                    raise  # otherwise, the ticket of the Airflow connection may be newer
         token = token or await self._token_for(app, until)
         self.log.info("access token: fetched for the %s %s", app.kind, app.client_id)
         self._tokens.put(token, time.monotonic())
@@ -306,9 +306,9 @@ class DingTalkClient:
     async def lock(
         self, action: str, meeting: Reference, limiter: RateLimiter | None = None
     ) -> ConferenceResult:
-        """Lock or unlock a meeting; a lock that is cancelled before its response came is rolled back.
+        """Lock or unlock a meeting. A lock that is cancelled before its response arrives is rolled back.
 
-        :param limiter: of a bulk: the call has waited for it, and is logged only if it fails.
+        :param limiter: that of a bulk. The call has waited for it, and is logged only if it fails.
         """
         attempts = _Attempts(lock_call(meeting, action), limiter, quiet=limiter is not None)
         try:
@@ -330,10 +330,10 @@ class DingTalkClient:
     ) -> list[ConferenceResult]:
         """Lock or unlock many meetings, some at a time, and return the results in their order.
 
-        An error that concerns every meeting ends all, as does a wait that does not fit into ``max_seconds``.
-        A shorter wait holds up all of them.
+        An error that concerns every meeting ends the work, as does a wait that does not fit into
+        ``max_seconds``. A shorter wait delays all meetings.
 
-        :param calls_per_second: a rate for this bulk alone; None for that which the app's calls share.
+        :param calls_per_second: a rate for this bulk only; None for the rate limiter of the app.
         :raises DingTalkError: there is no access token; no meeting was tried.
         """
         if not meetings:
@@ -359,7 +359,7 @@ class DingTalkClient:
 
         async with self:
             if self.settings.app is not None:
-                # Once, before many calls find out that there is none.
+                # Before the calls: without a token, each of them would fail.
                 await self._obtain_token(partial(self._token, None))
             return await each_meeting(meetings, one, concurrency, on_result)
 
@@ -368,7 +368,7 @@ class DingTalkClient:
     ) -> list[ConferenceResult]:
         """Unlock meetings that are or may be locked, unless superseded; raises nothing.
 
-        :param quickly: whether the process is about to be killed: all of it then has
+        :param quickly: whether the process is about to be killed. The roll-back then has
             :data:`~airflow_provider_dingconf.client.sync.CLEAN_UP_SECONDS`.
         """
         if await self.is_superseded():
@@ -376,10 +376,11 @@ class DingTalkClient:
         meetings = check_conference_ids(conference_ids)
         client = copy.copy(self)
         results: list[ConferenceResult] = []
-        # The limits of the task's own calls may be low: the roll-back must succeed.
+        # Not the limits of the task's calls, which may be low: the roll-back must succeed.
         limits = (2, CLEAN_UP_SECONDS) if quickly else (MAX_ATTEMPTS, MAX_SECONDS)
         client.max_attempts, client.max_seconds = limits
-        rate = self.settings.calls_per_second  # the shared limiter has counted locks that were never sent
+        # Not the shared rate limiter, which has counted locks that were cancelled before they were sent.
+        rate = self.settings.calls_per_second
         work = client.lock_all("unlock", meetings, calls_per_second=rate, on_result=results.append)
         cause: e.DingTalkError = e.CallTimeoutError("no time was left to unlock the meeting", code="timeout")
         try:
@@ -393,7 +394,7 @@ class DingTalkClient:
         ]
 
     async def get_conference(self, reference: Reference) -> Conference:
-        """Return a meeting: of a room code or schedule, the one that is running.
+        """Return a meeting; for a room code or a schedule, the one that is running.
 
         :raises ConferenceNotRunningError: none, or more than one, is running.
         """
@@ -402,13 +403,13 @@ class DingTalkClient:
         return the_running(await self.find_conferences(reference), reference)
 
     async def find_conferences(self, reference: Reference) -> list[Conference]:
-        """Return the meetings of a room code or schedule, whatever their status."""
+        """Return the meetings of a room code or a schedule, whatever their status."""
         return [each async for each in self.listed(partial(list_call, reference))]
 
     async def listed(self, call: Callable[..., Call]) -> AsyncIterator[Any]:
-        """Yield the items of a list; each page is asked for when it is needed.
+        """Yield the items of a list; each page is requested when it is needed.
 
-        :param call: returns the call for a page from the tokens of the pages before.
+        :param call: returns the call for a page, given the tokens of the earlier pages.
         """
         tokens: list[str] = []
         while True:
@@ -420,7 +421,7 @@ class DingTalkClient:
             tokens.append(page.next_token)
 
     async def running_of(self, conference_ids: Sequence[str]) -> dict[str, Conference]:
-        """Return those of some meetings that are running, by id: one call for each hundred."""
+        """Return the running ones of some meetings, by id, with one call for each hundred."""
         found: dict[str, Conference] = {}
         for first in range(0, len(conference_ids), BATCH):
             result = await self.call(query_call(conference_ids[first : first + BATCH]))
@@ -428,14 +429,14 @@ class DingTalkClient:
         return found
 
     async def events_address(self) -> Address:
-        """Ask DingTalk for the address of the app's event stream, for one connection."""
+        """Request the address of the app's event stream, for one connection."""
         return cast("Address", (await self.call(open_call(self.settings.events_app))).content)
 
 
 def _seconds_left(until: float) -> float:
-    """Return the seconds that are left of a call's time.
+    """Return the remaining seconds of a call.
 
-    :raises CallTimeoutError: there are none.
+    :raises CallTimeoutError: no time is left.
     """
     left = until - time.monotonic()
     if left <= 0:

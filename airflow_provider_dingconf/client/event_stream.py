@@ -1,9 +1,9 @@
-"""An app's event stream, shared by all who watch it in this process.
+"""An app's event stream, which all watchers of the app in this process share.
 
-DingTalk gives an event to one of an app's connections, so all who watch an app here share one, whichever
-Airflow connection names the app. Each gets every event; DingTalk gets the acknowledgement of the last one.
-An event that started something is dropped when it comes again, also after a restart. Nothing here blocks the
-loop, and a cancellation ends it at once.
+DingTalk gives an event to one of an app's connections. So all watchers of an app share one connection,
+whichever Airflow connection names the app, and each of them gets every event. DingTalk gets the
+acknowledgement when the last watcher is done. If an event that started something comes again, it is dropped,
+also after a restart. Nothing here blocks the event loop, and a cancellation takes effect at once.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from airflow_provider_dingconf.client.settings import Settings
     from airflow_provider_dingconf.dingtalk.events import Address
 
-_SWEEP = ""  # stands for an event id; no event has it
+_SWEEP = ""  # in place of an event id; no event has it
 _ENDS = {WSMsgType.CLOSE, WSMsgType.CLOSING, WSMsgType.CLOSED, WSMsgType.ERROR}
 
 log = logging.getLogger(__name__)
@@ -47,50 +47,50 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class StreamOptions:
-    """How patient a stream is, in seconds; of two values, one is for the first time and one the longest."""
+    """The times of a stream, in seconds."""
 
     ping: float = 30.0  # a peer that does not respond to a ping in half this time is gone
-    join: tuple[float, float] = (5.0, 60.0)  # since somebody joined; then connect, for all to see every event
-    wait: tuple[float, float] = (1.0, 60.0)  # after failed attempts to connect
+    join: tuple[float, float] = (5.0, 60.0)  # without a new watcher until it connects; the limit of that wait
+    wait: tuple[float, float] = (1.0, 60.0)  # after the first failed attempt to connect; the limit
     retry_after: float = 3_600.0  # before the next attempt at most, whatever DingTalk asks for
-    warn: float = 600.0  # between two warnings of events that could not be read
+    warn: float = 600.0  # between two warnings about events that could not be read
     refused: tuple[float, float] = (60.0, 600.0)  # to read a wrong connection again; to call DingTalk again
-    restart: float = 10.0  # in which a watcher that was lost comes back, or its whole process ends
-    lasted: float = 60.0  # a connection that lasted this long makes up for a failed one
+    restart: float = 10.0  # in which a lost watcher comes back, or its whole process ends
+    lasted: float = 60.0  # after a connection that lasted this long, the waits start again
     sweeps: tuple[float, ...] = (10.0, 40.0, 160.0, 640.0)  # after Airflow has stored an event
-    tick: float = 5.0  # between two looks whether a sweep is due
-    stored: float = 5.0  # before Airflow 3.3: after which an event handed on counts as stored
-    unconfirmed: float = 0.5  # on Airflow 3.3: an event resolved sooner after it was handed on was not stored
-    max_open: int = 10_000  # events that wait to be acknowledged, before DingTalk is asked to keep more
+    tick: float = 5.0  # between two checks whether a sweep is due
+    stored: float = 5.0  # before Airflow 3.3: after which an event counts as stored
+    unconfirmed: float = 0.5  # on Airflow 3.3: an event that is confirmed sooner was not stored
+    max_open: int = 10_000  # unacknowledged events, before DingTalk is asked to deliver more of them later
     jitter: Callable[[float], float] = lambda least: random.uniform(least, 1.0)  # noqa: S311  # nosec B311
 
 
 Connect = Callable[[str], Awaitable["DingTalkClient"]]
-"""Returns the client of an Airflow connection, read anew."""
+"""Reads an Airflow connection again, and returns its client."""
 
 
 @dataclass(eq=False)
 class Delivery:
-    """The meetings' events in one event of DingTalk's, until all who watch are done with it."""
+    """A DingTalk event, or a sweep, until all watchers are done with it."""
 
     event_id: str
-    events: list[ConferenceEvent]  # a sweep has none
+    events: list[ConferenceEvent]  # one for each meeting; none for a sweep
     waiting: set[Watch]
-    receipts: list[tuple[ClientWebSocketResponse, Frame]]  # the messages it came in, and where to reply
+    receipts: list[tuple[ClientWebSocketResponse, Frame]]  # the messages that brought it, and where to reply
     sweep_of: dict[Hashable, float] = field(default_factory=dict)  # which triggers sweep, and when each fired
-    fired: set[Hashable] = field(default_factory=set)  # which triggers have fired for it
+    fired: set[Hashable] = field(default_factory=set)  # the triggers that have fired for it
     refused: bool = False
 
     def is_swept_by(self, trigger: Hashable, began: float) -> bool:
-        """Return whether a trigger is to fire for a sweep."""
-        # One that began after another one fired may be its successor.
+        """Return whether a trigger must fire for a sweep."""
+        # A trigger that began after another one fired may be its successor.
         return trigger in self.sweep_of or any(at < began for at in self.sweep_of.values())
 
 
 class EventStream:
-    """One app's event stream, for as long as anybody watches it."""
+    """One app's event stream, as long as it has a watcher."""
 
-    joined_at: ClassVar[float] = float("-inf")  # when somebody last joined a stream of this process
+    joined_at: ClassVar[float] = float("-inf")  # when a watcher last joined a stream of this process
 
     def __init__(self, client: DingTalkClient, connect: Connect, options: StreamOptions, key: object) -> None:
         self._client, self._settings = client, client.settings
@@ -105,7 +105,7 @@ class EventStream:
         self._task: asyncio.Task[None] | None = None
 
     def join(self, watch: Watch) -> None:
-        """Add a watcher, and begin with the first."""
+        """Add a watcher; the first one starts the stream."""
         note_join()
         self._watches.add(watch)
         seen = token_cache.seen_events_of(watch.settings)
@@ -116,7 +116,7 @@ class EventStream:
             self._task = asyncio.create_task(self._run(), name="dingtalk-event-stream")
 
     def leave(self, watch: Watch) -> None:
-        """Remove a watcher, and end after the last; what it has not acknowledged is refused."""
+        """Remove a watcher, and refuse what it has not acknowledged; the last one ends the stream."""
         self._watches.discard(watch)
         self._lost_at = time.monotonic()
         for delivery in list(self._open.values()):
@@ -127,7 +127,7 @@ class EventStream:
                 self._task.cancel()
 
     def finish(self, delivery: Delivery, watch: Watch, *, refused: bool = False) -> None:
-        """Note that a watcher is done with a delivery; after the last watcher, reply to DingTalk."""
+        """Note that a watcher is done with a delivery. After the last watcher, reply to DingTalk."""
         if watch not in delivery.waiting:
             return
         delivery.waiting.remove(watch)
@@ -136,7 +136,7 @@ class EventStream:
         delivery.refused |= refused or self._lost_watcher()
         if not delivery.waiting:
             del self._open[delivery.event_id]
-            if delivery.fired:  # Airflow may have stored what was refused
+            if delivery.fired:  # also if it was refused: Airflow may have stored it
                 self._sweeps.fired(delivery.event_id, delivery.fired, time.monotonic())
             if delivery.refused:
                 self._sweeps.refused(delivery.sweep_of, time.monotonic())
@@ -147,7 +147,7 @@ class EventStream:
             self._finished.put_nowait(delivery)
 
     def _lost_watcher(self) -> bool:
-        # A watcher that was just lost may return, and may be the only one to want an event.
+        # A lost watcher may come back, and may be the only one that wants an event.
         return time.monotonic() - self._lost_at < self._options.restart
 
     def _forget(self) -> None:
@@ -155,7 +155,7 @@ class EventStream:
             del _streams[self._key]
 
     async def _run(self) -> None:
-        """Hold the stream until it is cancelled, or an Airflow connection that leads to it is changed."""
+        """Hold the stream until it is cancelled, or somebody changes an Airflow connection of a watcher."""
         coroutines = self._stay_connected(), self._reply_to_finished(), self._keep_sweeping()
         parts = [*map(asyncio.create_task, coroutines)]
         try:
@@ -172,7 +172,7 @@ class EventStream:
             watch.arrived.put_nowait(end)
 
     async def _stay_connected(self) -> None:
-        """Connect, again and again, until an Airflow connection is found to have been changed."""
+        """Connect again and again, until somebody changes an Airflow connection."""
         failures, options = 0, self._options
         while True:
             await _all_joined(options)
@@ -196,7 +196,7 @@ class EventStream:
                 await asyncio.sleep(max(wait * options.jitter(0.1), asked))
 
     async def _connection_changed(self) -> bool:
-        """Wait until DingTalk may be called again; return whether an Airflow connection has been changed."""
+        """Wait until DingTalk may be called again; return early and True if an Airflow connection changes."""
         look, longest = self._options.refused
         until = time.monotonic() + longest * self._options.jitter(0.8)
         while (left := until - time.monotonic()) > 0:
@@ -210,7 +210,7 @@ class EventStream:
     async def _hold(self) -> None:
         """Connect, and read until DingTalk announces that it closes the connection.
 
-        After a long silence a new connection takes over; the old one closes once the new one is there.
+        After a long silence, open a new connection, and then close the old one.
         """
         async with AsyncExitStack() as current:
             while True:
@@ -228,7 +228,7 @@ class EventStream:
                 log.info("event stream: no message for a long time; opening another connection")
 
     async def _read(self, socket: ClientWebSocketResponse, address: Address) -> bool:
-        """Read a connection; return whether DingTalk is about to close it, or else is silent."""
+        """Read a connection; return True if DingTalk is about to close it, and False after a long silence."""
         while True:
             try:
                 message = await socket.receive(self._settings.stream_silence)
@@ -250,13 +250,13 @@ class EventStream:
         raise ConnectionLostError(f"the event stream was lost: {detail}", code="connectionLost")
 
     async def _receive(self, socket: ClientWebSocketResponse, frame: Frame) -> None:
-        """Deliver an event to all who watch; acknowledge at once what concerns none of them."""
+        """Deliver an event to all watchers; acknowledge at once what concerns none of them."""
         ticket = suite_ticket(frame)
         if ticket:
             made_at = frame.born_at.timestamp() if frame.born_at else None
             for kept in {token_cache.suite_ticket_of(watch.settings) for watch in self._watches}:
                 await asyncio.to_thread(kept.put, ticket, made_at)
-            log.info("event stream: a suite ticket was pushed, and is kept")
+            log.info("event stream: DingTalk pushed a suite ticket, which is kept")
         events = conference_events(frame)
         if not events:
             self._warn_of(frame)
@@ -284,7 +284,7 @@ class EventStream:
             watch.arrived.put_nowait(delivery)
 
     async def _keep_sweeping(self) -> None:
-        """Deliver sweeps when they are due, however many events come meanwhile."""
+        """Deliver sweeps when they are due, even while events come."""
         while True:
             await asyncio.sleep(self._options.tick)
             if _SWEEP not in self._open and (due := self._sweeps.pop_due(time.monotonic())):
@@ -300,7 +300,7 @@ class EventStream:
                 await asyncio.to_thread(self._save)
             for delivery in done:
                 for socket, frame in delivery.receipts:
-                    with suppress(ConnectionError, RuntimeError):  # then it comes again
+                    with suppress(ConnectionError, RuntimeError):  # DingTalk then delivers the event again
                         if not socket.closed:
                             await socket.send_str(reply(frame, taken=not delivery.refused))
 
@@ -314,12 +314,11 @@ _streams: dict[object, EventStream] = {}  # by loop and app
 
 
 def note_join() -> None:
-    """Note that a watcher joined: a connection is made when no more do."""
+    """Note that a watcher joined: the stream waits until no more of them join, and then connects."""
     EventStream.joined_at = time.monotonic()
 
 
 async def _all_joined(options: StreamOptions) -> None:
-    """Wait until nobody has joined for a while."""
     alone, longest = options.join
     until = time.monotonic() + longest
     while (left := min(EventStream.joined_at + alone, until) - time.monotonic()) > 0:
@@ -329,11 +328,12 @@ async def _all_joined(options: StreamOptions) -> None:
 class Watch:
     """One watcher of the events of a connection's app.
 
-    An error that a retry does not change, such as wrong credentials, does not end it: nobody would start it
-    again when the connection is corrected. It is logged, and the connection is read again later.
+    An error that a retry cannot change, such as wrong credentials, does not end the watcher: nobody would
+    start it again after correcting the connection. The error is logged, and the connection is read again
+    later.
 
     :param conn_id: the Airflow connection.
-    :param options: how patient the stream is; those of the first who watches an app hold for all.
+    :param options: the times of the stream; those of an app's first watcher hold for all.
     """
 
     def __init__(self, conn_id: str, connect: Connect, options: StreamOptions | None = None) -> None:
@@ -341,10 +341,10 @@ class Watch:
         self.settings: Settings
         self.options = options or StreamOptions()
         self._stream: EventStream | None = None
-        self.arrived: asyncio.Queue[Delivery | BaseException | None] = asyncio.Queue()  # both others end it
+        self.arrived: asyncio.Queue[Delivery | BaseException | None] = asyncio.Queue()  # the others end it
 
     async def deliveries(self) -> AsyncGenerator[Delivery, None]:
-        """Yield what comes."""
+        """Yield the deliveries, until cancelled."""
         try:
             while True:
                 await self._join()
@@ -352,17 +352,17 @@ class Watch:
                     if isinstance(arrived, BaseException):
                         raise arrived
                     yield arrived
-                self.close()  # an Airflow connection has been changed
+                self.close()  # somebody changed an Airflow connection
         finally:
             self.close()
 
     def acknowledge(self, delivery: Delivery) -> None:
-        """Say that what was started for a delivery is safe; otherwise, DingTalk delivers it again."""
+        """Acknowledge a delivery: Airflow has stored it. Otherwise, DingTalk delivers the event again."""
         if self._stream is not None:
             self._stream.finish(delivery, self)
 
     def refuse(self, delivery: Delivery) -> None:
-        """Ask DingTalk to deliver the events again later."""
+        """Ask DingTalk to deliver the event again later."""
         if self._stream is not None:
             self._stream.finish(delivery, self, refused=True)
 
@@ -380,13 +380,13 @@ class Watch:
                 self.settings, app = client.settings, client.settings.events_app
                 await asyncio.to_thread(token_cache.seen_events_of(self.settings).load)
                 break
-            except Exception as error:  # a backend of secrets may raise anything
+            except Exception as error:  # a secrets backend may raise anything
                 problem = f"{type(error).__name__}: {one_line(str(error))}"
                 if problem != last:
                     log.error("no events are received: %s", problem)
                 last = problem
             look = self.options.refused[0]
-            await asyncio.sleep(look - time.time() % look)  # all read it at one moment, and join together
+            await asyncio.sleep(look - time.time() % look)  # all read it at the same time, and join together
         key = (asyncio.get_running_loop(), self.settings.base_url, app.client_id, app.client_secret)
         if key not in _streams:
             _streams[key] = EventStream(client, self._connect, self.options, key)

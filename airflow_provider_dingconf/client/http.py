@@ -1,9 +1,9 @@
 """Requests and responses over the HTTP provider's ``AsyncHttpSession``, and the WebSocket of events.
 
 What the HTTP provider would add is switched off: the connection's login as an ``Authorization`` header,
-unknown extras as headers, plain http by default, exceptions without the response's body, retries. No redirect
-is followed and no cookie is kept. Network faults become errors of this package; what a response means is
-decided in ``dingtalk/responses.py``.
+unknown extras as headers, plain http by default, exceptions without the response's body, retries. Redirects
+are not followed, and cookies are not kept. Network faults become errors of this package;
+``dingtalk/responses.py`` decides what a response means.
 """
 
 from __future__ import annotations
@@ -44,28 +44,28 @@ T = TypeVar("T")
 
 CLOSE_SECONDS = 0.5
 _AUTHORITIES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
-"""Variables that name the certificate authorities to trust, as they do for requests and curl."""
+"""Environment variables that name the certificate authorities to trust, as for requests and curl."""
 _FAULTS = (aiohttp.ClientError, OSError, asyncio.TimeoutError, ValueError)
 
 
 class _Received(Response):
-    """A response as ``AsyncHttpSession`` expects one, which raises nothing: error bodies are read, too."""
+    """A response for ``AsyncHttpSession`` that never raises, because error bodies are read, too."""
 
     def raise_for_status(self) -> None:
         pass
 
 
 class HttpSession:
-    """Connections to DingTalk that are kept open, for one event loop.
+    """Open connections to DingTalk, for one event loop.
 
-    :param stays_open: whether it stays open when nobody uses it.
+    :param stays_open: whether the session stays open while nobody uses it.
     """
 
     def __init__(self, settings: Settings, *, stays_open: bool) -> None:
         self.users = 0
         self.stays_open = stays_open
         self._settings = settings
-        # No connection is looked up for an empty id; the session's method decides only that a body is sent.
+        # For an empty id, no connection is looked up. The method only makes the session send a body.
         self._http: Any = AsyncHttpSession(  # its run() takes bytes, and returns what _request returns
             HttpAsyncHook(http_conn_id="", retry_limit=1),
             cast("Any", self._request),
@@ -137,7 +137,7 @@ def _session(
 ) -> aiohttp.ClientSession:
     """Return a session for requests to the host of a URL."""
     if proxy and not _has_tls(url):
-        headers = {**headers, **proxy.headers}  # no CONNECT goes before, which would have them
+        headers = {**headers, **proxy.headers}  # for https, the CONNECT request has them
     connector = aiohttp.TCPConnector(ssl=_tls(settings, url), limit=0)
     jar = aiohttp.DummyCookieJar()
     session = aiohttp.ClientSession(connector=connector, cookie_jar=jar, headers=headers, **options)
@@ -155,10 +155,10 @@ keep_after_fork(lambda: list(_open_sessions))
 
 
 async def within(awaitable: Awaitable[T], seconds: float | None) -> T:
-    """Return a result that comes in time; ``asyncio.wait_for`` can lose a cancellation before Python 3.12.
+    """Return a result that arrives in time; ``asyncio.wait_for`` can lose a cancellation before Python 3.12.
 
-    :param seconds: how long to wait; None for ever.
-    :raises asyncio.TimeoutError: there was no result.
+    :param seconds: how long to wait; None for no limit.
+    :raises asyncio.TimeoutError: no result arrived in time.
     """
     task = asyncio.ensure_future(awaitable)
     try:
@@ -174,10 +174,10 @@ async def within(awaitable: Awaitable[T], seconds: float | None) -> T:
 async def websocket(
     settings: Settings, address: Address, ping_seconds: float
 ) -> AsyncIterator[aiohttp.ClientWebSocketResponse]:
-    """Connect to an event stream for a block; the block's end closes it, whatever the peer does.
+    """Connect to an event stream for a block. The end of the block closes it, whatever the peer does.
 
-    :param ping_seconds: between the pings that find a peer that went silent, which has half as long to reply.
-    :raises DingTalkError: there was no connection.
+    :param ping_seconds: seconds between two pings. A peer that does not reply in half that time is gone.
+    :raises DingTalkError: the connection failed.
     """
     where, proxy = address.url.partition("?")[0], settings.proxy_for(address.url)
     secrets = (*address.secrets, *(proxy.secrets if proxy else ()))
@@ -197,7 +197,7 @@ async def websocket(
                 settings.timeout.connect + settings.timeout.read,
             )
         except aiohttp.WSServerHandshakeError as error:
-            said = f"{where} refuses the connection: HTTP {error.status}"
+            said = f"{where} refused the connection: HTTP {error.status}"
             raise ConnectionLostError(said, code="connectionLost", http_status=error.status) from None
         except _FAULTS as error:
             raise _network_error(settings, error, where=where, secrets=secrets) from None
@@ -217,7 +217,7 @@ def _has_tls(url: str) -> bool:
 
 
 def _tls(settings: Settings, url: str) -> ssl.SSLContext | bool:
-    """Return how certificates are verified.
+    """Return how to verify certificates.
 
     :raises DingTalkError: a file that the settings or the environment name cannot be read.
     """
@@ -242,7 +242,7 @@ def _cached_tls(
     trusted: str,
     verifies: bool,
     cert: tuple[str, ...],
-    changed: tuple[int, ...],  # noqa: ARG001 - part of the cache's key: a renewed file is read again
+    changed: tuple[int, ...],  # noqa: ARG001 - part of the cache's key, so a renewed file is read again
 ) -> ssl.SSLContext:
     file, directory = (None, trusted) if Path(trusted).is_dir() else (trusted, None)
     context = ssl.create_default_context(cafile=file, capath=directory)
@@ -257,7 +257,7 @@ def _cached_tls(
 def _network_error(
     settings: Settings, error: Exception, *, where: str = "", secrets: tuple[str, ...] = ()
 ) -> DingTalkError:
-    """Return the error of this package for a fault of the network."""
+    """Return this package's error for a network fault."""
     causes = _causes(error)
     where = where or settings.base_url
     hidden = list(filter(None, (*settings.secrets, *secrets)))  # a server may quote the request
@@ -265,15 +265,16 @@ def _network_error(
     if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in causes):
         return CertificateError(f"the certificate of {where} is not valid: {reason}", code="badCertificate")
     if isinstance(error, aiohttp.ClientHttpProxyError):
-        refused = f"the proxy refuses to connect to {where}: HTTP {error.status} {one_line(error.message)}"
+        refused = f"the proxy refused to connect to {where}: HTTP {error.status} {one_line(error.message)}"
         return ConnectionLostError(masked(refused, hidden), code="connectionLost")
     if any(isinstance(cause, (asyncio.TimeoutError, TimeoutError)) for cause in causes):
         return CallTimeoutError(f"{where} did not respond in time", code="timeout")
-    return ConnectionLostError(f"no response from {where}: {reason}", code="connectionLost")
+    proxy = settings.proxy_for(where)
+    through = f" through the proxy {proxy.url}" if proxy else ""
+    return ConnectionLostError(f"no response from {where}{through}: {reason}", code="connectionLost")
 
 
 def _causes(error: BaseException) -> list[BaseException]:
-    """Return an error and what it wraps."""
     causes: list[BaseException] = []
     at: BaseException | None = error
     while at is not None and at not in causes:

@@ -1,18 +1,18 @@
 """Wait for many meetings with few calls.
 
-All who wait with one connection at one interval share a :class:`Poll`. Each of its rounds makes one batch
-query for up to a hundred meetings. The batch query lists running meetings only, and not all facts of them. A
-meeting is queried alone when that can say something new:
+All waits with one connection and one interval share a :class:`Poll`. Each of its rounds makes one batch query
+for up to a hundred meetings. The batch query lists only running meetings, without all of their facts. A
+meeting is queried alone if that can give something new:
 
-- it was running, and is not listed any more: it has ended;
-- it has started, and somebody waits for that: only the single query has all facts;
+- it was running, and is no longer listed: it has ended;
+- it has started, and a wait is for the start: only the single query has all facts;
 - it has not been listed for many rounds: it may have run between two of them.
 
-A round ends at the first error which shows that DingTalk takes no calls for now. The next round begins with
+A round ends at the first error that shows that DingTalk takes no calls for now. The next round begins with
 the meetings that were not queried.
 
-One meeting may be why a batch query fails. A batch that is refused, or that met faults in several rounds in
-a row, is therefore halved until a query succeeds or the meeting is alone.
+A single meeting can make a batch query fail. So a batch is halved if it is refused, or if it met faults in
+several rounds in a row, until a query succeeds or the meeting is alone.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ _longest_ago = attrgetter("queried", "misses")  # sorts meetings by their last q
 class PollSettings:
     """How often a poll makes which call."""
 
-    first_query: int = 10  # rounds until a meeting that has not started is queried alone; then twice as many
-    last_query: int = 320  # at most. A meeting that a batch query is refused for is in none for so long
+    first_query: int = 10  # rounds until a meeting that has not started is queried alone; doubles each time
+    last_query: int = 320  # the limit of that; also the rounds that a refused meeting is in no batch
     patience: int = 4  # rounds in a row in which a batch meets a fault before it is halved
     least_seconds: float = 1.0  # between two rounds, however short the interval
     most_seconds: float = 3_600.0  # between two rounds, whatever DingTalk asks for
@@ -58,9 +58,9 @@ class PollSettings:
 
 @dataclass
 class Poll:
-    """The polls of one connection at one interval: get one by :meth:`of`, then :meth:`wait`.
+    """The polls with one connection and one interval: get one by :meth:`of`, then :meth:`wait`.
 
-    :param connect: makes the client of one round, whose calls are not retried. After a
+    :param connect: returns the client for one round, which must not retry calls. If it raises a
         :class:`~airflow_provider_dingconf.dingtalk.errors.TransientError`, the next round calls it again.
     :param interval: seconds between two rounds.
     """
@@ -76,9 +76,9 @@ class Poll:
 
     @classmethod
     def of(cls, key: str, interval: float, connect: Connect, settings: PollSettings | None = None) -> Poll:
-        """Return the poll that all share who wait in this event loop with this key and interval.
+        """Return the poll that all waits with this key and interval share in this event loop.
 
-        :param key: stands for the connection.
+        :param key: identifies the connection.
         """
         poll = cls(connect, interval, settings or PollSettings())
         return cls.shared.setdefault((asyncio.get_running_loop(), key, interval), poll)
@@ -94,8 +94,8 @@ class Poll:
 
         :param reference: the meeting, or its room code or schedule.
         :param wanted: the status to wait for.
-        :param seen: the meeting's status just now; None if not known.
-        :param on_error: outcomes that replace the defaults. The wait goes on after an error that is a RETRY.
+        :param seen: the current status of the meeting; None if not known.
+        :param on_error: outcomes that replace the defaults. The wait goes on after an error with RETRY.
         :raises ConferenceClosedError: the start was waited for, and the meeting has ended.
         :raises DingTalkError: DingTalk refuses the calls.
         """
@@ -103,7 +103,7 @@ class Poll:
         meeting = self._meetings.setdefault(reference, _Meeting(self, reference))
         meeting.join(waiter, seen)
         if self._rounds is None:
-            # In no task's context: what a round logs concerns all.
+            # In no task's context, because the logs of a round concern all.
             self._rounds = Context().run(asyncio.create_task, self._run())
             self._rounds.add_done_callback(self._ended)
         try:
@@ -117,7 +117,7 @@ class Poll:
                 self._rounds = None
 
     def _ended(self, rounds: asyncio.Task[None]) -> None:
-        """Cancel all waits if the rounds were cancelled from outside."""
+        """Cancel all waits if something else cancelled the rounds."""
         if rounds is self._rounds:
             self._rounds = None
             for meeting in self._meetings.values():
@@ -146,7 +146,7 @@ class _Waiter:
     wanted: ConferenceStatus
     on_error: Mapping[str, Outcome]
     result: asyncio.Future[Conference]
-    context: Context = field(default_factory=copy_context)  # Airflow finds the task's log by it
+    context: Context = field(default_factory=copy_context)  # by which Airflow finds the task's log
 
     def see(self, conference: Conference) -> None:
         try:
@@ -157,7 +157,7 @@ class _Waiter:
 
     def refuse(self, error: Exception) -> None:
         if isinstance(error, DingTalkError) and error.outcome_with(self.on_error) is Outcome.RETRY:
-            if not isinstance(error, TransientError):  # which is logged once for all
+            if not isinstance(error, TransientError):  # those are logged once for all
                 self.context.run(log.warning, "%s; the wait goes on, as on_error says", error.summary)
         elif not self.result.done():
             self.result.set_exception(error)
@@ -165,19 +165,19 @@ class _Waiter:
 
 @dataclass(eq=False)
 class _Meeting:
-    """A meeting, or the running one of a room code or schedule, and those who wait for it."""
+    """A meeting, or the running one of a room code or schedule, and the waits for it."""
 
     poll: Poll
     reference: Reference
     waiters: list[_Waiter] = field(default_factory=list)
     may_run: bool = False  # it ran when last seen, or nothing is known: the batch query should list it
-    queried: int = 0  # the last round in which it was
+    queried: int = 0  # the last round that queried it
     misses: int = 0  # faults since a batch query with it succeeded
     batch: int = BATCH  # how many meetings may be in a batch query with it
     due: bool = False  # to be queried alone
     next_query: int = 0  # the round in which it is due although it has not started
     distance: int = 0  # rounds between two such queries
-    alone_until: int = 0  # the last round in which it is in no batch, since a batch of it alone was refused
+    alone_until: int = 0  # the last round in which it is in no batch, because a batch of it alone was refused
     listed: Conference | None = None  # by the batch query, until the single query adds the other facts
 
     def join(self, waiter: _Waiter, seen: ConferenceStatus | None) -> None:
@@ -186,7 +186,7 @@ class _Meeting:
         self.waiters.append(waiter)
 
     def see_in_batch(self, conference: Conference | None) -> None:
-        """Note what the batch query says; None: the meeting is not running."""
+        """Note the result of a batch query: the meeting, or None if it is not running."""
         self.misses, self.batch = 0, BATCH
         if conference is None:
             self.due = self.may_run or self.poll.number >= self.next_query
@@ -200,21 +200,21 @@ class _Meeting:
             self.listed, self.due = conference, True
 
     def see(self, conference: Conference | None) -> None:
-        """Take note of what the single query says; None: nothing runs under the room code or schedule."""
+        """Note the result of a single query: the meeting, or None if none runs under the name."""
         listed, self.listed = self.listed, None
         self._was_queried()
         if conference is None:
             return
-        # A meeting that has ended stays so, even if somebody still waits for it to start.
+        # An ended meeting stays ended, even if a wait is for its start.
         self.may_run = conference.status is ConferenceStatus.STARTED
         for waiter in list(self.waiters):
-            # It may have ended since the batch query said that it has started, which is waited for.
+            # It may have ended after the batch query listed it as started, and the wait may be for the start.
             waiter.see(
                 listed if listed and waiter.wanted is listed.status is not conference.status else conference
             )
 
     def see_as_listed(self) -> None:
-        if self.listed:  # the single query, which has all facts, failed
+        if self.listed:  # the single query, which would have all facts, failed
             self.see(self.listed)
 
     def refuse(self, error: Exception) -> None:
@@ -234,7 +234,7 @@ class _Meeting:
 
 
 class _Round:
-    """One round: each meeting is queried once at most, until DingTalk takes no more calls."""
+    """One round: it queries each meeting once at most, until DingTalk takes no more calls."""
 
     def __init__(self, poll: Poll, client: DingTalkClient, meetings: Sequence[_Meeting]) -> None:
         self._client, self._meetings = client, meetings
@@ -244,8 +244,8 @@ class _Round:
         self._plan(meetings)
 
     async def run(self) -> float:
-        """Make the calls, and return the seconds that DingTalk asks to wait."""
-        at_once = 1  # the first call finds out whether DingTalk takes any
+        """Make the calls, and return the seconds of the wait that DingTalk asks for."""
+        at_once = 1  # the first call shows whether DingTalk takes any
         while self._calls and not self._over:
             self._calls.sort(key=lambda call: _longest_ago(call[1][0]))
             now, self._calls = self._calls[:at_once], self._calls[at_once:]
@@ -268,13 +268,13 @@ class _Round:
 
     async def _call(self, query: Query, meetings: list[_Meeting]) -> None:
         await self._client.limiter.wait()
-        if self._over:  # by now
+        if self._over:  # since the wait
             return
         for meeting in meetings:
             meeting.queried = self._number
         try:
             await query(meetings)
-        except Exception as error:  # unexpected: it ends the waits for these meetings only
+        except Exception as error:  # an unexpected one ends the waits for these meetings only
             for meeting in meetings:
                 meeting.refuse(error)
 
@@ -306,7 +306,7 @@ class _Round:
         self._plan([meeting for meeting in meetings if meeting.due])
 
     def _halve(self, meetings: list[_Meeting], *, passes: bool) -> None:
-        """Find the meeting that makes a batch query fail: in this round, if it goes on."""
+        """Halve a batch to find the meeting that makes it fail; in this round, if that continues."""
         for meeting in meetings:
             meeting.batch = (len(meetings) + 1) // 2
         if len(meetings) == 1:
@@ -316,7 +316,7 @@ class _Round:
             self._plan(meetings)
 
     def _failed(self, error: DingTalkError, meetings: Sequence[_Meeting]) -> None:
-        """Pass an error on to those whom it concerns, and end the round if no call would succeed."""
+        """Pass an error to the meetings that it concerns, and end the round if no call would succeed."""
         passes = isinstance(error, TransientError)
         if passes or error.concerns_all:
             log.warning("%s; this round of polls ends", error.summary)

@@ -1,6 +1,6 @@
-"""Which proxy leads to a URL: the connection's own, else the environment's, for HTTP calls and WebSockets.
+"""The proxy for a URL: the connection's, or else the environment's; for HTTP calls and WebSockets.
 
-Both are read as requests reads them. A loopback host is reached through the connection's proxies only.
+Both are read as requests reads them. For a loopback host, only the connection's proxies count.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 _KEY = re.compile(r"(https?|all)(://([a-z0-9._\-]+|\[[a-f0-9:.]+\]))?")
-# All before the last @ belongs to the credentials, which may hold any character.
+# The credentials end at the last @, and may contain any character.
 _PROXY = re.compile(
     r"((?P<scheme>[a-z][a-z0-9+.\-]*)://)?((?P<user>[^:]*)(:(?P<password>.*))?@)?"
     r"(?P<host>[a-z0-9._\-]+|\[[a-f0-9:.]+\])(:(?P<port>[0-9]{1,5}))?/?",
@@ -38,10 +38,10 @@ class Proxy:
 
 
 def read_proxy(text: str) -> Proxy:
-    """Return the proxy that a URL names.
+    """Return the proxy with a URL.
 
-    :param text: the URL, whose credentials may be percent-encoded; without a scheme, it is http.
-    :raises ValueError: no such proxy can be used; the message says why, without the URL.
+    :param text: the URL. Its credentials may be percent-encoded, and the default scheme is http.
+    :raises ValueError: the proxy cannot be used; the message says why, without the URL.
     """
     found = _PROXY.fullmatch(text.strip())
     scheme = ((found and found["scheme"]) or "http").lower()
@@ -64,7 +64,7 @@ def read_proxy(text: str) -> Proxy:
 
 
 def read_proxies(own: Any) -> dict[str, Proxy]:
-    """Return the proxies that a connection names, by what they are for.
+    """Return the proxies of a connection, by the scheme, or the scheme and host, that they are for.
 
     :raises ValueError: one of them cannot be used; the message says why, without a secret.
     """
@@ -76,9 +76,9 @@ def read_proxies(own: Any) -> dict[str, Proxy]:
 
 
 def proxy_for(url: str, own: Mapping[str, Proxy]) -> Proxy | None:
-    """Return the proxy that leads to a URL; None if the URL is reached directly.
+    """Return the proxy for a URL; None for a direct connection.
 
-    :param url: of http, https, ws or wss.
+    :param url: a URL with the scheme http, https, ws or wss.
     :param own: the connection's proxies, from :func:`read_proxies`.
     :raises InvalidInputError: the environment's proxy cannot be used; the message names the variable.
     """
@@ -104,14 +104,14 @@ def proxy_for(url: str, own: Mapping[str, Proxy]) -> Proxy | None:
 
 
 def ip_address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """Return the address that a host is; None if it is a name."""
+    """Return a host as an IP address; None if it is a name."""
     with suppress(ValueError):
         return ipaddress.ip_address(host)
     return None
 
 
 def is_port(text: str) -> bool:
-    """Return whether digits are a port."""
+    """Return whether a text is a port number."""
     return re.fullmatch("[0-9]{1,5}", text) is not None and 0 < int(text) < 65536
 
 

@@ -1,7 +1,7 @@
-"""The Airflow connection, read once and in full: what it says becomes :class:`Settings`, or one clear error.
+"""``read_connection``: the Airflow connection as :class:`Settings`, or one clear error.
 
-A connection means the same as a URI, as JSON and in the UI: a URI's extras are all strings, and the UI
-sends an empty string for an empty field.
+A connection means the same as a URI, as JSON and in the UI, although all extras of a URI are strings, and the
+UI sends an empty string for an empty field.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ _SWITCH = dict.fromkeys(("true", "yes", "on", "1"), True) | dict.fromkeys(("fals
 class Timeout:
     """How long to wait for DingTalk.
 
-    :param connect: seconds until a connection stands.
-    :param read: seconds until the next piece of the response.
+    :param connect: seconds to wait for a connection.
+    :param read: seconds to wait for the next part of the response.
     """
 
     connect: float = 5.0
@@ -65,17 +65,17 @@ class Timeout:
 
 
 def _fail(field: str, problem: str) -> NoReturn:
-    """Refuse a field. Neither text may hold a value that can be a secret."""
+    """Refuse a field. Neither text may contain a value that can be a secret."""
     raise PydanticCustomError(field, problem) from None
 
 
 def _of_extra(name: str) -> str:
-    """Return what a field of the extra is called: by who writes JSON, and in the form."""
+    """Return the names of a field of the extra: in JSON, and in the form."""
     return f"extra {name!r} ({_FIELDS[name]['label']})"
 
 
 def _structured(value: Any) -> Any:
-    """Return what a string of JSON holds, since a URI can hold nothing but strings."""
+    """Return the value of a JSON string: a URI can only have strings. Return any other value unchanged."""
     if isinstance(value, str) and value.lstrip()[:1] in {"{", "["}:
         with suppress(ValueError, RecursionError):
             return json.loads(value)
@@ -133,7 +133,7 @@ def _cert(value: Any) -> str | tuple[str, str]:
 
 @contextmanager
 def _files(expected: str, *files: Any) -> Iterator[ssl.SSLContext]:
-    """Check certificate files that are loaded: a wrong one is an error of the connection, not of a call."""
+    """Check certificate files now: a wrong file is an error of the connection, not of a call."""
     try:
         for file in files:
             Path(file).stat()
@@ -152,16 +152,17 @@ _Proxies = Annotated[dict[str, Proxy], PlainValidator(proxies.read_proxies)]
 
 
 class Settings(BaseModel):
-    """What a connection says.
+    """The values of a connection.
 
     :param base_url: scheme, host and port, without a slash at the end.
     :param app: the credentials that fetch a token; None if there is a static token.
-    :param calls_per_second: at most, for many meetings, polls and roll-backs.
-    :param stream_silence: seconds without a message after which the event stream is opened anew.
-    :param proxies: by scheme, as requests takes them.
-    :param verify: whether certificates are verified, or the file of the authorities to verify them with.
+    :param static_token: the connection's own access token; None if there are credentials.
+    :param calls_per_second: the maximum rate for many meetings, polls and roll-backs.
+    :param stream_silence: seconds without a message after which the event stream is opened again.
+    :param proxies: by scheme, as in requests.
+    :param verify: whether to verify certificates, or a file with the authorities to trust.
     :param cert: the client's certificate file, or that and its key file.
-    :param token_cache: whether processes share access tokens, or the directory of the files that share them.
+    :param token_cache: whether processes share access tokens, or the directory for the shared files.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
@@ -188,7 +189,7 @@ class Settings(BaseModel):
 
     @cached_property
     def secrets(self) -> tuple[str, ...]:
-        """What must be shown to no one, the password of the environment's proxy included."""
+        """All secrets, including the password of the environment's proxy."""
         own = (self.static_token.value,) if self.static_token else ()
         used = [*self.proxies.values()]
         with suppress(InvalidInputError):  # the call names the variable
@@ -210,9 +211,9 @@ class Settings(BaseModel):
 
     @property
     def events_app(self) -> App:
-        """The credentials that DingTalk gives events for.
+        """The credentials that event streams need.
 
-        :raises InvalidConnectionError: the connection has a static access token in their place.
+        :raises InvalidConnectionError: the connection has a static access token instead.
         """
         if self.app is None:
             raise InvalidConnectionError(
@@ -223,7 +224,7 @@ class Settings(BaseModel):
 
 
 def read_connection(conn: Connection, conn_id: str) -> Settings:
-    """Return what a connection says.
+    """Return the settings of a connection.
 
     :param conn: the Airflow connection.
     :param conn_id: its id, for the error.
@@ -239,12 +240,12 @@ def read_connection(conn: Connection, conn_id: str) -> Settings:
         problem = first["msg"].removeprefix("Value error, ")
     except PydanticCustomError as error:
         field, problem = error.type, error.message()
-    # Not within the except blocks: what an error of pydantic's refers to can be a secret.
+    # Not within the except blocks: the context of pydantic's error can hold a secret.
     raise InvalidConnectionError(f"connection {conn_id!r}, {field}: {problem}")
 
 
 def _fields_of(conn: Connection) -> dict[str, Any]:
-    """Return the fields of :class:`Settings` that a connection holds: those of its extra as they are."""
+    """Return the fields of :class:`Settings` from a connection; those of its extra are not yet checked."""
     for name in ("conn_type", "host", "schema"):  # a secrets backend may give any JSON value
         if not isinstance(value := getattr(conn, name) or "", str):
             _fail(name, f"expected a string, got {type(value).__name__}")
@@ -277,7 +278,7 @@ def _fields_of(conn: Connection) -> dict[str, Any]:
 
 
 def _extra_of(conn: Connection) -> dict[str, Any]:
-    """Return what the extra holds, without the fields that are empty."""
+    """Return the fields of the extra that are not empty."""
     extra: Any = conn.extra or {}
     try:
         extra = json.loads(extra) if isinstance(extra, (str, bytes)) else extra  # a secrets backend's dict
@@ -298,7 +299,7 @@ def _check_text(field: str, value: Any) -> None:
     if not isinstance(value, str):
         _fail(field, f"expected a string, got {type(value).__name__}")
     if not _PRINTABLE.fullmatch(value):
-        _fail(field, "it has white space or characters other than printable ASCII; was it copied in full?")
+        _fail(field, "it has white space or a character that is not printable ASCII; was it copied in full?")
 
 
 def _base_url(conn: Connection) -> str:

@@ -1,7 +1,7 @@
-"""Small files that the processes of a host share: a user's own, or those of a group of users.
+"""Small files that the processes of a host share: those of one user, or of a group of users.
 
-The files are a convenience. If one cannot be used, the processes share nothing and log one warning per
-directory; no call fails for it.
+The files are a convenience. If one cannot be used, the processes share nothing, and log one warning for each
+directory; no call fails.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 MAX_FILE_BYTES = 256 * 1024
-"""How much of a file is read."""
+"""How much of a file is read at most."""
 
 log = logging.getLogger(__name__)
 
@@ -32,15 +32,15 @@ def default_directory() -> Path:
 
 
 class SharedFile:
-    """A file that processes share, in a directory of its user or, if allowed, of a group.
+    """A file that processes share, in a directory of one user or, if allowed, of a group.
 
-    :param path: the file. Its directory is created, for its user alone, when the file is first written.
+    :param path: the file. The first write creates its directory, for the user alone.
     :param group: whether the directory may belong to a group (mode 0770 or 2770). Its files then belong to
         that group, too (mode 0660), whoever writes them.
     """
 
     warned: ClassVar[set[Path]] = set()
-    """The directories that a warning was logged for."""
+    """The directories for which a warning was logged."""
 
     def __init__(self, path: Path, *, group: bool = False) -> None:
         self.path = path
@@ -64,12 +64,12 @@ class SharedFile:
         return None
 
     def write(self, content: bytes) -> None:
-        """Replace the content in one step: a reader sees all of the old content, or all of the new one."""
+        """Replace the content in one step: a reader sees either the old content or the new one, whole."""
         with self._warns(), self._new_file(content, self._make_directory()) as new:
             new.replace(self.path)
 
     def version(self) -> object:
-        """Return a value that each write changes; None if there is no file."""
+        """Return a value that changes with each write; None if there is no file."""
         try:
             found = os.lstat(self.path)
         except OSError:
@@ -82,7 +82,7 @@ class SharedFile:
         Both times are the file system's, so processes whose clocks differ agree on the age. A file from the
         future has no known age: the clock was set back.
         """
-        now = time.time()  # of a disk that is full or read-only, nothing else says the time
+        now = time.time()  # for a disk that is full or read-only, which does not tell the time
         with suppress(OSError), tempfile.TemporaryFile(dir=self.path.parent) as just_now:
             now = os.fstat(just_now.fileno()).st_mtime
         with suppress(FileNotFoundError):
@@ -108,7 +108,7 @@ class SharedFile:
 
     @contextmanager
     def _warns(self) -> Iterator[None]:
-        """End a block with a warning if the file cannot be used."""
+        """Log a warning, once for each directory, if the block cannot use the file."""
         try:
             yield
         except Timeout:
@@ -153,7 +153,7 @@ class SharedFile:
 
 
 def _shown(path: Path) -> str:
-    """Return a path in two parts: Airflow masks the whole one, since "token" is in the extra's name."""
+    """Return a path in two parts. Airflow masks the whole one, because "token" is in the extra's name."""
     return f"{path.name!r} in {str(path.parent)!r}"
 
 

@@ -1,4 +1,4 @@
-"""When triggers fire for no event, only to make Airflow's scheduler look again."""
+"""``Sweeps``: when triggers fire without an event, to make Airflow's scheduler look again."""
 
 from __future__ import annotations
 
@@ -11,39 +11,39 @@ if TYPE_CHECKING:
 
 
 class Sweeps:
-    """The sweeps of the triggers of an event stream.
+    """The sweeps for the triggers of an event stream.
 
     While an event waits for its run, the scheduler overlooks all events that come after it, until another one
-    comes when none waits. So an event is overlooked only if the scheduler has been away since the one before
-    it. It is then likely to stay away about as long again, and nearer sweeps are omitted. The last one finds
-    what was overlooked unless the scheduler is away for longer than its distance.
+    comes while none waits. So an event is overlooked only if the scheduler has been away since the event
+    before it. The scheduler is then likely to stay away for about as long again, so earlier sweeps are
+    omitted. The last sweep finds what was overlooked, unless the scheduler is away for longer than that.
 
-    :param distances: seconds from when Airflow has stored an event to each of its sweeps.
+    :param distances: seconds between the moment when Airflow has stored an event and each of its sweeps.
     """
 
-    # When a trigger of this process last fired: several of them can start the same DAG. What others fired
-    # before this process began is not known.
+    # When a trigger of this process last fired. All of them count, because several can start the same DAG. It
+    # is not known what fired before this process began.
     fired_at: ClassVar[float] = time.monotonic()
 
     _event = ""
 
     def __init__(self, distances: Sequence[float]) -> None:
         self._distances = distances
-        self._ahead: list[tuple[float, Hashable, float]] = []  # when, by which trigger, and when it fired
+        self._ahead: list[tuple[float, Hashable, float]] = []  # the time, the trigger, and when it fired
 
     def __bool__(self) -> bool:
         """Return whether any sweep is ahead."""
         return bool(self._ahead)
 
     def restart(self, now: float) -> None:
-        """Plan the sweeps of all triggers, after events before a restart.
+        """Plan the sweeps of all triggers, for events before a restart.
 
-        :param now: of the monotonic clock, here and below.
+        :param now: the time on the monotonic clock, here and below.
         """
         self._ahead = [(now + each, "", -math.inf) for each in self._distances]
 
     def fired(self, event_id: str, triggers: Collection[Hashable], now: float) -> None:
-        """Plan the sweeps after an event, of the triggers that have fired for it."""
+        """Plan the sweeps after an event, for the triggers that fired for it."""
         if event_id == self._event:  # it came again, since it was not acknowledged
             return
         self._event = event_id
@@ -53,7 +53,7 @@ class Sweeps:
         self._ahead = others + [(now + each, trigger, now) for trigger in triggers for each in distances]
 
     def pop_due(self, now: float) -> dict[Hashable, float]:
-        """Return which triggers are to sweep now, and when each of them fired."""
+        """Return the triggers that must sweep now, and when each of them fired."""
         due = {trigger: fired_at for at, trigger, fired_at in self._ahead if at <= now}
         self._ahead = [one for one in self._ahead if one[0] > now]
         if due:

@@ -1,12 +1,12 @@
-"""Let synchronous callers wait for coroutines: one background event loop per process, and interruptions.
+"""The background event loop, in which coroutines run for synchronous callers, and interruptions of a wait.
 
-:func:`run` waits for a coroutine in the background event loop; :func:`sync` makes a synchronous method of an
-async one. A wait that is interrupted (SIGTERM, the SIGALRM of Airflow's execution timeout, Ctrl-C) cancels
-the coroutine, and raises once the coroutine's clean-up has ended.
+:func:`run` waits for a coroutine in the background event loop. :func:`sync` makes a synchronous method from
+an async one. If the wait is interrupted (by SIGTERM, the SIGALRM of Airflow's execution timeout, or Ctrl-C),
+the coroutine is cancelled, and the interruption is raised when the coroutine's clean-up has ended.
 
-:func:`termination` and :func:`cancelled_by_termination` turn SIGTERM, by which Airflow ends a task, into
-an exception inside a block. Airflow 2 does that by itself. Airflow 3 calls the operator's ``on_kill`` and
-lets the task's code run on, so no ``finally`` of the task is reached before SIGKILL.
+:func:`termination` and :func:`cancelled_by_termination` turn SIGTERM, with which Airflow ends a task, into an
+exception inside a block. Airflow 2 does that itself. Airflow 3 calls the operator's ``on_kill`` and lets the
+task's code continue, so no ``finally`` of the task is reached before SIGKILL.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 CLEAN_UP_SECONDS = 4.0
-"""How long a clean-up after an interruption may take: Airflow follows SIGTERM by SIGKILL after 5 seconds."""
+"""The time limit of a clean-up after an interruption: Airflow sends SIGKILL 5 seconds after SIGTERM."""
 
 EXIT_SECONDS = 1.0
-"""How long the end of a process may be held up."""
+"""How long closing connections may delay the end of a process."""
 
 SIGNAL_SECONDS = 0.5
-"""After so long at most, a wait notices a signal that another thread of the process received."""
+"""How long it takes at most until a wait notices a signal that another thread received."""
 
 Work = Callable[[], Coroutine[Any, Any, T]]
 
@@ -43,7 +43,7 @@ _INTERRUPTIONS = (signal.SIGTERM, signal.SIGALRM, signal.SIGINT)
 
 
 class _Background:
-    """An event loop in a thread. The process has one: one for each hook would multiply the descriptors."""
+    """An event loop in a thread: one for the process, because one for each hook needs many descriptors."""
 
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
@@ -51,14 +51,14 @@ class _Background:
             futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="dingtalk")
         )
         self.tasks: dict[object, asyncio.Task[Any]] = {}
-        """The asyncio tasks that run, by job."""
+        """The running asyncio tasks, by job."""
         thread = threading.Thread(target=self._run, name="dingtalk", daemon=True)
         thread.start()
         self.thread_id = thread.ident
 
     def _run(self) -> None:
-        # Of two signals that come together, the kernel may give one to this thread. Python would handle it in
-        # the main thread, but would not wake the main thread, which may be asleep in a locked block.
+        # If two signals come together, the kernel may give one to this thread. Python would handle it in the
+        # main thread, but not wake that thread, which may be asleep in a locked block.
         signal.pthread_sigmask(signal.SIG_BLOCK, _INTERRUPTIONS)
         self.loop.run_forever()
 
@@ -70,12 +70,12 @@ _later: set[futures.Future[object]] = set()
 
 
 def keep_after_fork(inherited: Callable[[], object]) -> None:
-    """Keep what a forked child inherits referenced for ever.
+    """Never garbage-collect in a forked child what it inherits.
 
-    A child that garbage-collects an event loop or a session of its parent can hang the parent: they share
-    the kernel's list of the sockets that the loop waits for.
+    A child that garbage-collects an event loop or a session of its parent can hang the parent, because they
+    share the kernel's list of the sockets that the loop waits for.
 
-    :param inherited: returns what is to be kept.
+    :param inherited: returns what the child must keep.
     """
     os.register_at_fork(after_in_child=lambda: _inherited.append(inherited()))
 
@@ -118,10 +118,10 @@ def run_later(work: Work[object]) -> futures.Future[object] | None:
 
 
 class _Job(Generic[T]):
-    """A coroutine that somebody waits for. Its methods run in the event loop.
+    """A coroutine that a thread waits for. Its methods run in the event loop.
 
-    The asyncio task is referenced from the loop's side alone. Held in the waiter's frame, the task would end
-    there, and the callbacks of weak references to the task swallow an exception out of a signal handler.
+    Only the loop's side references the asyncio task. If the waiter's frame held the task, the task would be
+    deleted there, and callbacks of weak references to it would swallow an exception from a signal handler.
     """
 
     result: T
@@ -159,7 +159,7 @@ class _Job(Generic[T]):
         self.background.tasks[self.cleaned_up] = self.background.loop.create_task(self._clean_up(task))
 
     async def _clean_up(self, task: asyncio.Task[None] | None) -> None:
-        """Wait for the end of the cancelled coroutine, or undo a result that came at that very moment."""
+        """Wait for the end of the cancelled coroutine, and undo a result that arrived at the same moment."""
         try:
             if task is not None:
                 await asyncio.wait([task])
@@ -173,12 +173,12 @@ class _Job(Generic[T]):
 def run(work: Work[T], undo: Callable[[T], Awaitable[object]] | None = None) -> T:
     """Run a coroutine in the background event loop, wait for it, and return its result.
 
-    When the wait is interrupted, the coroutine is cancelled, and the interruption is raised once the
-    coroutine has ended, or after :data:`CLEAN_UP_SECONDS`. Further interruptions wait until then, too.
+    If the wait is interrupted, the coroutine is cancelled. The interruption is raised when the coroutine has
+    ended, or after :data:`CLEAN_UP_SECONDS`. Further interruptions wait until then, too.
 
     :param work: a function that returns the coroutine.
-    :param undo: undoes the result if it arrived at the moment of the interruption, when the caller cannot
-        receive it any more.
+    :param undo: undoes a result that arrives at the moment of the interruption, because the caller does not
+        receive it.
     """
     job = _Job(work, undo)
     background = job.background
@@ -188,7 +188,7 @@ def run(work: Work[T], undo: Callable[[T], Awaitable[object]] | None = None) -> 
         background.loop.call_soon_threadsafe(job.begin, context=copy_context())
         while not job.finished.acquire(timeout=SIGNAL_SECONDS):
             pass
-        # No call from here on: an exception out of a signal handler is raised after calls.
+        # No call from here on: Python runs signal handlers, which may raise, after calls.
         if job.error is None:
             return job.result
     except BaseException:
@@ -205,7 +205,7 @@ def run(work: Work[T], undo: Callable[[T], Awaitable[object]] | None = None) -> 
 
 @contextmanager
 def interruptions_held() -> Iterator[None]:
-    """Hold back the signals that interrupt the main thread; handle them when the block ends."""
+    """Hold back signals that would interrupt the main thread, and handle them when the block ends."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -239,16 +239,16 @@ def sync(
     method: Callable[Concatenate[C, P], Coroutine[Any, Any, T]],
     undo: Callable[[C, T], Awaitable[object]] | None = None,
 ) -> Callable[Concatenate[C, P], T]:
-    """Return the synchronous method of an async one, whose name begins with ``a``.
+    """Return the synchronous version of a method.
 
-    :param method: the async method.
+    :param method: the async method, whose name begins with ``a``.
     :param undo: undoes its result; see :func:`run`.
     """
 
     def wait(self: C, /, *args: P.args, **kwargs: P.kwargs) -> T:
         if self._client is None:
-            self._connect()  # here: Airflow looks connections up for the main thread
-        # An iterator is consumed here: it may wait for the background event loop itself.
+            self._connect()  # here: Airflow looks up connections only in the main thread
+        # Iterators are consumed here, because they may wait for the background event loop.
         given: Any = [list(each) if isinstance(each, Iterator) else each for each in args]
         named: Any = {name: list(one) if isinstance(one, Iterator) else one for name, one in kwargs.items()}
         work: Work[T] = partial(method, self, *given, **named)
@@ -261,7 +261,7 @@ def sync(
 def sync_iterator(
     method: Callable[Concatenate[C, P], AsyncGenerator[T, None]],
 ) -> Callable[Concatenate[C, P], Iterator[T]]:
-    """Return the synchronous generator of an async one, whose name begins with ``a``."""
+    """Return the synchronous version of an async generator, whose name begins with ``a``."""
 
     def iterate(self: C, /, *args: P.args, **kwargs: P.kwargs) -> Iterator[T]:
         self._connect()
@@ -279,15 +279,15 @@ def sync_iterator(
 
 
 def _named(function: F, method: Any) -> F:
-    """Name a synchronous method like its async twin, without the ``a``."""
-    twin: Any = update_wrapper(cast("Any", function), method)
-    twin.__name__ = method.__name__[1:]
-    twin.__qualname__ = f"{method.__qualname__.rpartition('.')[0]}.{twin.__name__}"
+    """Give a synchronous method the name of its async version, without the ``a``."""
+    named: Any = update_wrapper(cast("Any", function), method)
+    named.__name__ = method.__name__[1:]
+    named.__qualname__ = f"{method.__qualname__.rpartition('.')[0]}.{named.__name__}"
     return function
 
 
 def _replaceable_handler() -> Any:
-    """Return the handler of SIGTERM; None if it is not to be replaced, or cannot be."""
+    """Return the handler of SIGTERM; None if it must not or cannot be replaced."""
     before = signal.getsignal(signal.SIGTERM)
     is_main = threading.current_thread() is threading.main_thread()
     return before if is_main and before is not signal.SIG_IGN else None
@@ -295,10 +295,10 @@ def _replaceable_handler() -> Any:
 
 @contextmanager
 def termination() -> Iterator[None]:
-    """Raise SystemExit in the block when SIGTERM comes; the handler that was there before is called first.
+    """Raise SystemExit in the block when SIGTERM comes; call the previous handler first.
 
-    Further signals do nothing until the block ends. Outside the main thread, where Python handles no
-    signal, the block runs as it is.
+    Further signals have no effect until the block ends. Outside the main thread, where Python handles no
+    signals, this does nothing.
     """
     before = _replaceable_handler()
     if before is None:
@@ -325,7 +325,7 @@ def termination() -> Iterator[None]:
 
 
 class _AsyncBlocks:
-    """The open blocks of event loops in the main thread; they overlap in any order."""
+    """The open blocks of event loops in the main thread; blocks can overlap in any order."""
 
     def __init__(self) -> None:
         self._cancels: set[Callable[[], object]] = set()
@@ -337,8 +337,8 @@ class _AsyncBlocks:
     def cancelled_by_termination(self) -> Iterator[None]:
         """Cancel the asyncio task that is in the block when SIGTERM comes.
 
-        The handler that was there before is called when the last open block has ended. Outside the main
-        thread, the block runs as it is.
+        The previous handler is called when the last open block has ended. Outside the main thread, this does
+        nothing.
         """
         before = _replaceable_handler()
         if before is None:
@@ -362,7 +362,7 @@ class _AsyncBlocks:
                     signal.raise_signal(signal.SIGTERM)
 
     def _handle(self, number: int, _frame: Any) -> None:
-        if not self._cancels or os.getpid() != self._process:  # a process that was forked in a block
+        if not self._cancels or os.getpid() != self._process:  # the latter: forked in a block
             signal.signal(number, self._before)
             signal.raise_signal(number)
         elif not self._terminated:

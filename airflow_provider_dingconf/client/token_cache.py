@@ -1,11 +1,11 @@
-"""What is kept between calls and processes: access tokens, address bans, suite tickets, seen events.
+"""What calls and processes share: access tokens, address bans, suite tickets, and the ids of seen events.
 
 An access token belongs to credentials and a host, not to a hook. The threads and coroutines of a process
 share it in memory. The processes of a host, such as Airflow's tasks, share it through a file that is
 encrypted with a key derived from the client secret. While one of them fetches a token, the others wait.
 
-A process counts seconds by its own monotonic clock, and takes the age of what another one wrote from the
-file system: neither a clock that is set nor one that is wrong matters.
+A process counts seconds on its monotonic clock, and takes the age of a shared file from the file system. So a
+clock that is wrong, or that somebody sets, has no effect.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ if TYPE_CHECKING:
     from airflow_provider_dingconf.dingtalk.tokens import App
 
 LOCK_SECONDS = 15.0
-"""How long to wait at most for another process that fetches a token, before fetching one, too."""
+"""How long to wait at most for another process that fetches a token, before fetching one as well."""
 
 LOCK_POLL_SECONDS = 0.05
-"""Between two attempts to get the lock: fifty waiting processes are then no load."""
+"""Seconds between two attempts to get the lock: short, but fifty waiting processes are no load."""
 
 _SALT_BYTES = 16
 _EVENT_BYTES = 16
@@ -49,16 +49,16 @@ _EVENT_BYTES = 16
 _SWEPT = b"\0" * _EVENT_BYTES  # in place of an event's key: no sweep is due for the events before it
 
 MAX_SEEN = MAX_FILE_BYTES // _EVENT_BYTES
-"""How many events of an app are remembered: the last ones."""
+"""How many events of an app are remembered; older ones are forgotten."""
 
 T = TypeVar("T")
 
 
 class _SharedValue:
-    """A value in a file of JSON that other processes replace, too; without a file, none is shared.
+    """A value in a JSON file that other processes replace, too; without a file, nothing is shared.
 
     :param secret: encrypts the file, unless it is None.
-    :param purpose: what an encrypted file is for; the content of another one is refused.
+    :param purpose: what an encrypted file is for. A file for another purpose cannot be decrypted.
     """
 
     def __init__(self, file: SharedFile | None, secret: str | None = None, purpose: str = "") -> None:
@@ -67,16 +67,17 @@ class _SharedValue:
         self._version: object = None
 
     def look(self, take: Callable[[Any], None]) -> None:
-        """Hand on the value if the file has changed since this process last wrote it or looked.
+        """Pass on the value if the file has changed since this process last wrote it or looked.
 
-        None says that the file was deleted. One that cannot be read says nothing, and may be readable later.
+        None means that the file was deleted. For an unreadable file, nothing is passed on: it may be readable
+        later.
         """
         version = self.file.version() if self.file else None
         if version != self._version:
             value = self._read()
             if value is not None or version is None:
                 take(value)
-                self._version = version  # not before: another thread would not look, and miss the value
+                self._version = version  # not before, or another thread would miss the value
 
     def age(self) -> float | None:
         """Return the seconds since the file was written; None if they are not known."""
@@ -120,9 +121,9 @@ class TokenCache:
         self._thread_lock = threading.Lock()
 
     def get(self, refused: Token | None, now: float) -> Token | None:
-        """Return a token that is not to be renewed yet, other than the one that DingTalk refused.
+        """Return a token that need not be renewed yet, other than the one that DingTalk refused.
 
-        :param now: seconds of the monotonic clock, here and below.
+        :param now: the time on the monotonic clock, here and below.
         """
         usable = self._usable(refused, now)
         if usable is None:
@@ -137,11 +138,12 @@ class TokenCache:
 
     @asynccontextmanager
     async def fetching(self, seconds: float) -> AsyncIterator[None]:
-        """Hold the right to fetch a token: one coroutine in all threads and processes has it at a time.
+        """Hold the lock to fetch a token, which one coroutine of all threads and processes has at a time.
 
-        Go on without it if its holder does not finish: it may be stopped, or inherited by a fork.
+        Continue without the lock if its holder does not finish: the holder may be stopped, or the lock may be
+        inherited by a fork.
 
-        :param seconds: how long to wait for the holder; :data:`LOCK_SECONDS` at most.
+        :param seconds: how long to wait for the lock; :data:`LOCK_SECONDS` at most.
         """
         give_up = time.monotonic() + min(seconds, LOCK_SECONDS)
         with ExitStack() as held:
@@ -177,12 +179,12 @@ class TokenCache:
 
 
 class AddressBan:
-    """The address ban of one host, if there is one: in memory, for all connections, and on disk.
+    """The address ban of one host, if there is one: in memory for all connections, and on disk.
 
     Deleting the file ends the ban for all processes that read or wrote it.
 
-    :param host: its URL.
-    :param file: of the connection that asks.
+    :param host: the URL of the host.
+    :param file: the connection's file; another connection can have another one.
     """
 
     def __init__(self, host: str, file: SharedFile | None = None) -> None:
@@ -190,7 +192,7 @@ class AddressBan:
         self._shared = _SharedValue(file)
 
     def seconds_left(self, now: float) -> float:
-        """Return how long DingTalk must not be called; 0 if it may."""
+        """Return the remaining seconds of the ban; 0 for no ban."""
         self._shared.look(partial(self._take, now))
         return max(0.0, _bans.get(self._host, now) - now)
 
@@ -209,7 +211,7 @@ class AddressBan:
 
 
 class SuiteTicket:
-    """The suite ticket that DingTalk pushed last to a third-party app."""
+    """The suite ticket that DingTalk last pushed to a third-party app."""
 
     def __init__(self, secret: str, file: SharedFile | None = None) -> None:
         self._shared = _SharedValue(file, secret, "suite ticket")
@@ -223,7 +225,7 @@ class SuiteTicket:
     def put(self, ticket: str, made_at: float | None = None) -> None:
         """Keep a ticket, for this process and the others, unless a newer one is known.
 
-        :param made_at: when DingTalk made it, in seconds since the epoch; if None, it counts as the newest.
+        :param made_at: when DingTalk made it, in seconds since the epoch; None counts as the newest.
         """
         newest, _ = self._newest()
         if made_at is None or made_at >= newest:
@@ -242,14 +244,14 @@ class SuiteTicket:
 
 
 class SeenEvents:
-    """Which events of an app started something: the last :data:`MAX_SEEN`, in memory and on disk."""
+    """The events of an app that started something: the last :data:`MAX_SEEN`, in memory and on disk."""
 
     def __init__(self, file: SharedFile | None = None) -> None:
         self._file = file
         self._seen: dict[bytes, None] = {}
 
     def load(self) -> None:
-        """Read what this process and others have seen before."""
+        """Read the events that other processes have seen."""
         self._remember(self._shared())
 
     def __contains__(self, event_id: str) -> bool:
@@ -257,9 +259,9 @@ class SeenEvents:
         return _event_key(event_id) in self._seen
 
     def add(self, event_ids: Iterable[str], *, swept: bool = False) -> None:
-        """Remember events that started something, until :meth:`save` in this process alone.
+        """Remember events that started something; in this process only, until :meth:`save`.
 
-        :param swept: whether no sweep is due for these events and those before.
+        :param swept: whether no sweep is due for these events and the earlier ones.
         """
         self._remember(map(_event_key, event_ids))
         if swept:
@@ -268,11 +270,11 @@ class SeenEvents:
 
     @property
     def sweep_due(self) -> bool:
-        """Whether sweeps were ahead when an event was last added."""
+        """Whether a sweep was due when an event was last added."""
         return next(reversed(self._seen), _SWEPT) != _SWEPT
 
     def save(self) -> None:
-        """Write what was seen, with what other processes wrote."""
+        """Write the seen events, together with those of other processes."""
         if self._file:
             own = dict.fromkeys(list(self._seen))
             known = [key for key in self._shared() if key not in own] + list(own)
@@ -294,14 +296,14 @@ def _event_key(event_id: str) -> bytes:
 
 
 _bans: dict[str, float] = {}
-"""When the ban of each host ends, by the monotonic clock."""
+"""When the ban of each host ends, on the monotonic clock."""
 
 _kept: dict[object, Any] = {}
 
 
 def token_cache_of(settings: Settings) -> TokenCache:
-    """Return the cache of the connection's credentials: the same for all who ask with the same ones."""
-    app = cast("App", settings.app)  # with a static token, nobody asks
+    """Return the token cache of the connection's credentials; equal credentials share one."""
+    app = cast("App", settings.app)  # there is one, unless the token is static
     name = _digest(settings.base_url, app.kind, app.client_id, app.corp_id, app.client_secret)
     return _once(settings, f"{name}.token", lambda file: TokenCache(app.client_secret, file))
 
@@ -319,7 +321,7 @@ def suite_ticket_of(settings: Settings) -> SuiteTicket:
 
 
 def seen_events_of(settings: Settings) -> SeenEvents:
-    """Return which events of the connection's app have started something."""
+    """Return the events of the connection's app that have started something."""
     return _once(settings, f"{_app_name(settings)}.events", SeenEvents)
 
 
@@ -329,12 +331,12 @@ def _app_name(settings: Settings) -> str:
 
 
 def _digest(*parts: str | None) -> str:
-    """Return the name of a file, which cannot be guessed if the client secret is among the parts."""
+    """Return a file name, which cannot be guessed if the client secret is among the parts."""
     return sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def _once(settings: Settings, name: str, make: Callable[[SharedFile | None], T]) -> T:
-    """Return what this process keeps in a file; without one, if the connection switches the sharing off."""
+    """Return the one object for a name; without a file, if the connection switches the sharing off."""
     where = settings.token_cache
     if (where, name) not in _kept:
         directory = default_directory() if where is True else Path(where or "")

@@ -1,7 +1,6 @@
-"""DingTalk's calls as plain values: what is sent, and what comes back.
+"""DingTalk's calls as plain values: :class:`Call`, :class:`Request` and :class:`Response`.
 
-A :class:`Call` says what to ask for. With the access token it becomes a :class:`Request`, the bytes for the
-wire; a :class:`Response` is what DingTalk sends back. Nothing here sends anything.
+With an access token, a call becomes a request: the bytes for the wire. Nothing here sends anything.
 """
 
 from __future__ import annotations
@@ -52,7 +51,7 @@ class Call:
     """One call of DingTalk's API."""
 
     endpoint: Endpoint
-    name: str  # of the call in a log
+    name: str  # what a log calls it
     target: str  # path and query, percent-encoded
     content: bytes | None = field(default=None, repr=False)  # the JSON body
     # Converts the JSON of a successful response, or raises a ResponseError.
@@ -80,7 +79,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Response:
-    """A response from the wire; its headers are looked up by their names in lower case."""
+    """A response from the wire; look up its headers by names in lower case."""
 
     status: int
     headers: Mapping[str, str] = field(repr=False)
@@ -97,8 +96,8 @@ def call_to(
 ) -> Call:
     """Return a call.
 
-    :param about: what stands for the ``{}`` in the endpoint's path and name.
-    :param params: query parameters: texts, numbers and booleans.
+    :param about: replaces the ``{}`` in the endpoint's path and name.
+    :param params: query parameters: strings, numbers and booleans.
     :raises TypeError, ValueError, RecursionError: a parameter or the body cannot be sent.
     """
     query = f"?{_query(params)}" if params else ""
@@ -109,9 +108,9 @@ def call_to(
 def page_call(
     endpoint: Endpoint, about: object, tokens: Sequence[str], max_results: int, read: Callable[[object], Any]
 ) -> Call:
-    """Return the call for one page of a list; its response is read as a :class:`~.records.Page`.
+    """Return the call that reads one page of a list, as a :class:`~.records.Page`.
 
-    :param tokens: the ``next_token`` of every page before; none for the first page.
+    :param tokens: the ``next_token`` of every earlier page; none for the first page.
     :param read: reads one item.
     """
     params = {"maxResults": max_results, **({"nextToken": tokens[-1]} if tokens else {})}
@@ -139,8 +138,8 @@ def any_call(
     """Return any other call.
 
     :param path: such as ``/v1.0/im/chats/{id}``; it may be percent-encoded already.
-    :param path_params: values for the placeholders, each percent-encoded as one path segment.
-    :param params: query parameters: texts, numbers and booleans.
+    :param path_params: values for the placeholders; each is percent-encoded as one path segment.
+    :param params: query parameters: strings, numbers and booleans.
     :param repeatable: whether sending the call twice has the same effect as sending it once.
     :raises InvalidInputError: a parameter cannot be sent; the message names it.
     """
@@ -162,10 +161,10 @@ def any_call(
 
 
 def kind_of(method: str, path: str) -> str:
-    """Return a name for all calls of a method and path: ``GET_contact_users``.
+    """Return a name for all calls with a method and path, such as ``GET_contact_users``.
 
-    It holds the words of the path, in camel case: no placeholder and no version. An id that is written into
-    the path counts as a word if it looks like one.
+    It consists of the words in the path, without placeholders and the version. An id in the path counts as a
+    word if it looks like one.
     """
     return "_".join((method, *filter(_WORD.fullmatch, path.split("/"))))
 
@@ -195,7 +194,7 @@ def _segment(name: str, values: Mapping[str, object]) -> str:
         raise InvalidInputError(f"{parameter} is missing, for which the path has a placeholder")
     text = check_text(parameter, digits_of(values[name]))
     if _has_dots(text):
-        raise InvalidInputError(f"{parameter}: {shown(text)} would change the path; dots cannot be a segment")
+        raise InvalidInputError(f"{parameter}: {shown(text)} would change the path of the call")
     try:
         return quote(text, safe="")
     except UnicodeEncodeError as error:
@@ -203,14 +202,14 @@ def _segment(name: str, values: Mapping[str, object]) -> str:
 
 
 def _has_dots(text: str) -> bool:
-    """Return whether a server that decodes slashes would find a ``.`` or ``..`` among the segments."""
+    """Return whether a server that decodes slashes would find a segment ``.`` or ``..``."""
     return not {".", ".."}.isdisjoint(re.split(r"[/\\]", text))
 
 
 def _query(params: Mapping[str, Any]) -> str:
-    """Return query parameters for an address.
+    """Return query parameters, percent-encoded.
 
-    Lists are refused: DingTalk's SDK sends ``ids.1=a&ids.2=b`` for some calls, a JSON text for others.
+    A list is an error: DingTalk's SDK sends ``ids.1=a&ids.2=b`` for some calls, and JSON for others.
     """
     if not isinstance(params, Mapping):
         raise TypeError(f"params is a {type(params).__name__}, not a mapping")
@@ -227,7 +226,7 @@ def _query(params: Mapping[str, Any]) -> str:
 def documentation_url(page: str, base_url: str = INTERNATIONAL_HOST) -> str:
     """Return the address of a documentation page.
 
-    :param base_url: the host that is called: mainland China has its own documentation site.
+    :param base_url: the host of the call: mainland China has a separate documentation site.
     """
     china = base_url.rstrip("/").endswith(".dingtalk.com")
     site = "open.dingtalk.com/document/development" if china else "help.dingtalk.io/open/development"

@@ -1,4 +1,4 @@
-"""Meetings: what names one, the calls that read them, and their responses as typed values."""
+"""Meetings: the ways to name one, the calls that read them, and the responses as typed values."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 BATCH = 100  # meetings in one batch query; DingTalk documents no limit
 PAGE = 20  # meetings on one page of a list; DingTalk documents no limit
-MAX_TITLE = 256  # characters of a title to search a pattern in: the triggerer's one event loop searches, too
+MAX_TITLE = 256  # characters of a title to search: a long search would block the triggerer's event loop
 MAX_CONFERENCE_ID_LENGTH = 256
 NAMES = ("conference_id", "room_code", "schedule_conference_id")  # the parameters that can name a meeting
 
@@ -61,7 +61,7 @@ def _title_of(content: Mapping[str, Any], name: str) -> str:
 
 @dataclass(frozen=True)
 class Meeting(Record):
-    """The facts of a meeting that calls and events give in the same form; see :class:`Conference`."""
+    """What calls and events both say about a meeting; see :class:`Conference`."""
 
     what: ClassVar[str] = "a meeting"
 
@@ -81,7 +81,7 @@ class Meeting(Record):
 
 @dataclass(frozen=True)
 class Conference(Meeting):
-    """A meeting as DingTalk describes it; None is what the response does not say."""
+    """A meeting as DingTalk describes it. A value that the response does not give is None."""
 
     title: str = json_field(_title_of, "title")  #: Its title.
     #: Whether it is running.
@@ -94,12 +94,13 @@ class Conference(Meeting):
 
 @dataclass(frozen=True)
 class ConferenceFilter:
-    """Selects meetings by title and creator, of which None takes any.
+    """Selects meetings by title and creator.
 
-    :param title_pattern: a regular expression to be found in the title; ``^`` is its beginning.
-    :param creator_id: the unionId of the creator.
-    :raises InvalidInputError: a value is not a text, is blank or ``"None"`` (which would take any meeting by
-        mistake), or is not a regular expression.
+    :param title_pattern: a regular expression that must match somewhere in the title; ``^`` is its beginning.
+        None selects any title.
+    :param creator_id: the unionId of the creator; None selects any creator.
+    :raises InvalidInputError: a value is not a string, is blank or ``"None"`` (which would select every
+        meeting by mistake), or is not a regular expression.
     """
 
     title_pattern: str | None = None
@@ -127,14 +128,14 @@ class ConferenceFilter:
         return self.title_pattern is None or bool(re.search(self.title_pattern, (title or "")[:MAX_TITLE]))
 
 
-# What names a meeting
+# The ways to name a meeting
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A meeting by the parameter that names it; the one place that checks what goes into a path.
+    """A meeting, by one of the parameters that can name it. Only here is a value for a path checked.
 
-    DingTalk's SDK turns a conference id of ``a/../b`` into ``b``; here such a value is refused.
+    DingTalk's SDK turns a conference id of ``a/../b`` into ``b``. Here such a value is an error.
 
     :param name: ``conference_id``, ``room_code`` or ``schedule_conference_id``.
     :raises InvalidConferenceIdError: the value is not one path segment.
@@ -165,11 +166,11 @@ class Reference:
 def check_reference(
     conference_id: object = None, room_code: object = None, schedule_conference_id: object = None
 ) -> Reference:
-    """Return the reference that a user gave, also one that a template rendered to a Python value.
+    """Return the reference that a user gave, or that a template rendered.
 
-    :param conference_id: a conferenceId, or a dict that has it: an XCom, the payload of an event.
-    :param room_code: the room code, also with the spaces and dashes with which DingTalk shows it.
-    :param schedule_conference_id: a scheduleConferenceId. It and a room code may be ints.
+    :param conference_id: a conferenceId, or a dict with one: an XCom, or the payload of an event.
+    :param room_code: a room code, with or without spaces and dashes. It may be an int.
+    :param schedule_conference_id: a scheduleConferenceId. It may be an int.
     :raises InvalidConferenceIdError: none or several are given, or the value is not one path segment.
     """
     named = dict(zip(NAMES, (conference_id, room_code, schedule_conference_id), strict=True))
@@ -197,16 +198,16 @@ def check_reference(
 
 
 def check_named(room_code: object = None, schedule_conference_id: object = None) -> Reference:
-    """Return the one of the two that is given; see :func:`check_reference`."""
+    """Return the reference by the parameter that is given; see :func:`check_reference`."""
     if room_code is None and schedule_conference_id is None:
         raise e.InvalidConferenceIdError("room_code: it is missing; give it, or a schedule_conference_id")
     return check_reference(room_code=room_code, schedule_conference_id=schedule_conference_id)
 
 
 def check_conference_ids(conference_ids: object) -> list[Reference]:
-    """Return the meetings, each once.
+    """Return the meetings, without duplicates.
 
-    :raises InvalidConferenceIdError: they are no collection of ids, or one is not one path segment.
+    :raises InvalidConferenceIdError: the value is not a collection of ids, or an id is not one path segment.
     """
     if isinstance(conference_ids, (str, bytes, Mapping)) or not isinstance(conference_ids, Iterable):
         raise e.InvalidConferenceIdError(
@@ -222,7 +223,7 @@ def check_conference_ids(conference_ids: object) -> list[Reference]:
 
 
 def check_given_name(named: Mapping[str, object]) -> str:
-    """Return which of the parameters that name a meeting is given; the first one, if all are None.
+    """Return the name of the parameter that is given; that of the first one, if all are None.
 
     :raises InvalidConferenceIdError: several are given, or a list of room codes or schedules.
     """
@@ -249,7 +250,7 @@ _FIND = {"room_code": endpoints.FIND_BY_ROOM_CODE, "schedule_conference_id": end
 
 
 def conference_call(meeting: Reference) -> Call:
-    """Return the call that reads one meeting, named by its ``conference_id``, as a :class:`Conference`."""
+    """Return the call that reads one meeting by its ``conference_id``, as a :class:`Conference`."""
     return call_to(endpoints.GET_CONFERENCE, meeting.value, read=_read_conference)
 
 
@@ -258,7 +259,7 @@ def _read_conference(content: Mapping[str, Any]) -> Conference:
 
 
 def query_call(conference_ids: Sequence[str]) -> Call:
-    """Return the call that says which of at most :data:`BATCH` meetings are running, by id."""
+    """Return the call that reads which of at most :data:`BATCH` meetings are running, by id."""
     body = {"conferenceIdList": list(conference_ids)}
     return call_to(endpoints.QUERY_CONFERENCES, len(conference_ids), body=body, read=_read_running)
 
@@ -269,7 +270,7 @@ def _read_running(content: Mapping[str, Any]) -> dict[str, Conference]:
 
 
 def list_call(meetings: Reference | None = None, *tokens: str, max_results: int = PAGE) -> Call:
-    """Return the call for one page of a list of meetings; tokens as for :func:`~.calls.page_call`.
+    """Return the call for one page of a list of meetings; ``tokens`` as in :func:`~.calls.page_call`.
 
     :param meetings: a room code or a schedule; None for the running meetings of the organisation.
     """
@@ -278,15 +279,15 @@ def list_call(meetings: Reference | None = None, *tokens: str, max_results: int 
 
 
 def page_of(reference: Reference) -> str:
-    """Return the name of the documentation page on the call that reads a reference."""
+    """Return the name of the documentation page on the call that finds the meeting."""
     return _FIND.get(reference.name, endpoints.GET_CONFERENCE).page or ""
 
 
-# Of several meetings, the one that runs
+# The running one of several meetings
 
 
 def started_of(found: Iterable[Conference], reference: Reference) -> Conference | None:
-    """Return the one meeting that is running, of those of a room code or schedule; None if none is.
+    """Return the running meeting of a room code or schedule; None if none is running.
 
     :raises ConferenceNotRunningError: more than one is running.
     """
@@ -297,7 +298,7 @@ def started_of(found: Iterable[Conference], reference: Reference) -> Conference 
 
 
 def the_running(found: Sequence[Conference], reference: Reference) -> Conference:
-    """Return the one meeting that is running.
+    """Return the running meeting of a room code or schedule.
 
     :raises ConferenceNotRunningError: none is running, or more than one.
     """
@@ -310,15 +311,15 @@ def the_running(found: Sequence[Conference], reference: Reference) -> Conference
 def reached(conference: Conference, wanted: ConferenceStatus) -> bool:
     """Return whether a meeting has the wanted status.
 
-    :raises ConferenceClosedError: it has ended, and so will not start.
+    :raises ConferenceClosedError: the meeting has ended, and will not start again.
     """
     if conference.status is not wanted and conference.status is ConferenceStatus.ENDED:
-        raise e.ConferenceClosedError(f"{conference} will not start any more", code="confClosed")
+        raise e.ConferenceClosedError(f"{conference} will not start again", code="confClosed")
     return conference.status is wanted
 
 
 def _not_running(what: str, listed: Sequence[Conference], reference: Reference) -> e.DingTalkError:
-    names = ", ".join(map(str, listed[:_MAX_LISTED])) or "none is known"
+    names = ", ".join(map(str, listed[:_MAX_LISTED])) or "DingTalk lists none"
     more = f" and {len(listed) - _MAX_LISTED} more" if len(listed) > _MAX_LISTED else ""
     return e.ConferenceNotRunningError(
         f"{what} under {reference.name} {reference.value}: {names}{more}", code="confNotRunning"

@@ -1,6 +1,6 @@
-"""The table of DingTalk's calls that this package makes: one row each, on one line.
+"""The table of the DingTalk calls that this package makes: one row for each, on one line.
 
-A page is that of the call in `DingTalk's documentation
+``page`` is the name of the call's page in `DingTalk's documentation
 <https://help.dingtalk.io/open/development/api-lockconference>`__; calls.documentation_url makes its address.
 """
 
@@ -10,17 +10,17 @@ from typing import NamedTuple
 
 
 class Endpoint(NamedTuple):
-    """What DingTalk documents of a call, whatever it is about."""
+    """What DingTalk documents about a call."""
 
     kind: str  # what a metric calls it
-    name: str  # what a log calls it; {} stands for what it is about
+    name: str  # what a log calls it, with {} for an id or a number
     method: str
-    path: str  # percent-encoded, with {} for the ids in it
+    path: str  # percent-encoded, with {} for an id
     page: str | None  # the name of its page in DingTalk's documentation
-    items: tuple[str, ...] = ()  # what the response may call the list in it
-    confirms: bool = False  # whether a successful response says "success"
+    items: tuple[str, ...] = ()  # possible names of the list in the response
+    confirms: bool = False  # whether a successful response must say "success": true
     repeatable: bool = True  # whether sending the call twice has the same effect as sending it once
-    with_credentials: bool = False  # whether the body has the app's credentials, in place of an access token
+    with_credentials: bool = False  # whether it sends the app's credentials in place of an access token
     any_body: bool = False  # whether a successful response may have no body, or any JSON
 
 

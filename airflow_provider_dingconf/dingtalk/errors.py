@@ -1,14 +1,14 @@
-"""The exceptions: every way in which a call to DingTalk can end badly.
+"""The exceptions: every way in which a call to DingTalk can fail.
 
 ::
 
-    DingTalkError                         any call that did not do what was asked
+    DingTalkError                         a call failed
     ├── InvalidInputError                 found before anything was sent (also a ValueError)
     │   ├── InvalidConnectionError        a field of the Airflow connection is wrong
     │   └── InvalidConferenceIdError      a conference id is not one path segment
     ├── RefusedError                      DingTalk understood and refused: repeating changes nothing
     │   ├── ConferenceClosedError         the meeting has ended
-    │   ├── ConferenceNotRunningError     not exactly one meeting runs under a room code or schedule
+    │   ├── ConferenceNotRunningError     no meeting, or several, run under a room code or schedule
     │   ├── ConferenceNotFoundError       DingTalk knows no such meeting
     │   ├── ParameterError                DingTalk does not accept a parameter
     │   ├── PermissionDeniedError         the app may not make the call, or not for this meeting
@@ -25,10 +25,10 @@
     │       └── CallTimeoutError          DingTalk did not connect or respond in time
     ├── CertificateError                  the server's TLS certificate is not that of the host
     ├── RedirectError                     the response is a redirect, which is never followed
-    └── ConferencesError                  of many meetings, some failed
+    └── ConferencesError                  the call for some of many meetings failed
 
-The class of an error says what is done about it; :mod:`~airflow_provider_dingconf.dingtalk.error_codes` says
-which code is of which class, what it means and what to do.
+The class of an error decides how the provider handles it.
+:mod:`~airflow_provider_dingconf.dingtalk.error_codes` has the class, the meaning and the remedy of each code.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 
 class Outcome(str, Enum):
-    """What becomes of a task whose call ended in a :class:`DingTalkError`."""
+    """How a task ends whose call failed with a :class:`DingTalkError`."""
 
     FAIL = "fail"  # the task fails, and Airflow does not retry it
     SKIP = "skip"  # the task is skipped
@@ -52,29 +52,29 @@ class Outcome(str, Enum):
 
 
 class Scope(str, Enum):
-    """Whom an error concerns: whose other calls would end in the same way."""
+    """Whom an error concerns: whose other calls would fail with the same error."""
 
-    MEETING = "meeting"  # this call alone: the next meeting may fare better
+    MEETING = "meeting"  # only this call: a call for another meeting may succeed
     APP = "app"  # every call with this app, or with this connection
     ORGANISATION = "organisation"  # every call of every app of the organisation
     ADDRESS = "address"  # every call from this public address
 
 
 class DingTalkError(Exception):
-    """Raised when a call to DingTalk did not do what was asked.
+    """Raised when a call to DingTalk failed.
 
-    :param message: what happened, in DingTalk's words where DingTalk gave any.
+    :param message: what happened; DingTalk's own message, if there is one.
     :param code: DingTalk's error code, or one of this package's own; None if there is none.
     :param http_status: the HTTP status of the response; None if there was no response.
-    :param request_id: what DingTalk's support asks for; None if DingTalk gave none.
+    :param request_id: the id that DingTalk's support asks for; None if DingTalk gave none.
     :param retry_after: seconds to wait before the call can succeed; None if not known.
-    :param remedy: what to do, in place of what the code or the class advises.
+    :param remedy: what to do, in place of the advice of the code or the class.
     """
 
     outcome: Outcome = Outcome.FAIL
     scope: Scope = Scope.MEETING
     repeat: bool = False  # whether the call is repeated, within the limits of one call
-    support: ClassVar[bool] = False  # whether DingTalk's support can help if the error lasts
+    support: ClassVar[bool] = False  # whether DingTalk's support can help with an error that lasts
     meaning: str = "DingTalk refused the call."
     remedy: str = "Look the code up in DingTalk's global error codes."
 
@@ -95,15 +95,15 @@ class DingTalkError(Exception):
         self.request_id = request_id
         self.retry_after = retry_after
         self.attempts = 0  # how often the call was sent before this error was raised
-        self.unsent = False  # whether the call was not sent: there was no connection for it
-        self.uncertain = False  # whether the call was sent and, not refused, may have taken effect
+        self.unsent = False  # whether the call was not sent, because there was no connection
+        self.uncertain = False  # whether the call may have taken effect: it was sent, and not refused
         if remedy is not None:
             self.remedy = remedy
         if row := self._row:
             self.scope = row.scope
 
     def as_dict(self) -> dict[str, object]:
-        """Return the error as plain values: fit for an XCom or a trigger's event."""
+        """Return the error as plain values, for an XCom or a trigger's event."""
         names = ("message", "code", "http_status", "request_id", "retry_after", "uncertain")
         special = {"remedy": self.remedy} if "remedy" in vars(self) else {}
         return {"type": type(self).__name__, **{name: getattr(self, name) for name in names}, **special}
@@ -118,14 +118,14 @@ class DingTalkError(Exception):
 
     @property
     def _row(self) -> ErrorCode | None:
-        """The table's row of the code, unless the call makes something else of it than the table does."""
+        """The row of the code in the table, unless the code means something else for this call."""
         from airflow_provider_dingconf.dingtalk.error_codes import find_code
 
         row = find_code(self.code)
         return row if row and (not row.sent_by_dingtalk or isinstance(self, row.error)) else None
 
     def must_not_be_repeated(self) -> None:
-        """Let the error say that the call may have taken effect, and Airflow not retry the task by itself."""
+        """Make the error say that the call may have taken effect, and keep Airflow from retrying the task."""
         self.outcome = Outcome.FAIL
         self.remedy = (
             "The call may have taken effect although its response was lost. Check that first: if it is "
@@ -134,21 +134,21 @@ class DingTalkError(Exception):
 
     @property
     def concerns_all(self) -> bool:
-        """Whether any other meeting would meet the same error."""
+        """Whether a call for any other meeting would fail with the same error."""
         return self.scope is not Scope.MEETING
 
     def outcome_with(self, on_error: Mapping[str, Outcome]) -> Outcome:
-        """Return what becomes of a task: the default, unless ``on_error`` overrides it.
+        """Return the outcome for a task: the default, unless ``on_error`` overrides it.
 
-        :param on_error: outcomes by code, which counts first, or by the name of the class or of a base class,
-            of which the nearest counts.
+        :param on_error: outcomes by code or by the name of a class. The code takes precedence over the class,
+            and the class over its base classes.
         """
         names = [self.code or "", *(kind.__name__ for kind in type(self).__mro__)]
         return next((on_error[name] for name in names if name in on_error), self.outcome)
 
     @property
     def summary(self) -> str:
-        """What happened, with all that identifies it: one line."""
+        """What happened, with the HTTP status, the request id and the wait, in one line."""
         status = f"HTTP {self.http_status}" if self.http_status else None
         request_id = f"request id {self.request_id}" if self.request_id else None
         wait = f"retry after {self.retry_after:g} s" if self.retry_after is not None else None
@@ -159,14 +159,15 @@ class DingTalkError(Exception):
     def __str__(self) -> str:
         """Say what happened, what it means, and what to do next."""
         about = self._row or self
-        parts = [f"{self.summary}.", about.meaning, vars(self).get("remedy") or about.remedy]
+        end = "" if self.summary.endswith("?") else "."
+        parts = [self.summary + end, about.meaning, vars(self).get("remedy") or about.remedy]
         if self.support and self.request_id:
             parts.append("If it lasts, give the request id to DingTalk's support.")
         return " ".join(part for part in parts if part)
 
 
 class InvalidInputError(DingTalkError, ValueError):
-    """Raised when the input is wrong whatever DingTalk would say: nothing was sent."""
+    """Raised when the input is invalid: nothing was sent."""
 
     meaning = "Nothing was sent to DingTalk."
     remedy = ""
@@ -179,11 +180,11 @@ class InvalidConnectionError(InvalidInputError):
 
 
 class InvalidConferenceIdError(InvalidInputError):
-    """Raised when a conference id is not one non-empty path segment."""
+    """Raised when a conference id, a room code or a schedule's id is not one path segment."""
 
 
 class RefusedError(DingTalkError):
-    """Raised when DingTalk refuses a call for a reason that repeating it does not change."""
+    """Raised when DingTalk refuses a call, and would refuse it again."""
 
 
 class ConferenceClosedError(RefusedError):
@@ -205,16 +206,17 @@ class ParameterError(RefusedError):
 
 
 class PermissionDeniedError(RefusedError):
-    """Raised when the app may not make the call, or not for this meeting."""
+    """Raised when the app is not allowed to make the call, or not for this meeting."""
 
     meaning = "DingTalk did not allow the call."
     remedy = (
-        "It may be a missing permission, which an administrator grants, or a rate limit: make fewer calls."
+        "The cause may be a missing permission, which an administrator grants, or a rate limit: make fewer "
+        "calls."
     )
 
 
 class QuotaExhaustedError(RefusedError):
-    """Raised when the organisation has used up its calls of the month: every call of every app fails."""
+    """Raised when the organisation has used up its monthly quota: every call of every app fails."""
 
     scope = Scope.ORGANISATION
 
@@ -228,15 +230,15 @@ class CredentialsError(RefusedError):
 
 
 class AccessTokenError(RefusedError):
-    """Raised when DingTalk rejects the access token, and a fresh one as well, unless it is a static one."""
+    """Raised when DingTalk rejects the access token: the connection's own, or a fresh one as well."""
 
     scope = Scope.APP
     meaning = "The access token is missing, expired, revoked or not known."
-    remedy = "Check that the connection belongs to this host; a static access token has to be replaced."
+    remedy = "Check that the connection's app belongs to its host; a static access token has to be replaced."
 
 
 class TransientError(DingTalkError):
-    """Raised when the same call may succeed later: it is repeated within the call, then by Airflow."""
+    """Raised when the same call may succeed later: the hook repeats it, and then Airflow retries the task."""
 
     outcome = Outcome.RETRY
     repeat = True
@@ -269,7 +271,7 @@ class ThrottledError(TransientError):
 
 
 class AddressBannedError(ThrottledError):
-    """Raised when DingTalk refuses everything from this public address; no call is made meanwhile."""
+    """Raised when DingTalk refuses all calls from this public address for some minutes."""
 
     repeat = False
     scope = Scope.ADDRESS
@@ -288,13 +290,13 @@ class CallTimeoutError(TransportError):
 
 
 class CertificateError(DingTalkError):
-    """Raised when the server's TLS certificate is not that of the host asked for: nothing was sent."""
+    """Raised when the server's TLS certificate is not valid for the host: nothing was sent."""
 
     scope = Scope.APP
 
 
 class RedirectError(DingTalkError):
-    """Raised when the response is a redirect. It is never followed: the access token would go along."""
+    """Raised when the response is a redirect. It is never followed: its target would get the access token."""
 
     scope = Scope.APP
 
@@ -307,7 +309,7 @@ class ConferencesError(DingTalkError):
 
     @classmethod
     def of(cls, action: str, errors: Mapping[str, DingTalkError], total: int) -> ConferencesError:
-        """Return the error of a lock or unlock of ``total`` meetings; ``errors`` has one or more, by id."""
+        """Return the error of a lock or unlock of ``total`` meetings; ``errors`` holds those that failed."""
         first_id, first = next(iter(errors.items()))
         rest = f", and {len(errors) - 1} more" if len(errors) > 1 else ""
         failed = f"{action} failed for {len(errors)} of {total} meetings"
@@ -315,7 +317,7 @@ class ConferencesError(DingTalkError):
 
 
 def error_classes(kind: type[DingTalkError] = DingTalkError) -> dict[str, type[DingTalkError]]:
-    """Return an error class and all its subclasses, by name; ``on_error`` takes them beside codes."""
+    """Return an error class and all its subclasses, by name."""
     found = {kind.__name__: kind}
     for each in kind.__subclasses__():
         found |= error_classes(each)

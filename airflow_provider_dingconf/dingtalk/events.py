@@ -1,9 +1,9 @@
-"""DingTalk's events as plain values: messages of its stream in and out, and what a meeting's event says.
+"""DingTalk's events as plain values: the messages of an event stream, the replies, and events about meetings.
 
-DingTalk pushes the events of an app over a WebSocket ("Stream mode"). :func:`open_call` asks for its
-address; each text that arrives is a :class:`Frame` and gets a :func:`reply`. Nothing here connects to
-anything. Source: `Stream mode <https://open.dingtalk.com/document/development/introduction-to-stream-mode>`__,
-and what DingTalk's SDKs for it send and accept.
+DingTalk pushes the events of an app over a WebSocket ("Stream mode"). :func:`open_call` requests its
+address. Each text that arrives is a :class:`Frame` and gets a :func:`reply`. Nothing here opens a connection.
+Source: `Stream mode <https://open.dingtalk.com/document/development/introduction-to-stream-mode>`__, and what
+DingTalk's SDKs send and accept.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ SUITE_TICKET = "suite_ticket"
 
 STARTED = "conference_created"
 
-SCENES: Mapping[str, str] = {  # what can happen in a meeting, and the type of the event that says so
+SCENES: Mapping[str, str] = {  # what can happen in a meeting, and the type of its event
     STARTED: STATUS_CHANGE,
     "conference_closed": STATUS_CHANGE,
     "user_join": MEMBER_CHANGE,
@@ -53,15 +53,15 @@ _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
 class FrameError(ValueError):
-    """Raised when a text of the stream is not the message that DingTalk documents."""
+    """Raised when a text from the stream is not a message that DingTalk documents."""
 
 
 @dataclass(frozen=True)
 class Address:
-    """The address of an app's events, for one connection."""
+    """The address of an app's event stream, for one connection."""
 
     url: str = field(repr=False)  # of the WebSocket, with the ticket; its scheme is in lower case
-    ticket: str = field(repr=False)  # admits one connection within a short time
+    ticket: str = field(repr=False)  # valid for one connection within a short time
 
     @property
     def secrets(self) -> tuple[str, ...]:
@@ -70,7 +70,7 @@ class Address:
 
 
 def open_call(app: App) -> Call:
-    """Return the call that asks for a connection to all events of an app."""
+    """Return the call that requests the address for all events of an app."""
     body = {
         "clientId": app.client_id,
         "clientSecret": app.client_secret,
@@ -83,7 +83,7 @@ def open_call(app: App) -> Call:
 def address_from(content: Mapping[str, Any]) -> Address:
     """Return the address in the response to :func:`open_call`: ``wss``, or ``ws`` to this machine.
 
-    :raises ResponseError: no address is usable.
+    :raises ResponseError: there is no usable address.
     """
     endpoint, ticket = content.get("endpoint"), content.get("ticket")
     try:
@@ -104,18 +104,18 @@ class Frame:
     """One message of the stream."""
 
     kind: str | None  # SYSTEM, EVENT or CALLBACK
-    data: Mapping[str, Any] = field(repr=False)  # the JSON document in it; empty if it is not an object
-    raw_data: str = field(repr=False)  # the same as the text that arrived
+    data: Mapping[str, Any] = field(repr=False)  # the JSON object in it; empty if there is none
+    raw_data: str = field(repr=False)  # the text of data, as it arrived
     topic: str | None = json_field(text_of, "topic")
-    message_id: str | None = json_field(text_of, "messageId")  # another one when it is delivered again
+    message_id: str | None = json_field(text_of, "messageId")  # a new one for each delivery of an event
     event_type: str | None = json_field(text_of, "eventType")
-    event_id: str | None = json_field(text_of, "eventId")  # the same when it is delivered again
+    event_id: str | None = json_field(text_of, "eventId")  # the same for each delivery of an event
     corp_id: str | None = json_field(text_of, "eventCorpId")
     born_at: datetime | None = json_field(moment_of, "eventBornTime")
 
     @property
     def is_event(self) -> bool:
-        """Whether the message is an event, and not about the connection."""
+        """Whether the message is an event; otherwise it is about the connection."""
         return self.kind == "EVENT"
 
     @property
@@ -125,7 +125,7 @@ class Frame:
 
     @property
     def outline(self) -> str:
-        """The names of the fields in it, in ASCII, and no value."""
+        """The names of the fields in the data, in ASCII and without values."""
         return ascii({name: [*value] if isinstance(value, dict) else "" for name, value in self.data.items()})
 
     @property
@@ -135,23 +135,23 @@ class Frame:
 
 
 def read_frame(text: str) -> Frame:
-    """Return the message in a text of the stream.
+    """Return the message in a text from the stream.
 
-    :raises FrameError: the text is no message that could get a reply.
+    :raises FrameError: the text is not a message that can get a reply.
     """
     content = _object(text)
     headers = content.get("headers")
     if not isinstance(headers, dict) or not text_of(headers, "messageId"):
-        raise FrameError("it is no JSON object with headers.messageId")
+        raise FrameError("it is not a JSON object with headers.messageId")
     raw = content.get("data")
     raw = raw if isinstance(raw, str) else json.dumps(raw)
     return Frame(text_of(content, "type"), _object(raw), raw, **fields_in(Frame, headers))
 
 
 def reply(frame: Frame, *, taken: bool = True) -> str:
-    """Return the text that replies to a message.
+    """Return the text of the reply to a message.
 
-    :param taken: whether an event was taken; if not, DingTalk delivers it again later.
+    :param taken: whether an event is acknowledged; otherwise, DingTalk delivers it again later.
     """
     status = {"status": "SUCCESS" if taken else "LATER"}
     data = json.dumps(status) if frame.is_event else frame.raw_data  # a ping gets its own data back
@@ -169,9 +169,9 @@ def suite_ticket(frame: Frame) -> str | None:
 
 @dataclass(frozen=True)
 class ConferenceEvent(Meeting):
-    """Something that happened in a meeting, of which an event about members says no more than its id."""
+    """Something that happened in a meeting. Of the meeting, an event about members gives only the id."""
 
-    event_id: str = ""  # the same however often DingTalk delivers the event
+    event_id: str = ""  # the same for each delivery of the event
     event_type: str = ""  # STATUS_CHANGE or MEMBER_CHANGE
     scene: str = ""  # what happened, usually one of SCENES
     corp_id: str | None = None
@@ -180,14 +180,14 @@ class ConferenceEvent(Meeting):
     members: tuple[Mapping[str, Any], ...] = ()  # of an event about members
 
     def payload(self) -> dict[str, Any]:
-        """Return the event as plain JSON, with times as ISO 8601 in UTC."""
+        """Return the event as plain JSON, with times in ISO 8601 and UTC."""
         return self.as_dict("milliseconds")
 
 
 def conference_events(frame: Frame) -> list[ConferenceEvent]:
-    """Return what an event says of meetings: nothing if it is about something else.
+    """Return the events about meetings in a message; none if it is about something else.
 
-    An event about members can name several meetings; it becomes one event for each.
+    An event about members can name several meetings. It becomes one event for each.
     """
     if not frame.is_of_meetings or not frame.event_id:
         return []
@@ -195,7 +195,7 @@ def conference_events(frame: Frame) -> list[ConferenceEvent]:
     models = frame.data.get("openMemberModels") if about_members else [frame.data.get("openConfModel")]
     meetings: dict[str, list[dict[str, Any]]] = {}
     for model in models if isinstance(models, list) else []:
-        with suppress(AttributeError, InvalidInputError):  # it is no object, or names no meeting
+        with suppress(AttributeError, InvalidInputError):  # it is not an object, or names no meeting
             meeting = Reference("conference_id", text_of(model, "conferenceId") or "")
             meetings.setdefault(meeting.value, []).append(model)
     return [_event(frame, meeting_id, found) for meeting_id, found in meetings.items()]
@@ -230,10 +230,10 @@ def _member(model: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class EventFilter(ConferenceFilter):
-    """Selects events of meetings. An event that does not say what the filter asks for is not selected.
+    """Selects events about meetings. If an event lacks what the filter needs, it is not selected.
 
-    :param scenes: what happened, of :data:`SCENES`: one, or several in any order; kept sorted, each once.
-    :raises InvalidInputError: a value is invalid, or the events of a scene never say what is asked for.
+    :param scenes: one or several of :data:`SCENES`; kept sorted, without duplicates.
+    :raises InvalidInputError: a value is invalid, or the events of a scene never have what the filter needs.
     """
 
     scenes: Collection[str] = field(default=(STARTED,), kw_only=True)
@@ -254,7 +254,7 @@ class EventFilter(ConferenceFilter):
 
 
 def _scenes(scenes: object) -> tuple[str, ...]:
-    """Return scenes in one canonical form: equal filters are then one trigger to Airflow."""
+    """Return scenes in a canonical form, by which Airflow runs equal filters as one trigger."""
     given = [scenes] if isinstance(scenes, str) else scenes
     if not isinstance(given, Iterable) or isinstance(given, Mapping):
         raise InvalidInputError(f"scenes: expected a list of strings, got {shown(scenes)}")
@@ -268,7 +268,7 @@ def _scenes(scenes: object) -> tuple[str, ...]:
 
 
 def _object(text: str) -> dict[str, Any]:
-    """Return the JSON object in a text; an empty one if there is none."""
+    """Return the JSON object in a text; an empty dict if there is none."""
     with suppress(ValueError, RecursionError):
         value = json.loads(text)
         return value if isinstance(value, dict) else {}

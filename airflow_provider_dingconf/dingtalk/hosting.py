@@ -1,4 +1,4 @@
-"""The calls of a host: create a meeting, close it, list its members; and their responses as typed values."""
+"""The calls that create a meeting, close it and list its members, and the responses as typed values."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MEMBERS = 500  # on one page: DingTalk's default is 128, and it documents no upp
 
 @dataclass(frozen=True)
 class CreatedConference(Record):
-    """A meeting that was just created. The host's password, which DingTalk sends as well, is not read."""
+    """A new meeting. DingTalk sends the host's password as well, which is not read."""
 
     what: ClassVar[str] = "a new meeting"
 
@@ -40,14 +40,14 @@ class CreatedConference(Record):
 
 @dataclass(frozen=True)
 class ConferenceMember(Record):
-    """Somebody who was invited to a meeting, is in it, or was; None is what the response does not say."""
+    """Somebody who was invited to a meeting, is in it, or was in it. A value that is not given is None."""
 
     what: ClassVar[str] = "a member"
 
     union_id: str | None = json_field(text_of, "unionId")  #: Their unionId.
     user_nick: str | None = json_field(text_of, "userNick")  #: Their name.
     conference_id: str | None = json_field(text_of, "conferenceId")  #: The meeting's conferenceId.
-    #: 1 initialised, 2 being called, 3 in the meeting, 4 did not join, 5 removed, 6 left.
+    #: 1 invited, 2 being called, 3 in the meeting, 4 did not join, 5 removed, 6 left.
     attend_status: int | None = json_field(number_of, "attendStatus")
     join_time: datetime | None = json_field(moment_of, "joinTime")  #: When they joined; an aware datetime.
     leave_time: datetime | None = json_field(moment_of, "leaveTime")  #: When they left; an aware datetime.
@@ -62,14 +62,14 @@ class ConferenceMember(Record):
 def create_call(
     title: object, creator_id: object, invite: object = None, *, invite_creator: bool = True
 ) -> Call:
-    """Return the call that creates a meeting; its response is read as a :class:`CreatedConference`.
+    """Return the call that creates a meeting, and reads the response as a :class:`CreatedConference`.
 
-    The call cannot be repeated: if its response is lost, a second one would create a second meeting.
+    The call is not repeatable: after a lost response, a second call could create a second meeting.
 
     :param title: DingTalk cuts it after 50 characters and refuses more than 256.
     :param creator_id: the unionId of the creator, who is the host.
-    :param invite: the unionIds of those whom DingTalk invites; None for nobody.
-    :raises InvalidInputError: a value is missing or of another type.
+    :param invite: the unionIds of the people whom DingTalk invites; None for nobody.
+    :raises InvalidInputError: a value is missing or of a wrong type.
     """
     body: dict[str, Any] = {"confTitle": check_text("title", title), "inviteCaller": invite_creator}
     if invite is not None:
@@ -81,10 +81,10 @@ def create_call(
 
 
 def close_call(meeting: Reference, creator_id: object) -> Call:
-    """Return the call that closes a meeting, by its ``conference_id``; only its host may.
+    """Return the call that closes a meeting, by its ``conference_id``.
 
-    :param creator_id: the unionId of the host.
-    :raises InvalidInputError: it is missing or of another type.
+    :param creator_id: the unionId of the host: only the host may close a meeting.
+    :raises InvalidInputError: it is missing or of a wrong type.
     """
     return call_to(CLOSE, meeting.value, params={"unionId": check_text("creator_id", creator_id)})
 

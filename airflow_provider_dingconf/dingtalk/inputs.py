@@ -1,4 +1,4 @@
-"""Checks of what a user gives, and how a value stands in a message."""
+"""Checks of a user's input, and how a message shows a value."""
 
 from __future__ import annotations
 
@@ -24,10 +24,11 @@ def check_text(name: str, value: object, error: type[InvalidInputError] = Invali
     if isinstance(value, str) and value.strip() not in ("", "None"):
         return plain(value)
     if value is not None and not isinstance(value, str):
-        raise error(
-            f"{name}: expected a string, got {shown(value)} of type {type(value).__name__}; if it comes from "
-            "a template, render_template_as_native_obj=True is the likely cause: quotes in it keep a string"
-        )
+        remedy = "if it comes from a template, render_template_as_native_obj=True is the likely cause; "
+        remedy += "quotes in the template keep a string: \"'{{ ... }}'\""
+        if isinstance(value, (list, tuple, set)):
+            remedy = "give one, not a list"
+        raise error(f"{name}: expected a string, got {shown(value)} of type {type(value).__name__}; {remedy}")
     problem = f"it is {value!r}" if value is None or value.strip() else "it is empty"
     raise error(
         f"{name}: {problem}, as a template or XCom without a value renders; check where it comes from"
@@ -49,18 +50,18 @@ def check_switch(name: str, value: object) -> None:
 
 
 def digits_of(value: object) -> object:
-    """Return an int as its digits, from which native rendering made it; any other value unchanged."""
+    """Return an int as its digits: native rendering makes ints of them. Return any other value unchanged."""
     return str(value) if type(value) is int and 0 <= value < 10**18 else value
 
 
 def hint(name: object, known: Collection[str]) -> str:
-    """Return what a message says after an unknown name: the nearest known one, or all of them."""
+    """Return what a message says after an unknown name: the nearest known name, or all of them."""
     near = difflib.get_close_matches(str(name), known, n=1)
     return f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
 
 
 def shown(value: object) -> str:
-    """Return a value for a message, in ASCII and short."""
+    """Return a short text of a value, in ASCII, for a message."""
     try:
         text = ascii(value)
     except Exception:  # an int of thousands of digits, a deep list, an object that cannot be shown

@@ -1,4 +1,4 @@
-"""How much one call may cost, and how fast many may be made."""
+"""The limits of one call and of many, and the checks of the parameters that set them."""
 
 from __future__ import annotations
 
@@ -10,28 +10,29 @@ from airflow_provider_dingconf.dingtalk.inputs import shown
 MAX_ATTEMPTS = 5
 MAX_SECONDS = 60.0
 
-LONGEST_SECONDS = 86_400  # a day: more is a mistake, and too much for the clocks of a transport
+LONGEST_SECONDS = 86_400  # a day: more is a mistake, and more than some timers can hold
 CONCURRENCY = 20
 CALLS_PER_SECOND = 18.0  # DingTalk allows a standard organisation 20 for each app and API
-STREAM_SILENCE = 1_800.0  # seconds without a message after which the event stream is opened anew
+STREAM_SILENCE = 1_800.0  # seconds without a message after which the event stream is opened again
 
-SECONDS = f"a number of seconds above 0 and up to a day ({LONGEST_SECONDS})"  # what is_seconds takes
+SECONDS = f"a number of seconds above 0 and up to a day ({LONGEST_SECONDS})"  # what is_seconds accepts
 
 
 def is_number(value: object) -> TypeGuard[float]:
-    """Return whether a value is a number; a boolean is none."""
+    """Return whether a value is a number; a boolean is not."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def is_seconds(value: object) -> TypeGuard[float]:
-    """Return whether a value is a number of seconds that something may take."""
+    """Return whether a value is a number of seconds above 0, up to a day."""
     return is_number(value) and 0 < value <= LONGEST_SECONDS
 
 
 def check_limits(max_attempts: object, max_seconds: object) -> None:
     """Check the limits of a call.
 
-    :raises InvalidInputError: one of them is not such a number, or is more than a day.
+    :raises InvalidInputError: ``max_attempts`` is not a whole number of at least 1, or ``max_seconds`` is not
+        a number above 0 and up to a day.
     """
     check_count("max_attempts", max_attempts)
     if not is_seconds(max_seconds):
@@ -39,7 +40,7 @@ def check_limits(max_attempts: object, max_seconds: object) -> None:
 
 
 def check_bulk_limits(concurrency: object, calls_per_second: object = None) -> None:
-    """Check how fast many meetings may be locked.
+    """Check the limits for many meetings.
 
     :raises InvalidInputError: one of them is not a positive number.
     """

@@ -1,6 +1,6 @@
-"""DingTalk's JSON as values: functions that read one field, and records, whose fields name DingTalk's.
+"""DingTalk's JSON as typed values: functions that read one field, and records, whose fields name DingTalk's.
 
-A field that DingTalk leaves out, or fills with something else, is None: one odd field costs no response.
+A missing or malformed field is None: it does not make the response unreadable.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _UNSTORABLE = re.compile("[\0\ud800-\udfff]")
-_MAX_NUMBER = 2**63 - 1  # the largest whole number that every reader of JSON, and every database, can hold
+_MAX_NUMBER = 2**63 - 1  # larger whole numbers do not fit into every database and JSON parser
 _MAX_MILLISECONDS = 10**15
 
 
 def text_of(content: Mapping[str, Any], *names: str) -> str | None:
-    """Return the first of the named fields that holds a text or a whole number.
+    """Return the first of the named fields that holds a string or a whole number, as a string.
 
-    NUL and half of a surrogate pair, as in a text cut within an emoji, are replaced: no database takes them.
+    NUL and unpaired surrogates (of a text that was cut within an emoji) are replaced: databases refuse them.
     """
     for name in names:
         value = content.get(name)
@@ -39,7 +39,7 @@ def text_of(content: Mapping[str, Any], *names: str) -> str | None:
 
 
 def number_of(content: Mapping[str, Any], name: str) -> int | None:
-    """Return the whole number in a field, which may be a text of digits."""
+    """Return the whole number in a field, which may be a string of digits."""
     text = text_of(content, name) or ""
     number = int(text) if re.fullmatch("-?[0-9]{1,19}", text) else None
     return number if number is not None and abs(number) <= _MAX_NUMBER else None
@@ -54,7 +54,7 @@ def duration_of(content: Mapping[str, Any], name: str) -> timedelta | None:
 
 
 def moment_of(content: Mapping[str, Any], name: str) -> datetime | None:
-    """Return the moment in a field of milliseconds since the epoch; None also for 0."""
+    """Return the time in a field of milliseconds since the epoch; None also for 0."""
     since = duration_of(content, name)
     try:
         return _EPOCH + since if since else None
@@ -70,17 +70,17 @@ def flag_of(content: Mapping[str, Any], name: str) -> bool:
 def json_field(
     kind: Callable[[Mapping[str, Any], str], Any], name: str, needed: str = "", **options: Any
 ) -> Any:
-    """Return a dataclass field that is read from JSON; its default stands for a field that DingTalk left out.
+    """Return a dataclass field that is read from JSON; its default is for a field that is missing there.
 
     :param kind: the function above that reads it.
-    :param name: what DingTalk calls it.
+    :param name: DingTalk's name of the field.
     :param needed: what a record without it lacks, for the message; empty if it may be None.
     """
     return field(default=kind({}, name), metadata={"read": kind, "name": name, "needed": needed}, **options)
 
 
 def fields_in(record: type[Any], content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values of a record's fields in a JSON object, by the record's names.
+    """Return the values of a record's fields from a JSON object, by the names in the record.
 
     :raises ResponseError: the object lacks what the record needs.
     """
@@ -95,15 +95,15 @@ def fields_in(record: type[Any], content: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Record:
-    """What DingTalk says of one thing: the base of dataclasses with fields of :func:`json_field`."""
+    """The base of dataclasses that are read from JSON by :func:`json_field`."""
 
     what: ClassVar[str]
 
     @classmethod
     def read(cls, content: object) -> Self:
-        """Return the record in a JSON object of DingTalk's.
+        """Return the record from a JSON object.
 
-        :raises ResponseError: there is no object, or it lacks what the record needs.
+        :raises ResponseError: the value is not an object, or lacks what the record needs.
         """
         if not isinstance(content, dict):
             raise unreadable(f"{cls.what} that is no object")
@@ -112,7 +112,7 @@ class Record:
     def as_dict(self, timespec: str = "auto") -> dict[str, Any]:
         """Return plain values for an XCom: times in ISO 8601, durations in seconds.
 
-        :param timespec: how exact the times are: of ``datetime.isoformat``.
+        :param timespec: the precision of the times, as in ``datetime.isoformat``.
         """
         return {name: _plain(value, timespec) for name, value in vars(self).items()}
 
@@ -131,7 +131,7 @@ class Page(NamedTuple):
     """One page of a list."""
 
     items: tuple[Any, ...]
-    next_token: str | None  # what the next page is asked for with; None on the last page
+    next_token: str | None  # for the call that reads the next page; None on the last page
 
 
 def read_page(
@@ -139,10 +139,10 @@ def read_page(
 ) -> Page:
     """Return the page in a response; it is empty if the list is missing.
 
-    A token continues the list unless ``hasMore`` is false: of some lists, DingTalk sends no ``hasMore``.
+    A token continues the list unless ``hasMore`` is false: some lists have no ``hasMore``.
 
-    :param keys: what DingTalk may call the list.
-    :param tokens: the tokens of the pages before; one of them again would be an endless list.
+    :param keys: possible names of the list.
+    :param tokens: the tokens of the earlier pages. If one comes again, the list is endless.
     :raises ResponseError: the response is not as documented, or the list is endless.
     """
     key = next((one for one in keys if one in content), keys[0])

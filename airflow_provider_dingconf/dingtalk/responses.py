@@ -1,6 +1,6 @@
-"""What a response means: the content of a good one, or the :class:`DingTalkError` that it stands for.
+"""``read_response``: the content of a successful response, or the :class:`DingTalkError` that it stands for.
 
-Everything that can come back over HTTP is decided here, once.
+All decisions on what an HTTP response means are in this module.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ MASK = "***"
 _UNREADABLE = "unreadableAnswer"
 _MAX_SHOWN = 300
 _MAX_BAN_MINUTES = 24 * 60  # DingTalk's ban lasts 5
-_MAX_LIMIT_SECONDS = 3600.0  # its rate limits count seconds and minutes; a longer wait is a wrong clock
+_MAX_LIMIT_SECONDS = 3600.0  # its rate limits are for seconds and minutes; a longer wait is a wrong clock
 _GZIP_OR_ZLIB = 47  # zlib's wbits for "whichever of the two it is"
 _NOT_JSON = object()
 _HTML = re.compile(r"\s*<(!doctype\s+html|!--|html|head|body)", re.IGNORECASE)
 _TITLE = re.compile(r"<title[^>]{0,100}>([^<]+)", re.IGNORECASE)
 _TAGS = re.compile(r"<(script|style)\b.*?</\1[^>]*>|<[^>]*>?", re.IGNORECASE | re.DOTALL)
-# What Alibaba's firewall puts into its pages. "Punish" and "deny" are words in any proxy's pages: they count
-# as a name of the firewall's, or in an address of its pages.
+# The marks of pages of Alibaba's firewall. Any proxy's pages can contain "punish" and "deny": they count only
+# as a name that the firewall uses, or in an address of its pages.
 _BAN_MARKS = re.compile(
     r"""x5secdata|_____tmd_____|\bbaxia|/punish[/?:"'.-]|["']punish["']|\bpunish=|alicdn\.com/\S{0,99}\bdeny\b""",
     re.IGNORECASE,
 )
-# Whose page it is if it is not DingTalk's: a proxy or another web server says so in its headers or its text.
+# The headers or the text of a page that a proxy or another web server sends.
 _ANOTHER_SERVER = re.compile(
     r"proxy|squid|zscaler|forti(gate|guard|net)|blue ?coat|sophos|mcafee|umbrella|nginx|apache|cloudflare",
     re.IGNORECASE,
@@ -53,7 +53,7 @@ _SUB_CODE = re.compile(r"\[subcode=(\w+)")
 _SCOPES = re.compile(r"requiredScopes=\[([\w., -]+)\]")
 _FINE = frozenset({None, "0", "200", "OK"})
 
-# What DingTalk calls a field, in its newer and its older forms.
+# DingTalk's names of a field, in new and old-style responses.
 _CODE = ("code", "Code", "errcode")
 _MESSAGE = ("message", "Message", "errmsg")
 _REQUEST_ID = ("requestid", "requestId", "RequestId", "request_id", "uuid")
@@ -61,19 +61,19 @@ _REQUEST_ID = ("requestid", "requestId", "RequestId", "request_id", "uuid")
 
 @dataclass
 class CallResult:
-    """What a good response holds."""
+    """The result of a successful call."""
 
-    content: Any = field(repr=False)  # its JSON, or what the call's "read" makes of that
-    request_id: str | None  # what DingTalk's support asks for; None if DingTalk gave none
+    content: Any = field(repr=False)  # the JSON of the response, or what the call's "read" made of it
+    request_id: str | None  # the id that DingTalk's support asks for; None if DingTalk gave none
     attempts: int = 1  # how often the call was sent
 
 
 def read_response(call: Call, response: Response, now: float, secrets: Iterable[str] = ()) -> CallResult:
-    """Return what a good response holds.
+    """Return the content of a successful response.
 
-    :param now: seconds since the epoch, for a wait that ends at a moment.
-    :param secrets: what is masked in the text of an error, since a server may echo what it was sent.
-    :raises DingTalkError: the subclass that the response stands for.
+    :param now: seconds since the epoch, for a wait that ends at a given time.
+    :param secrets: to be masked in the text of an error, since a server may echo the request.
+    :raises DingTalkError: the response is an error; the subclass says which.
     """
     endpoint, status = call.endpoint, response.status
     errors = _Errors(endpoint, response, status, now, tuple(secrets))
@@ -95,7 +95,7 @@ def read_response(call: Call, response: Response, now: float, secrets: Iterable[
     if "punish" in content or (content.get("status") == 1111 and "wait" in content):
         raise errors.make("this public address is banned", "addressBanned", wait=_ban(content.get("wait")))
     code, said = text_of(content, *_CODE), text_of(content, *_MESSAGE)
-    if code == "88":  # of the older form: what was refused is in the sub_code, or in the message alone
+    if code == "88":  # an old-style code: the sub_code, or else the message, says what was refused
         in_message = _SUB_CODE.search(said or "")
         code = text_of(content, "sub_code") or (in_message[1] if in_message else code)
     if status >= 300 or (code not in _FINE and ("errcode" in content or find_code(code))):
@@ -111,7 +111,7 @@ def read_response(call: Call, response: Response, now: float, secrets: Iterable[
 
 @dataclass
 class _Errors:
-    """Makes the errors that a response can stand for."""
+    """Makes the error that a response stands for."""
 
     endpoint: Endpoint
     response: Response
@@ -126,7 +126,7 @@ class _Errors:
         return self.make(": ".join((f"success is {shown} in the response", *reasons)), "notConfirmed")
 
     def for_page(self, text: str) -> e.DingTalkError:
-        """Return the error of an HTML page: the address ban's, or another server's."""
+        """Return the error for an HTML page: an address ban, or another server's page."""
         text = masked(text, self.secrets)
         title = _TITLE.search(text)
         shown = one_line(title[1] if title else _TAGS.sub(" ", text[:5_000])) or "without text"
@@ -146,16 +146,16 @@ class _Errors:
         return error
 
     def for_other_body(self, text: str) -> e.DingTalkError:
-        # All of it: a cut could leave half a secret unmasked.
+        # The whole text: a shortened one could end in half a secret, which would not be masked.
         said = f"the response is not a JSON object: {text}" if text.strip() else "the response is empty"
         return self.make(said, _UNREADABLE) if self.status < 300 else self.for_refusal(said, None)
 
     def for_refusal(self, said: str | None, code: str | None) -> e.DingTalkError:
-        """Return the error that DingTalk's code or the HTTP status stands for."""
+        """Return the error for DingTalk's code or the HTTP status."""
         kind = error_class(code, self.status)
         refused = kind is e.AccessTokenError or (kind is e.RefusedError and not find_code(code))
         if self.endpoint.with_credentials:
-            # unknownError is how DingTalk refuses a Client ID or a corpId that it does not know.
+            # DingTalk refuses an unknown Client ID or corpId with unknownError.
             kind = e.CredentialsError if refused or code == "unknownError" else kind
         elif self.status == 401:
             kind = e.AccessTokenError
@@ -172,7 +172,7 @@ class _Errors:
         kind: type[e.DingTalkError] | None = None,
         wait: float | None = None,
     ) -> e.DingTalkError:
-        """Return an error: its kind and its wait are given, or those of the code."""
+        """Return an error; by default, the kind and the wait are those of the code."""
         row = find_code(code)
         kind = kind or error_class(code, self.status)
         scopes = _required_scopes(self.content) if issubclass(kind, e.PermissionDeniedError) else ""
@@ -194,7 +194,7 @@ class _Errors:
 
 
 def _text_in(response: Response) -> str | None:
-    """Return the body as text, decompressed if a proxy compressed it unasked; None if it is too long."""
+    """Return the body as text, decompressed if a proxy compressed it; None if it is too long."""
     body = response.content
     if response.headers.get("content-encoding", "identity").lower() in {"gzip", "x-gzip", "deflate"}:
         with suppress(zlib.error):  # it may not be compressed after all
@@ -203,21 +203,20 @@ def _text_in(response: Response) -> str | None:
 
 
 def _ban(minutes: object) -> float | None:
-    """Return the seconds of a ban; None if the response does not say."""
+    """Return the seconds of a ban; None if the response gives no usable number."""
     return float(minutes) * 60 if is_number(minutes) and 0 < minutes <= _MAX_BAN_MINUTES else None
 
 
 def _required_scopes(content: Mapping[str, Any]) -> str:
-    """Return the permission points that a refusal names; empty if it names none."""
     detail = content.get("AccessDeniedDetail") or content.get("accessdenieddetail")
     scopes = detail.get("requiredScopes") if isinstance(detail, dict) else None
-    if not isinstance(scopes, list):  # the older form names them in its message
+    if not isinstance(scopes, list):  # an old-style refusal names them in its message
         scopes = _SCOPES.findall(text_of(content, *_MESSAGE) or "")
     return ", ".join(one for one in scopes if isinstance(one, str))
 
 
 def _until_limit_ends(message: str, now: float) -> float | None:
-    """Return the seconds until a rate limit ends, if the message names the moment."""
+    """Return the seconds until a rate limit ends, if the message names the time."""
     ends = _LIMIT_ENDS.search(message)
     try:
         moment = datetime.fromisoformat(f"{ends[1]}+08:00") if ends else None
@@ -227,14 +226,14 @@ def _until_limit_ends(message: str, now: float) -> float | None:
 
 
 def masked(text: str, secrets: Iterable[str]) -> str:
-    """Return the text with every secret in it replaced."""
+    """Return the text with every secret in it masked."""
     for secret in sorted(secrets, key=len, reverse=True):  # one secret can be the beginning of another
         text = text.replace(secret, MASK).replace(json.dumps(secret)[1:-1], MASK)
     return text
 
 
 def one_line(text: str) -> str:
-    """Return a foreign text as it may stand in a message: one line, printable, and short."""
+    """Return text from outside as one short, printable line for a message."""
     if not text.isprintable():
         text = "".join(char if char.isprintable() else " " for char in text)
     line = " ".join(text.split())

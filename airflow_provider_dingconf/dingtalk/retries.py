@@ -13,7 +13,7 @@ _backoff = tenacity.wait_exponential(multiplier=0.5, max=20) + tenacity.wait_ran
 
 
 def _wait_as_asked(state: tenacity.RetryCallState) -> float:
-    """Return the seconds to wait: growing exponentially, with jitter, and as many as DingTalk asks for."""
+    """Return a wait that grows exponentially, with jitter; at least as many seconds as DingTalk asks for."""
     error = state.outcome.exception() if state.outcome else None
     asked = error.retry_after if isinstance(error, TransientError) else None
     return max(_backoff(state), asked or 0.0)
@@ -24,13 +24,12 @@ def retry_policy(
 ) -> dict[str, Any]:
     """Return the policy for a call: the arguments of an ``AsyncRetrying``.
 
-    A wait that does not fit into the remaining time does not begin: the error is raised at once, and its
-    ``retry_after`` says how long the wait would have been.
+    A wait that does not fit into the remaining time does not begin: the error is raised at once.
 
-    :param repeatable: whether the call can be repeated; if not, it is retried only if it was not sent, or
+    :param repeatable: whether the call may be repeated. If not, it is retried only if it was not sent, or was
         refused as too frequent.
-    :param max_attempts: attempts in all.
-    :param max_seconds: seconds in all, waits included.
+    :param max_attempts: the maximum number of attempts.
+    :param max_seconds: the time limit in seconds, including the waits.
     """
 
     def may_repeat(error: BaseException) -> bool:

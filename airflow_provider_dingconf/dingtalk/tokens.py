@@ -1,4 +1,4 @@
-"""Access tokens: the call that fetches one for each kind of app, its response, and when a token is renewed.
+"""Access tokens: the calls that fetch one, by the kind of app, and the responses.
 
 Source: `Obtain the access token of an internal app
 <https://help.dingtalk.io/open/development/obtain-the-access-token-of-an-internal-app>`__ and the pages
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 RENEW_AFTER = 7_000 / 7_200  # the share of a token's lifetime after which it is renewed
-_MAX_LIFETIME = 10**9  # seconds: anything longer is no lifetime, and no date can be made of it
+_MAX_LIFETIME = 10**9  # seconds: a longer one is a mistake, and too long for a date
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
-"""A DingTalk on this machine: for trying DAGs, for the demo, for the tests.
+"""A simulated DingTalk on this machine, to try DAGs, and for the demo and the tests.
 
-It serves the documented calls over real HTTP on the loopback address, goes wrong on demand, and records
+It serves the documented calls over real HTTP on the loopback address, returns errors on demand, and records
 every call. If DingTalk's documentation is silent, it is strict. It imports neither Airflow nor the hook::
 
     with Sandbox() as sandbox:

@@ -28,7 +28,7 @@ _OPTIONS: Final = (
 
 
 def _read(kind: Any, text: str) -> Any:
-    """Return a value of a type that stands on the command line."""
+    """Return a value from the command line as a type."""
     try:
         return TypeAdapter(kind).validate_python(text)
     except ValidationError as error:
@@ -40,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
     rows = "\n".join(f"  {ids}\n      {rehearses}" for ids, rehearses in listing())
     found = argparse.ArgumentParser(
         prog="python -m airflow_provider_dingconf.sandbox",
-        description="A DingTalk on this machine, on the loopback address only.",
+        description="A simulated DingTalk on this machine, on the loopback address only.",
         epilog=f"meeting ids that always behave the same way:\n{rows}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -54,7 +54,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def welcome(sandbox: Sandbox) -> str:
-    """Return what a user needs to start: the address, and the connection to copy."""
+    """Return the text that a user needs first: the address, and the connection to copy."""
     return f"""\
 DingTalk sandbox on {sandbox.url} (Ctrl+C stops it)
 

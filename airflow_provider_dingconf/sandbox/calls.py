@@ -1,7 +1,7 @@
-"""DingTalk's side of the calls: who may call, what a call does, and its response.
+"""The calls on the server's side: who may make them, what they do, and their responses.
 
-Each row of :data:`ROUTES` is one call. Its method returns the body of a success, or raises an error: the
-nearest documented one, if DingTalk's documentation names none for an input.
+Each row of :data:`ROUTES` is one call. Its method returns the body of a success, or raises an error. If
+DingTalk's documentation names no error for an input, it is the nearest documented one.
 """
 
 import json
@@ -19,7 +19,7 @@ from airflow_provider_dingconf.sandbox.faults import RESERVED, RESPONSES, Call, 
 from airflow_provider_dingconf.sandbox.meetings import Conference, Meetings
 from airflow_provider_dingconf.sandbox.state import APPS, CORP_ID, App
 
-SWITCHING: Final = 101  # the HTTP status of a call that goes on as a WebSocket
+SWITCHING: Final = 101  # the HTTP status of a call that becomes a WebSocket
 _CHINA: Final = timezone(timedelta(hours=8))
 _PAGE, _PAGE_OF_MEMBERS = 20, 128
 _LONGEST_TITLE, _SHOWN_TITLE = 256, 50
@@ -31,7 +31,7 @@ class Route(NamedTuple):
 
     name: str  # in faults and records
     respond: Callable[[Any, Call], Any]  # returns the body of a success, or a whole response
-    scope: str | None = None  # the permission point it needs, Read or Write; None: no access token either
+    scope: str | None = None  # the permission that it needs, Read or Write; None: no access token either
     counts: bool = True  # whether limits apply to it
 
 
@@ -43,14 +43,14 @@ class RefusalError(Exception):
 
 
 def _require(value: T | None, code: str, message: str | None = None) -> T:
-    """Return a value; if it is false, the call gets an error."""
+    """Return a value; refuse the call if it is false."""
     if not value:
         raise RefusalError(error(code, message))
     return value
 
 
 def _object(call: Call, code: str = "paramsError") -> dict[str, Any]:
-    """Return the JSON object that is the body of a call."""
+    """Return the JSON object in the body of a call."""
     try:
         body = call.json() if "json" in (call.header("Content-Type") or "") else None
     except ValueError:
@@ -59,7 +59,7 @@ def _object(call: Call, code: str = "paramsError") -> dict[str, Any]:
 
 
 def _fields(call: Call, *names: str, kind: type = str) -> list[Any]:
-    """Return these fields of the body of a call, which must be of a type, and not empty."""
+    """Return fields of the body of a call, which must have a type and not be empty."""
     body = _object(call, "invalidParameter")
     for name in names:
         valid = body.get(name) and isinstance(body[name], kind)
@@ -85,12 +85,12 @@ def _page(call: Call, key: str, items: list[Any], most: int = _PAGE, has_more: b
     page = {key: items[first:last], "totalCount": len(items)}
     if last < len(items):
         page["nextToken"] = str(last)
-    # Of some lists, DingTalk sends no hasMore: an empty nextToken ends them.
+    # For some lists, DingTalk sends no hasMore: an empty nextToken ends them.
     return page | {"hasMore": last < len(items)} if has_more else {"nextToken": "", **page}
 
 
 class Calls(Meetings):
-    """What the calls do."""
+    """The effect and the response of each call."""
 
     def _internal_token(self, call: Call) -> Any:
         app = _app("invalidClientIdOrSecret", *_fields(call, "appKey", "appSecret"), third_party=False)
@@ -182,7 +182,7 @@ class Calls(Meetings):
         return {"endpoint": f"{self.url.replace('http', 'ws', 1)}/connect", "ticket": ticket}
 
     def _connect(self, call: Call) -> Any:
-        """Let an app connect to its event stream; the response's body is the app, for the server."""
+        """Let an app connect to its event stream; the body of the response is the app, for the server."""
         app, expires = self.tickets.pop(call.parameters.get("ticket", ""), (None, 0.0))
         _require(expires > self.clock(), "authFailed", "The ticket is not valid.")
         return Response(SWITCHING, app)

@@ -27,7 +27,7 @@ _DENIED: Final = "Forbidden.AccessDenied.AccessTokenPermissionDenied"
 
 @dataclass
 class Call:
-    """One call the sandbox received, unchanged, and the status and error code of its response."""
+    """One call that the sandbox received, unchanged, and the status and error code of its response."""
 
     name: str  # one of CallName
     method: str
@@ -37,7 +37,7 @@ class Call:
     conference_id: str | None = None
     parameters: dict[str, str] = field(default_factory=dict)  # of the path and of the query, decoded
     request_id: str = field(default_factory=lambda: str(uuid.uuid4()).upper())
-    time: float = field(default_factory=time.monotonic)  # when it came, in seconds
+    time: float = field(default_factory=time.monotonic)  # when it arrived, in seconds
     status: int | None = None  # None: no response yet, or never
     code: str | None = None
 
@@ -46,15 +46,15 @@ class Call:
         return next((value for key, value in self.headers if key.lower() == name.lower()), None)
 
     def json(self) -> Any:
-        """Return the body as JSON; a ValueError says that it is none, or of too many levels."""
+        """Return the body as JSON; raise ValueError if it is not JSON, or has too many levels."""
         return from_json(self.body)
 
 
 @dataclass(frozen=True)
 class Response:
-    """What goes back over the wire.
+    """A response.
 
-    :param status: the HTTP status; 0 stands for no response: the connection closes.
+    :param status: the HTTP status; 0 closes the connection without a response.
     :param body: a JSON value; text and bytes are sent unchanged. ``{requestid}`` becomes the request id.
     :param complete: if False, the connection closes after half the body.
     """
@@ -95,7 +95,7 @@ def error(code: str, message: str | None = None, **details: Any) -> Response:
 
 
 def denied(scope: str = "Write") -> Response:
-    """Return the error of an app that lacks a permission point."""
+    """Return the error for an app that lacks a permission."""
     return error(_DENIED, accessdenieddetail={"requiredScopes": [f"VideoConference.Conference.{scope}"]})
 
 
@@ -135,7 +135,7 @@ _NAMED: Final[Mapping[str, tuple[str, Response]]] = {
        for code in range(90002, 90020)},
 }
 # fmt: on
-"""By name, what goes wrong, and the response."""
+"""What goes wrong, and the response, by name."""
 
 RESPONSES: Final = {name: response for name, (_, response) in _NAMED.items()} | {_DENIED: denied()}
 """Error responses by name: the error codes DingTalk sends, and what it sends without a code."""
@@ -151,7 +151,7 @@ def _pattern(text: str) -> str:
     try:
         re.compile(text)
     except (re.error, OverflowError, RecursionError) as wrong:
-        raise ValueError(f"it is no regular expression: {wrong}") from None
+        raise ValueError(f"it is not a regular expression: {wrong}") from None
     return text
 
 
@@ -166,11 +166,11 @@ _Line = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]*\Z")]
 
 @checked(frozen=True, kw_only=True, config=ConfigDict(strict=True, extra="forbid", regex_engine="python-re"))
 class Fault:
-    """Something that goes wrong with some calls. The first one in force that matches a call applies to it.
+    """Makes some calls fail or changes their responses. The first fault in force that matches a call applies.
 
-    With neither ``code``, ``status`` nor ``body`` the call gets its usual response, after ``delay``.
+    With neither ``code``, ``status`` nor ``body``, the call gets its usual response, after ``delay``.
 
-    :param call: the name of a call, or ``any``. ``lock`` and ``unlock`` are one call of DingTalk's with two
+    :param call: the name of a call, or ``any``. ``lock`` and ``unlock`` are one DingTalk call with two
         actions, ``other`` is any other documented conference call, ``stream`` obtains the address of an event
         stream, and ``connect`` connects to it.
     :param path: a regular expression to search for in the raw path; None: any path.
@@ -182,8 +182,8 @@ class Fault:
     :param body: the body, instead of the code's (see :class:`Response`).
     :param headers: further headers, such as ``Retry-After``; not those for the body's length.
     :param delay: seconds to wait before the response.
-    :param drop: close the connection without a response, or after half of the one given here.
-    :param after: let the call take effect first: only its response goes wrong.
+    :param drop: close the connection without a response, or after half of the response given here.
+    :param after: let the call take effect first, and change only its response.
     :raises ValueError: a value is not valid.
     """
 
@@ -209,7 +209,7 @@ class Fault:
 
     @property
     def response(self) -> Response | None:
-        """What is sent instead of the usual response; None: that one is sent."""
+        """The response to send instead of the usual one; None for the usual one."""
         if (self.code, self.status, self.body) == (None, None, None):
             return Response(0) if self.drop else None
         usual = RESPONSES[self.code] if self.code else Response(body={})
@@ -227,7 +227,7 @@ class Reserved:
     """A meeting whose id decides the result of each call for it."""
 
     rehearses: str  # what happens, for the user
-    fault: Fault | None = None  # after its ``times`` one call succeeds, and the count begins anew
+    fault: Fault | None = None  # after ``times`` calls, one call succeeds, and the count starts again
     status: Status = "started"
 
 
@@ -252,7 +252,7 @@ RESERVED: Final[Mapping[str, Reserved]] = {f"sandbox-{name}": row for name, row 
 
 
 def listing() -> Iterator[tuple[str, str]]:
-    """Yield the reserved meetings for people: ids and what they rehearse; a long run is one row."""
+    """Yield the ids of the reserved meetings and what they rehearse; similar ones share a row."""
     for rehearses, rows in groupby(RESERVED, key=lambda one: RESERVED[one].rehearses):
         ids = list(rows)
         for shown in ids if len(ids) <= 3 else [f"{ids[0]} to {ids[-1]}"]:

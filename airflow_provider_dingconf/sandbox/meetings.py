@@ -1,4 +1,4 @@
-"""Meetings: what happens in them, and what DingTalk says about them, exactly as documented."""
+"""Meetings: what happens in them, and how DingTalk describes them, exactly as documented."""
 
 import secrets
 from dataclasses import dataclass, field
@@ -28,7 +28,7 @@ FIELDS: Final = {
     "schedule": _BASIC,
     "event": f"{_DETAILS} {_COUNTS}",
 }
-"""What each call, and the event, says about a meeting: the fields that a meeting has, of these."""
+"""The fields with which each call, and an event, describes a meeting; those without a value are omitted."""
 
 
 def _digits(count: int) -> str:
@@ -37,7 +37,7 @@ def _digits(count: int) -> str:
 
 @dataclass
 class Conference:
-    """A meeting. It is the sandbox's own object: it changes with the calls. Times are in milliseconds."""
+    """A meeting. This is the sandbox's own object, which calls change. Times are in milliseconds."""
 
     conference_id: str
     title: str
@@ -45,7 +45,7 @@ class Conference:
     status: Status = "not_started"
     locked: bool = False
     participants: list[str] = field(default_factory=list)  # who is or was in the meeting
-    joined: dict[str, int] = field(default_factory=dict)  # when they joined, the first time
+    joined: dict[str, int] = field(default_factory=dict)  # when they first joined
     left: dict[str, int] = field(default_factory=dict)  # when they left, unless they are still in it
     invited: list[str] = field(default_factory=list)
     refused: list[str] = field(default_factory=list)  # who could not join, once for each attempt
@@ -67,7 +67,7 @@ class Conference:
         return "locked" if self.locked and not self.has(user) else None
 
     def described(self, call: str) -> dict[str, Any]:
-        """Return what a call, one of :data:`FIELDS`, says about the meeting."""
+        """Return the meeting as a call, one of :data:`FIELDS`, describes it."""
         active = [user for user in self.participants if self.has(user)]
         user = {"attendStatus": _IN_MEETING, "cameraStatus": 0, "micStatus": 0, "rejectDescription": ""}
         known = {
@@ -98,7 +98,7 @@ class Conference:
         return {name: known[name] for name in FIELDS[call].split() if name in known}
 
     def member(self, user: str, id_field: str = "unionId") -> dict[str, Any]:
-        """Return what DingTalk says about somebody who is or was in the meeting."""
+        """Return somebody who is or was in the meeting, as DingTalk describes them."""
         joined, left = self.joined[user], self.left.get(user)
         return {
             id_field: user,
@@ -115,7 +115,7 @@ class Conference:
 
 
 class Meetings(Streams):
-    """The meetings, which push an event when one starts or ends, or somebody joins or leaves."""
+    """The meetings. They push an event when one starts or ends, and when somebody joins or leaves."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -135,11 +135,11 @@ class Meetings(Streams):
     ) -> str:
         """Create a meeting and return its id.
 
-        :param conference_id: None for an id as DingTalk makes them.
+        :param conference_id: the id; None for a new one in DingTalk's form.
         :param status: ``not_started``, ``started`` or ``ended``.
-        :param room_code: None for a new one; several meetings can have the same.
+        :param room_code: the room code, which several meetings can have; None for a new one.
         :param creator_id: the unionId of the host.
-        :raises ValueError: the id is in use, or the status is none.
+        :raises ValueError: the id is in use, or the status is unknown.
         """
         if status not in get_args(Status):
             raise ValueError(f"status is one of {', '.join(get_args(Status))}, not {status!r}.")
@@ -159,14 +159,14 @@ class Meetings(Streams):
             self.end(conference.conference_id)
 
     def conference(self, conference_id: str) -> Conference:
-        """Return a meeting, which goes on changing with the calls; a KeyError says that there is none."""
+        """Return a meeting, which later calls change; raise KeyError if there is none."""
         if conference_id in RESERVED and conference_id not in self.conferences:
             reserved = RESERVED[conference_id]
             self._add(Conference(conference_id, reserved.rehearses), reserved.status)
         return self.conferences[conference_id]
 
     def start(self, conference_id: str) -> Conference:
-        """Start a meeting and return it; nothing changes for a running one, an ended one is a ValueError."""
+        """Start a meeting, unless it is running, and return it; raise ValueError if it has ended."""
         conference = self.conference(conference_id)
         if conference.status == "ended":
             raise ValueError(f"The meeting {conference_id!r} has ended.")
@@ -199,7 +199,7 @@ class Meetings(Streams):
         return True
 
     def leave(self, conference_id: str, user: str) -> Conference:
-        """Let a user leave a meeting and return it; nothing changes for somebody who is not in it."""
+        """Let a user leave a meeting, if they are in it, and return the meeting."""
         conference = self.conference(conference_id)
         if conference.has(user):
             conference.left[user] = now()
@@ -207,7 +207,7 @@ class Meetings(Streams):
         return conference
 
     def _push(self, scene: str, conference: Conference, user: str | None = None) -> None:
-        """Push the event of something that happened in a meeting, unless it is a reserved one."""
+        """Push an event about a meeting, unless it is a reserved one."""
         if conference.conference_id in RESERVED:
             return
         about = {"statusSeqNum": next(self._sequence), "changeScene": scene}

@@ -22,17 +22,17 @@ from airflow_provider_dingconf.sandbox.state import CORP_ID, HOST, INTERNAL_APP,
 
 
 class Sandbox(calls.Calls):
-    """A DingTalk on this machine, for the length of a ``with`` block. Any thread may call its methods.
+    """A simulated DingTalk, which runs during a ``with`` block. Any thread may call its methods.
 
-    :param port: to listen on; 0 for any free one, whose number it then becomes.
-    :param token_lifetime: of access tokens, in seconds.
-    :param stream_ticket_lifetime: of a ticket for a connection to an event stream, in seconds.
+    :param port: the port to listen on; 0 for any free one. It is then the number of that port.
+    :param token_lifetime: the lifetime of access tokens, in seconds.
+    :param stream_ticket_lifetime: the lifetime of a ticket for an event stream, in seconds.
     :param slow: seconds after which the reserved slow meeting gets its response.
     :param redelivery: seconds after which an event that was not acknowledged is delivered again.
-    :param quota: calls until the organisation's quota is used up; None: no limit.
-    :param calls_per_second: of one app to one API; None: no limit.
-    :param clock: monotonic seconds, by which access tokens, tickets, faults and the rate limit expire.
-    :param ssl_context: to serve https with.
+    :param quota: the number of calls until the organisation's quota is used up; None for no limit.
+    :param calls_per_second: the rate limit of one app and API; None for no limit.
+    :param clock: returns monotonic seconds; access tokens, tickets, faults and the rate limit expire by it.
+    :param ssl_context: makes the sandbox serve https.
     :param on_call: receives every call that has its response, in the sandbox's thread.
     """
 
@@ -40,8 +40,8 @@ class Sandbox(calls.Calls):
     suite_key, suite_secret = THIRD_PARTY_APP.client_id, THIRD_PARTY_APP.client_secret
 
     def __enter__(self) -> "Sandbox":
-        """Start to serve; an OSError says that the port is in use."""
-        # Listening before the thread runs: no caller comes too early, and an error is raised here.
+        """Start the server; raise OSError if the port is in use."""
+        # Listen before the thread runs: no caller comes too early, and an error is raised here.
         self._socket = socket.create_server((HOST, self.port))
         self.port = self._socket.getsockname()[1]
         started = threading.Event()
@@ -52,13 +52,13 @@ class Sandbox(calls.Calls):
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        """Stop, break off the responses under way, and end all faults, bans included."""
+        """Stop the server, break off current responses, and end all faults, including bans."""
         with self.lock:
             self._soon(self._stopped.set)
             self._loop = None
         self._thread.join()
         self.heal()
-        # In this file, the hooks of this user remember a ban.
+        # The file in which the hooks of this user remember a ban.
         directory = Path(tempfile.gettempdir()) / f"airflow-provider-dingconf-{os.geteuid()}"
         (directory / f"{sha256(self.url.encode()).hexdigest()}.ban").unlink(missing_ok=True)
 
@@ -66,7 +66,7 @@ class Sandbox(calls.Calls):
         """Return the fields of an Airflow connection to the sandbox.
 
         :param kind: ``internal``, ``third_party``, ``unified``, ``static_token`` (with a new access token),
-            or ``unpermitted`` (an app without the permission points).
+            or ``unpermitted`` (an app without the permissions).
         :param overrides: other values for single fields; an ``extra`` is added to that of the kind.
         """
         app, extra_of = KINDS[kind]

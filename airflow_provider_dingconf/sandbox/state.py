@@ -24,7 +24,7 @@ class App:
     client_id: str
     client_secret: str
     third_party: bool = False
-    permitted: bool = True  # whether it has the permission points of the conference calls
+    permitted: bool = True  # whether it has the permissions for the conference calls
 
 
 CORP_ID: Final = "dingsandboxcorp"
@@ -43,7 +43,7 @@ KINDS: Final[Mapping[Kind, tuple[App, Callable[[Any], dict[str, Any]]]]] = {
 
 
 class Shared:
-    """An object for the server's thread and its callers': one of its public methods runs at a time."""
+    """An object that the server's thread and other threads use: one public method runs at a time."""
 
     def __init_subclass__(cls) -> None:
         for name, method in list(vars(cls).items()):
@@ -62,7 +62,7 @@ def _guarded(method: Callable[..., Any]) -> Callable[..., Any]:
 
 @dataclass(eq=False, repr=False)
 class State(Shared):
-    """The parameters, which :class:`Sandbox` describes, and what the calls leave behind."""
+    """The parameters, which :class:`Sandbox` describes, and the state that calls change."""
 
     port: int = 0
     _: KW_ONLY
@@ -94,7 +94,7 @@ class State(Shared):
         return f"{'https' if self.ssl_context else 'http'}://{HOST}:{self.port}"
 
     def issue_token(self, app: App = INTERNAL_APP) -> str:
-        """Return an access token: for an internal app the valid one, renewed, else a new one."""
+        """Return an access token: for an internal app the valid one, renewed; otherwise a new one."""
         valid = (token for token in self._tokens if self.token_app(token) == app and not app.third_party)
         token = next(valid, None) or secrets.token_hex(16)
         self._tokens[token] = app, self.clock() + self.token_lifetime
@@ -106,11 +106,11 @@ class State(Shared):
         return app if expires > self.clock() else None
 
     def revoke_tokens(self) -> None:
-        """Make every access token issued until now unknown."""
+        """Forget every access token that was issued."""
         self._tokens.clear()
 
     def expire_tokens(self) -> None:
-        """End the lifetime of every access token issued until now."""
+        """Let every access token that was issued expire."""
         self._tokens = {token: (app, self.clock()) for token, (app, _) in self._tokens.items()}
 
     def fail(self, fault: Fault) -> None:
@@ -136,7 +136,7 @@ class State(Shared):
             return Fault(delay=self.slow)
         fault = RESERVED[conference_id].fault if conference_id in RESERVED else None
         self._failures[conference_id] += 1
-        # The call after the failures succeeds, and the count begins anew.
+        # The call after the failures succeeds, and the count starts again.
         succeeds = fault and fault.times and self._failures[conference_id] % (fault.times + 1) == 0
         return None if succeeds else fault
 

@@ -1,8 +1,8 @@
 """DingTalk's event streams: WebSockets that push the events of an app until it has acknowledged them.
 
-An event goes to one of the app's connections. If it is not acknowledged, or put off (``LATER``), it is
-delivered again, to any of them; an app that has never asked for its events gets none. DingTalk's documents do
-not say how long DingTalk waits; its SDK for Node says 60 seconds.
+An event goes to one of the app's connections. If the app does not acknowledge it, or puts it off (``LATER``),
+it is delivered again, over any of them. An app that has never connected gets no events. DingTalk's
+documentation does not say how long DingTalk waits; its SDK for Node says 60 seconds.
 """
 
 import asyncio
@@ -49,11 +49,11 @@ class _Connection:
 
     request: web.BaseRequest
     socket: web.WebSocketResponse
-    waiting: asyncio.Queue[Event]  # what the connections of the app are to push
-    sent: dict[str, Event] = field(default_factory=dict)  # by message id, what is not acknowledged
+    waiting: asyncio.Queue[Event]  # the events that the connections of the app must push
+    sent: dict[str, Event] = field(default_factory=dict)  # the unacknowledged events, by message id
 
     async def push(self, redelivery: float) -> None:
-        """Push the events that wait; wait so many seconds for each acknowledgement."""
+        """Push the waiting events; give each acknowledgement ``redelivery`` seconds."""
         await self.send("SYSTEM", "ping", {"opaque": uuid.uuid4().hex})
         while True:
             event = await self.waiting.get()
@@ -84,7 +84,7 @@ class _Connection:
             self.waiting.put_nowait(self.sent.pop(message_id))
 
     def read(self, text: str) -> None:
-        """Read an acknowledgement; ignore what is none, such as the response to a ping."""
+        """Read an acknowledgement; ignore anything else, such as the response to a ping."""
         try:
             received = from_json(text)
             message_id = received["headers"]["messageId"]
@@ -101,7 +101,7 @@ class _Connection:
 
 
 class Streams(State):
-    """The event streams of all apps. What begins with an underscore runs in the server's loop."""
+    """The event streams of all apps. Private methods run in the server's loop."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -120,7 +120,7 @@ class Streams(State):
     ) -> str:
         """Push an event to the apps that ask for events, and return its id.
 
-        Meetings that start and end, and people who join and leave, push their events by themselves.
+        The sandbox itself pushes events when meetings start or end, and when people join or leave.
 
         :param event_type: such as ``meeting_status_change``; a ``suite_ticket`` is for third-party apps.
         :param data: the JSON document of the event.
@@ -149,7 +149,10 @@ class Streams(State):
         return len(self._connections)
 
     def disconnect_streams(self, *, politely: bool = True) -> None:
-        """Close the connections to event streams: announced as by DingTalk, or as by a broken network."""
+        """Close the connections to event streams.
+
+        :param politely: whether to announce it, as DingTalk does; otherwise as if the network broke.
+        """
         self._soon(lambda: asyncio.ensure_future(self._disconnect(politely)))
 
     def _soon(self, work: Callable[..., object], *args: Any) -> None:
@@ -158,7 +161,7 @@ class Streams(State):
             self._loop.call_soon_threadsafe(work, *args)
 
     def _resume(self) -> None:
-        """Go on to push what an earlier run of the server left."""
+        """Continue to push the events that an earlier run of the server left."""
         self._waiting = {app: asyncio.Queue() for app in self._waiting}
         for event in self.events:
             if not event.acknowledged:

@@ -59,14 +59,15 @@ def test_a_conference_id_that_is_a_path_segment_is_sent_unchanged(conference_id:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_name_that_is_no_string_is_refused_with_type_and_likely_cause(name: str, value: Any) -> None:
     kind = type(value).__name__
-    says = f"^{name}: expected a string, got .* of type {kind}; .*render_template_as_native_obj=True is the"
+    says = f"^{name}: expected a string, got .* of type {kind}; .*render_template_as_native_obj=True is the .*'{{{{"
     with pytest.raises(InvalidConferenceIdError, match=says):
         check_reference(**{name: value})
 
 
 @pytest.mark.parametrize("value", [["1"], ("1",), {1}])
 def test_a_list_of_names_is_refused_with_what_to_do(value: Any) -> None:
-    with pytest.raises(InvalidConferenceIdError, match=r"^conference_id: expected a string, got .* of type "):
+    says = r"^conference_id: expected a string, got .* of type .*; give one, not a list\."
+    with pytest.raises(InvalidConferenceIdError, match=says):
         check_reference(value)
     for name in NAMES[1:]:
         says = f"^{name}: it takes one, not a list; .* or find their conference ids first"

@@ -42,6 +42,7 @@ def test_an_error_says_what_happened_what_it_means_and_what_can_help() -> None:
     facts = "90018: x (HTTP 400, request id R-1, retry after 2.5 s)"
     assert str(throttled) == f"{facts}. {row.meaning} {row.remedy}"
     assert str(errors.InvalidInputError("x: wrong")) == "x: wrong. Nothing was sent to DingTalk."
+    assert str(errors.InvalidInputError("x: really?")) == "x: really? Nothing was sent to DingTalk."
     # DingTalk's support is named for its own faults, and only with a request id to give.
     support = "If it lasts, give the request id to DingTalk's support."
     assert str(errors.ServerError("x", code="systemError", request_id="R-1")).endswith(support)

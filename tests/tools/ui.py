@@ -24,10 +24,17 @@ from system.ui.standalone import running_standalone
 EXAMPLES = Path(__file__).parents[2] / "example_dags"
 
 
+def stop(*_: object) -> None:
+    """End the run; ignore further signals, which would leave an Airflow behind."""
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
 def main() -> int:
     """Run until a signal comes, and return the exit status."""
-    for stop in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(stop, signal.default_int_handler)
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, stop)
     dag_ids = sorted(path.stem for path in EXAMPLES.glob("example_*.py"))
     print(f"Airflow {version('apache-airflow')} starts; this takes half a minute.", flush=True)
     with suppress(KeyboardInterrupt), tempfile.TemporaryDirectory(prefix="dingconf-ui-") as directory:
