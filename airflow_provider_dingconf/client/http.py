@@ -12,6 +12,7 @@ import asyncio
 import os
 import ssl
 from contextlib import asynccontextmanager, suppress
+from contextvars import ContextVar
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -74,10 +75,8 @@ class HttpSession:
         )
         url, proxy = settings.base_url, settings.proxy
         headers = {"Accept-Encoding": "identity"}
-        trace = aiohttp.TraceConfig()
-        trace.on_request_headers_sent.append(_note_sent)
         self._session = _session(
-            settings, url, proxy, headers=headers, auto_decompress=False, trace_configs=[trace]
+            settings, url, proxy, headers=headers, auto_decompress=False, request_class=_NotedRequest
         )
         self.close = self._session.close
         self._proxy = _through(proxy)
@@ -95,14 +94,15 @@ class HttpSession:
             connect=self._settings.timeout.connect,
             sock_read=self._settings.timeout.read,
         )
-        options = {"verb": request.method, "timeout": timeout, "trace_request_ctx": sent}
+        _sent.set(sent)
+        options = {"verb": request.method, "timeout": timeout}
         response: Awaitable[Response] = self._http.run(
             request.target, data=request.content, headers=request.headers, extra_options=options
         )
         return response
 
     async def _request(
-        self, url: str, *, verb: str, data: bytes | None, headers: dict[str, str], **options: Any
+        self, url: str, *, verb: str, data: bytes | None, headers: dict[str, str], timeout: Any, **_: Any
     ) -> Response:
         content = b""
         try:
@@ -111,8 +111,7 @@ class HttpSession:
                 URL(url, encoded=True),
                 data=data,
                 headers=headers,
-                timeout=options["timeout"],
-                trace_request_ctx=options["trace_request_ctx"],
+                timeout=timeout,
                 allow_redirects=False,
                 **self._proxy,
             ) as response:
@@ -127,9 +126,15 @@ class HttpSession:
             raise _network_error(self._settings, error, secrets=(token,)) from None
 
 
-async def _note_sent(_session: object, context: Any, request: aiohttp.TraceRequestHeadersSentParams) -> None:
-    """Note that a request itself is sent, and not only what a proxy or TLS asks for before."""
-    context.trace_request_ctx.append(request.method)
+_sent: ContextVar[list[str]] = ContextVar("sent")
+
+
+class _NotedRequest(aiohttp.ClientRequest):
+    """A request that notes that it is sent: what it takes to connect, a proxy included, came before."""
+
+    async def send(self, conn: Any) -> Any:
+        _sent.get().append(self.method)
+        return await super().send(conn)
 
 
 def _session(
