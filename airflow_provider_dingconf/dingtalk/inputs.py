@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 # RFC 3986's characters of a path segment, less "%": they go over the wire unchanged.
 SEGMENT_CHAR = r"[A-Za-z0-9\-._~!$&'()*+,;=:@]"
 
+plain = str.__str__
+"""Returns the text itself of a subclass of ``str``: a member of an enum would be sent by its name."""
+
 
 def check_text(name: str, value: object, error: type[InvalidInputError] = InvalidInputError) -> str:
     """Return a text that a template may have rendered, as a plain ``str``.
@@ -33,11 +36,6 @@ def check_text(name: str, value: object, error: type[InvalidInputError] = Invali
     raise error(
         f"{name}: {problem}, as a template or XCom without a value renders; check where it comes from"
     )
-
-
-def plain(text: str) -> str:
-    """Return the text itself of a subclass of ``str``: a member of an enum would be sent by its name."""
-    return str.__str__(text)
 
 
 def check_switch(name: str, value: object) -> None:

@@ -94,12 +94,12 @@ def read_response(call: Call, response: Response, now: float, secrets: Iterable[
     errors.content = content
     if "punish" in content or (content.get("status") == 1111 and "wait" in content):
         raise errors.make("this public address is banned", "addressBanned", wait=_ban(content.get("wait")))
-    code, said = text_of(content, *_CODE), text_of(content, *_MESSAGE)
+    code = text_of(content, *_CODE)
     if code == "88":  # an old-style code: the sub_code, or else the message, says what was refused
-        in_message = _SUB_CODE.search(said or "")
+        in_message = _SUB_CODE.search(text_of(content, *_MESSAGE) or "")
         code = text_of(content, "sub_code") or (in_message[1] if in_message else code)
     if status >= 300 or (code not in _FINE and ("errcode" in content or find_code(code))):
-        raise errors.for_refusal(said, code)
+        raise errors.for_refusal(text_of(content, *_MESSAGE), code)
     success = content.get("success", "missing")
     if success is False or (endpoint.confirms and success is not True):
         raise errors.for_unconfirmed(success, code)
