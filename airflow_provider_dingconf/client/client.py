@@ -176,7 +176,6 @@ class DingTalkClient:
                 policy = retry_policy(repeatable, self.max_attempts, until - time.monotonic())
                 return await AsyncRetrying(**policy, before_sleep=attempts.before_wait)(again)
             except e.DingTalkError as error:
-                error.uncertain = attempts.uncertain
                 if error.uncertain and not repeatable:
                     error.must_not_be_repeated()
                 raise error.with_traceback(None) from None  # a log that prints locals would print secrets
@@ -193,7 +192,7 @@ class DingTalkClient:
             outcome = f"done (request id {getattr(result, 'request_id', None) or '-'})"
             return result
         except e.DingTalkError as error:
-            error.attempts = attempts.made
+            error.attempts, error.uncertain = attempts.made, attempts.uncertain
             if isinstance(error, e.AddressBannedError) and error.http_status and error.retry_after:
                 self._ban.put(time.monotonic(), error.retry_after)
             level, outcome = logging.WARNING, error.summary
@@ -220,8 +219,6 @@ class DingTalkClient:
                 self.count(call, error)
                 if token and sent and not isinstance(error, _TOOK_NO_EFFECT):
                     attempts.uncertain = True
-                if isinstance(error, e.DingTalkError):
-                    error.unsent = not sent
                 is_refused = isinstance(error, e.AccessTokenError) and attempts.refused is None
                 if not is_refused or token is None or token.static:
                     raise
