@@ -304,22 +304,24 @@ def termination() -> Iterator[None]:
     if before is None:
         yield
         return
-    process, ended = os.getpid(), False
+    process, came, is_over = os.getpid(), False, False
 
     def handle(number: int, frame: Any) -> None:
-        nonlocal ended
-        if ended:
-            return
-        ended = os.getpid() == process
-        if callable(before):
-            before(number, frame)
-        if ended:
+        nonlocal came
+        if is_over or os.getpid() != process:  # the latter: forked in the block
+            signal.signal(number, before)
+            signal.raise_signal(number)
+        elif not came:
+            came = True
+            if callable(before):
+                before(number, frame)
             raise SystemExit(128 + number)
 
     signal.signal(signal.SIGTERM, handle)
     try:
         yield
     finally:
+        is_over = True
         with suppress(ValueError):  # the block ended in another thread, which cannot set handlers
             signal.signal(signal.SIGTERM, before)
 
