@@ -54,8 +54,7 @@ class ConnectionHook(BaseHook):
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy or a pickle holds: no open connection, no logger and so no secret."""
-        kept = {name: value for name, value in vars(self).items() if name != "_log"}
-        return {**kept, "_client": None}
+        return {**vars(self), "_client": None, "_log": None}
 
     @property
     def settings(self) -> Settings:

@@ -266,13 +266,8 @@ class DingTalkConferenceHook(ConnectionHook):
         :raises InvalidInputError: a limit or ``on_result`` is invalid; nothing was sent.
         :raises DingTalkError: the hook got no access token, and tried no meeting.
         """
-        return await self._lock_all(
-            "lock",
-            conference_ids,
-            concurrency=concurrency,
-            calls_per_second=calls_per_second,
-            on_result=on_result,
-        )
+        how: Bulk = {"concurrency": concurrency, "calls_per_second": calls_per_second, "on_result": on_result}
+        return await self._lock_all("lock", conference_ids, **how)
 
     async def aunlock_conferences(
         self, conference_ids: Iterable[str], **how: Unpack[Bulk]

@@ -85,3 +85,6 @@ class ErrorDocumentationLink(_KeptLink):
 
     name = "DingTalk error codes"
     kept_as = "error"
+
+
+LINKS = (CallDocumentationLink(), ErrorDocumentationLink(), JoinConferenceLink())

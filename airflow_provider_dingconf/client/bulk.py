@@ -9,13 +9,13 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from airflow_provider_dingconf.dingtalk.errors import DingTalkError
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from airflow_provider_dingconf.client.settings import Settings
     from airflow_provider_dingconf.dingtalk.conferences import Reference
-
-from airflow_provider_dingconf.dingtalk.errors import DingTalkError
 
 T = TypeVar("T")
 
@@ -68,10 +68,7 @@ class ConferenceResult:
 
 
 class RateLimiter:
-    """Spreads calls evenly, and starts none during a wait that DingTalk asked for.
-
-    :param per_second: the maximum number of calls a second.
-    """
+    """Spreads calls evenly, and starts none during a wait that DingTalk asked for."""
 
     def __init__(self, per_second: float) -> None:
         self._gap = 1 / per_second

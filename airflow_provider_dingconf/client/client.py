@@ -150,10 +150,7 @@ class DingTalkClient:
     # One call
 
     def call(self, call: Call) -> Coroutine[Any, Any, CallResult]:
-        """Make a call, and retry it as the errors allow; to be awaited.
-
-        :raises DingTalkError: the last attempt failed; the subclass says why.
-        """
+        """Make a call, and retry it as the errors allow; to be awaited."""
         attempts = _Attempts(call)
         return self._retried(attempts, partial(self._exchange, attempts))
 
@@ -264,10 +261,7 @@ class DingTalkClient:
         return await self._retried(_Attempts(self._app.token_call(), quiet=True), work)
 
     async def _token(self, refused: Token | None, until: float) -> Token:
-        """Return a token other than the one that DingTalk refused: the shared one, or else a fresh one.
-
-        :param until: when the call must end, on the monotonic clock.
-        """
+        """Return a token other than the one that DingTalk refused: the shared one, or else a fresh one."""
         token = self._tokens.get(refused, time.monotonic())
         if token is None:
             # Keep half of the remaining time for the call itself.
@@ -279,7 +273,6 @@ class DingTalkClient:
         return token
 
     async def _fetch_token(self, until: float) -> Token:
-        """Fetch a token and share it."""
         app, token = self._app, None
         pushed = suite_ticket_of(self.settings).pushed if app.suite_ticket else None
         if pushed and pushed != app.suite_ticket:
@@ -431,10 +424,6 @@ class DingTalkClient:
 
 
 def _seconds_left(until: float) -> float:
-    """Return the remaining seconds of a call.
-
-    :raises CallTimeoutError: no time is left.
-    """
     left = until - time.monotonic()
     if left <= 0:
         raise e.CallTimeoutError("no time is left for the call", code="timeout", remedy="Raise max_seconds.")

@@ -23,14 +23,8 @@ from airflow.providers.http.hooks.http import AsyncHttpSession, HttpAsyncHook, S
 from yarl import URL
 
 from airflow_provider_dingconf.client.sync import keep_after_fork
+from airflow_provider_dingconf.dingtalk import errors as e
 from airflow_provider_dingconf.dingtalk.calls import TOKEN_HEADER, Request, Response
-from airflow_provider_dingconf.dingtalk.errors import (
-    CallTimeoutError,
-    CertificateError,
-    ConnectionLostError,
-    DingTalkError,
-    RedirectError,
-)
 from airflow_provider_dingconf.dingtalk.responses import MAX_RESPONSE_BYTES, masked, one_line
 
 if TYPE_CHECKING:
@@ -88,13 +82,9 @@ class HttpSession:
 
         :param seconds: the time limit of the whole exchange.
         :param sent: receives the request's method when the request is sent.
-        :raises DingTalkError: there was no complete response.
         """
-        timeout = aiohttp.ClientTimeout(
-            total=seconds,
-            connect=self._settings.timeout.connect,
-            sock_read=self._settings.timeout.read,
-        )
+        limits = self._settings.timeout
+        timeout = aiohttp.ClientTimeout(total=seconds, connect=limits.connect, sock_read=limits.read)
         options = {"verb": request.method, "timeout": timeout, "trace_request_ctx": sent}
         response: Awaitable[Response] = self._http.run(
             request.target, data=request.content, headers=request.headers, extra_options=options
@@ -135,7 +125,6 @@ async def _note_sent(_session: object, context: Any, request: aiohttp.TraceReque
 def _session(
     settings: Settings, url: str, proxy: Proxy | None, *, headers: dict[str, str], **options: Any
 ) -> aiohttp.ClientSession:
-    """Return a session for requests to the host of a URL."""
     if proxy and not _has_tls(url):
         headers = {**headers, **proxy.headers}  # for https, the CONNECT request has them
     connector = aiohttp.TCPConnector(ssl=_tls(settings, url), limit=0)
@@ -177,7 +166,6 @@ async def websocket(
     """Connect to an event stream for a block. The end of the block closes it, whatever the peer does.
 
     :param ping_seconds: seconds between two pings. A peer that does not reply in half that time is gone.
-    :raises DingTalkError: the connection failed.
     """
     where, proxy = address.url.partition("?")[0], settings.proxy_for(address.url)
     secrets = (*address.secrets, *(proxy.secrets if proxy else ()))
@@ -198,7 +186,7 @@ async def websocket(
             )
         except aiohttp.WSServerHandshakeError as error:
             said = f"{where} refused the connection: HTTP {error.status}"
-            raise ConnectionLostError(said, code="connectionLost", http_status=error.status) from None
+            raise e.ConnectionLostError(said, code="connectionLost", http_status=error.status) from None
         except _FAULTS as error:
             raise _network_error(settings, error, where=where, secrets=secrets) from None
         try:
@@ -209,7 +197,7 @@ async def websocket(
 
 
 async def _refuse_redirect(_session: object, _context: object, _parameters: object) -> None:
-    raise RedirectError("the event stream responds with a redirect, which is not followed", code="redirect")
+    raise e.RedirectError("the event stream responds with a redirect, which is not followed", code="redirect")
 
 
 def _has_tls(url: str) -> bool:
@@ -217,10 +205,6 @@ def _has_tls(url: str) -> bool:
 
 
 def _tls(settings: Settings, url: str) -> ssl.SSLContext | bool:
-    """Return how to verify certificates.
-
-    :raises DingTalkError: a file that the settings or the environment name cannot be read.
-    """
     if not _has_tls(url):
         return True
     trusted, cert = settings.verify, settings.cert
@@ -234,7 +218,7 @@ def _tls(settings: Settings, url: str) -> ssl.SSLContext | bool:
     except OSError as error:
         said = f"a file of certificates cannot be read: {one_line(str(error))}"
         remedy = f"Check verify and cert in the connection, and the variables {' and '.join(_AUTHORITIES)}."
-        raise ConnectionLostError(said, code="connectionLost", remedy=remedy) from None
+        raise e.ConnectionLostError(said, code="connectionLost", remedy=remedy) from None
 
 
 @lru_cache(maxsize=8)  # reading the authorities takes tens of milliseconds
@@ -256,22 +240,21 @@ def _cached_tls(
 
 def _network_error(
     settings: Settings, error: Exception, *, where: str = "", secrets: tuple[str, ...] = ()
-) -> DingTalkError:
-    """Return this package's error for a network fault."""
+) -> e.DingTalkError:
     causes = _causes(error)
     where = where or settings.base_url
     hidden = list(filter(None, (*settings.secrets, *secrets)))  # a server may quote the request
     reason = one_line(masked(str(causes[-1]), hidden)) or type(causes[-1]).__name__
     if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in causes):
-        return CertificateError(f"the certificate of {where} is not valid: {reason}", code="badCertificate")
+        return e.CertificateError(f"the certificate of {where} is not valid: {reason}", code="badCertificate")
     if isinstance(error, aiohttp.ClientHttpProxyError):
-        refused = f"the proxy refused to connect to {where}: HTTP {error.status} {one_line(error.message)}"
-        return ConnectionLostError(masked(refused, hidden), code="connectionLost")
+        refused = f"the proxy refused to connect to {where}: HTTP {error.status} {error.message}"
+        return e.ConnectionLostError(one_line(masked(refused, hidden)), code="connectionLost")
     if any(isinstance(cause, (asyncio.TimeoutError, TimeoutError)) for cause in causes):
-        return CallTimeoutError(f"{where} did not respond in time", code="timeout")
+        return e.CallTimeoutError(f"{where} did not respond in time", code="timeout")
     proxy = settings.proxy_for(where)
     through = f" through the proxy {proxy.url}" if proxy else ""
-    return ConnectionLostError(f"no response from {where}{through}: {reason}", code="connectionLost")
+    return e.ConnectionLostError(f"no response from {where}{through}: {reason}", code="connectionLost")
 
 
 def _causes(error: BaseException) -> list[BaseException]:

@@ -74,8 +74,6 @@ def keep_after_fork(inherited: Callable[[], object]) -> None:
 
     A child that garbage-collects an event loop or a session of its parent can hang the parent, because they
     share the kernel's list of the sockets that the loop waits for.
-
-    :param inherited: returns what the child must keep.
     """
     os.register_at_fork(after_in_child=lambda: _inherited.append(inherited()))
 
@@ -176,7 +174,6 @@ def run(work: Work[T], undo: Callable[[T], Awaitable[object]] | None = None) -> 
     If the wait is interrupted, the coroutine is cancelled. The interruption is raised when the coroutine has
     ended, or after :data:`CLEAN_UP_SECONDS`. Further interruptions wait until then, too.
 
-    :param work: a function that returns the coroutine.
     :param undo: undoes a result that arrives at the moment of the interruption, because the caller does not
         receive it.
     """
@@ -239,11 +236,7 @@ def sync(
     method: Callable[Concatenate[C, P], Coroutine[Any, Any, T]],
     undo: Callable[[C, T], Awaitable[object]] | None = None,
 ) -> Callable[Concatenate[C, P], T]:
-    """Return the synchronous version of a method.
-
-    :param method: the async method, whose name begins with ``a``.
-    :param undo: undoes its result; see :func:`run`.
-    """
+    """Return the synchronous version of a method whose name begins with ``a``; ``undo`` as in :func:`run`."""
 
     def wait(self: C, /, *args: P.args, **kwargs: P.kwargs) -> T:
         if self._client is None:

@@ -27,8 +27,6 @@ def retry_policy(
     A wait that does not fit into the remaining time does not begin: the error is raised at once.
 
     :param repeatable: whether the call may be repeated. If not, it is retried only if it took no effect.
-    :param max_attempts: the maximum number of attempts.
-    :param max_seconds: the time limit in seconds, including the waits.
     """
 
     def may_repeat(error: BaseException) -> bool:
