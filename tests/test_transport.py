@@ -535,6 +535,9 @@ def test_a_call_that_a_proxy_does_not_pass_on_was_not_sent(
     connect("https://dingtalk.invalid", proxies={"https": proxy.url}, timeout=[0.3, 30])
     error = failure(face)
     assert type(error) is (ConnectionLostError if hangs_up else CallTimeoutError)
+    assert error.message.startswith(
+        f"no response from https://dingtalk.invalid through the proxy {proxy.url}"
+    )
     assert not error.uncertain
     assert [head.split(" ")[0] for head in proxy.requests] == ["CONNECT"]
 

@@ -250,10 +250,10 @@ def _network_error(
     if isinstance(error, aiohttp.ClientHttpProxyError):
         refused = f"the proxy refused to connect to {where}: HTTP {error.status} {error.message}"
         return e.ConnectionLostError(one_line(masked(refused, hidden)), code="connectionLost")
-    if any(isinstance(cause, (asyncio.TimeoutError, TimeoutError)) for cause in causes):
-        return e.CallTimeoutError(f"{where} did not respond in time", code="timeout")
     proxy = settings.proxy_for(where)
     through = f" through the proxy {proxy.url}" if proxy else ""
+    if any(isinstance(cause, (asyncio.TimeoutError, TimeoutError)) for cause in causes):
+        return e.CallTimeoutError(f"no response from {where}{through} in time", code="timeout")
     return e.ConnectionLostError(f"no response from {where}{through}: {reason}", code="connectionLost")
 
 
