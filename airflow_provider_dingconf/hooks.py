@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_0_PLUS
 
-from airflow_provider_dingconf.client.bulk import shielded
 from airflow_provider_dingconf.client.sync import (
     cancelled_by_termination,
     run,
+    shielded,
     sync,
     sync_iterator,
     termination,
@@ -165,8 +165,7 @@ class DingTalkConferenceHook(ConnectionHook):
     ) -> LockResult:
         """Unlock a meeting: people can join it again.
 
-        Unlocking an unlocked meeting succeeds. The parameters and errors are
-        those of :meth:`lock_conference`.
+        Unlocking an unlocked meeting succeeds. Parameters and errors are those of :meth:`lock_conference`.
         """
         client, meeting = await self._meeting(conference_id, **named)
         return cast("LockResult", (await client.lock("unlock", meeting)).as_dict(with_error=False))

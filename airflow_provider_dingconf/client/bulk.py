@@ -7,8 +7,9 @@ import logging
 import threading
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
+from airflow_provider_dingconf.client.sync import shielded
 from airflow_provider_dingconf.dingtalk.errors import DingTalkError
 
 if TYPE_CHECKING:
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
 
     from airflow_provider_dingconf.client.settings import Settings
     from airflow_provider_dingconf.dingtalk.conferences import Reference
-
-T = TypeVar("T")
 
 LOG_SECONDS = 5.0
 
@@ -137,19 +136,3 @@ async def each_meeting(
         if not worker.cancelled():
             worker.result()
     return [results[meeting] for meeting in meetings]
-
-
-async def shielded(work: Awaitable[T]) -> T:
-    """Await work that must finish, even if the awaiting task is cancelled, once or several times.
-
-    :raises asyncio.CancelledError: the task was cancelled; raised when the work has finished.
-    """
-    future, cancelled = asyncio.ensure_future(work), False
-    while not future.done():
-        try:
-            await asyncio.wait([future])
-        except asyncio.CancelledError:  # noqa: PERF203
-            cancelled = True
-    if cancelled:
-        raise asyncio.CancelledError from future.exception()
-    return future.result()

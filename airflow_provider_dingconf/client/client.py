@@ -16,15 +16,9 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from tenacity import AsyncRetrying
 
-from airflow_provider_dingconf.client.bulk import (
-    ConferenceResult,
-    RateLimiter,
-    each_meeting,
-    limiter_of,
-    shielded,
-)
-from airflow_provider_dingconf.client.http import HttpSession, within
-from airflow_provider_dingconf.client.sync import CLEAN_UP_SECONDS, is_background
+from airflow_provider_dingconf.client.bulk import ConferenceResult, RateLimiter, each_meeting, limiter_of
+from airflow_provider_dingconf.client.http import HttpSession
+from airflow_provider_dingconf.client.sync import CLEAN_UP_SECONDS, is_background, shielded, within
 from airflow_provider_dingconf.client.token_cache import address_ban_of, suite_ticket_of, token_cache_of
 from airflow_provider_dingconf.dingtalk import errors as e
 from airflow_provider_dingconf.dingtalk.calls import Call, lock_call
@@ -243,7 +237,6 @@ class DingTalkClient:
         """Fetch a token, or try a static one with the cheapest call that reads.
 
         :returns: the token; None for a static one.
-        :raises DingTalkError: DingTalk gave no token, or refused the static one.
         """
         if self.settings.app is None:
             try:
@@ -384,10 +377,7 @@ class DingTalkClient:
         ]
 
     async def get_conference(self, reference: Reference) -> Conference:
-        """Return a meeting; for a room code or a schedule, the one that is running.
-
-        :raises ConferenceNotRunningError: none, or more than one, is running.
-        """
+        """Return a meeting; for a room code or a schedule, the one that is running."""
         if reference.name == "conference_id":
             return cast("Conference", (await self.call(conference_call(reference))).content)
         return the_running(await self.find_conferences(reference), reference)

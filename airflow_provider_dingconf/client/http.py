@@ -14,7 +14,7 @@ import ssl
 from contextlib import asynccontextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakSet
 
 import aiohttp
@@ -22,7 +22,7 @@ import certifi
 from airflow.providers.http.hooks.http import AsyncHttpSession, HttpAsyncHook, SessionConfig
 from yarl import URL
 
-from airflow_provider_dingconf.client.sync import keep_after_fork
+from airflow_provider_dingconf.client.sync import keep_after_fork, within
 from airflow_provider_dingconf.dingtalk import errors as e
 from airflow_provider_dingconf.dingtalk.calls import TOKEN_HEADER, Request, Response
 from airflow_provider_dingconf.dingtalk.responses import MAX_RESPONSE_BYTES, masked, one_line
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     from airflow_provider_dingconf.client.proxies import Proxy
     from airflow_provider_dingconf.client.settings import Settings
     from airflow_provider_dingconf.dingtalk.events import Address
-
-T = TypeVar("T")
 
 CLOSE_SECONDS = 0.5
 _AUTHORITIES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
@@ -50,10 +48,7 @@ class _Received(Response):
 
 
 class HttpSession:
-    """Open connections to DingTalk, for one event loop.
-
-    :param stays_open: whether the session stays open while nobody uses it.
-    """
+    """Open connections to DingTalk, for one event loop; with ``stays_open``, also while nobody uses them."""
 
     def __init__(self, settings: Settings, *, stays_open: bool) -> None:
         self.users = 0
@@ -141,22 +136,6 @@ def _through(proxy: Proxy | None) -> dict[str, Any]:
 
 _open_sessions: WeakSet[HttpSession] = WeakSet()
 keep_after_fork(lambda: list(_open_sessions))
-
-
-async def within(awaitable: Awaitable[T], seconds: float | None) -> T:
-    """Return a result that arrives in time; ``asyncio.wait_for`` can lose a cancellation before Python 3.12.
-
-    :param seconds: how long to wait; None for no limit.
-    :raises asyncio.TimeoutError: no result arrived in time.
-    """
-    task = asyncio.ensure_future(awaitable)
-    try:
-        done, _ = await asyncio.wait({task}, timeout=seconds)
-        if not done:
-            raise asyncio.TimeoutError
-        return task.result()
-    finally:
-        task.cancel()
 
 
 @asynccontextmanager

@@ -89,11 +89,9 @@ class Poll:
     ) -> Conference:
         """Return the meeting once it has started or ended.
 
-        :param reference: the meeting, or its room code or schedule.
         :param seen: the current status of the meeting; None if not known.
         :param on_error: outcomes that replace the defaults. The wait goes on after an error with RETRY.
         :raises ConferenceClosedError: the start was waited for, and the meeting has ended.
-        :raises DingTalkError: DingTalk refuses the calls.
         """
         waiter = _Waiter(wanted, on_error or {}, asyncio.get_running_loop().create_future())
         meeting = self._meetings.setdefault(reference, _Meeting(self, reference))

@@ -2,7 +2,8 @@
 
 :func:`run` waits for a coroutine in the background event loop. :func:`sync` makes a synchronous method from
 an async one. If the wait is interrupted (by SIGTERM, the SIGALRM of Airflow's execution timeout, or Ctrl-C),
-the coroutine is cancelled, and the interruption is raised when the coroutine's clean-up has ended.
+the coroutine is cancelled, and the interruption is raised when the coroutine's clean-up has ended. In
+a coroutine, :func:`within` waits for a limited time, and :func:`shielded` whatever cancels it.
 
 :func:`termination` and :func:`cancelled_by_termination` turn SIGTERM, with which Airflow ends a task, into an
 exception inside a block. Airflow 2 does that itself. Airflow 3 calls the operator's ``on_kill`` and lets the
@@ -220,6 +221,37 @@ def interruptions_held() -> Iterator[None]:
                 signal.signal(number, handler)
         for missed in dict.fromkeys(came):
             signal.raise_signal(missed)
+
+
+async def within(awaitable: Awaitable[T], seconds: float | None) -> T:
+    """Return a result that arrives in time; ``asyncio.wait_for`` can lose a cancellation before Python 3.12.
+
+    :param seconds: how long to wait; None for no limit.
+    """
+    task = asyncio.ensure_future(awaitable)
+    try:
+        done, _ = await asyncio.wait({task}, timeout=seconds)
+        if not done:
+            raise asyncio.TimeoutError
+        return task.result()
+    finally:
+        task.cancel()
+
+
+async def shielded(work: Awaitable[T]) -> T:
+    """Await work that must finish, even if the awaiting task is cancelled, once or several times.
+
+    :raises asyncio.CancelledError: the task was cancelled; raised when the work has finished.
+    """
+    future, cancelled = asyncio.ensure_future(work), False
+    while not future.done():
+        try:
+            await asyncio.wait([future])
+        except asyncio.CancelledError:  # noqa: PERF203
+            cancelled = True
+    if cancelled:
+        raise asyncio.CancelledError from future.exception()
+    return future.result()
 
 
 class _Connected(Protocol):

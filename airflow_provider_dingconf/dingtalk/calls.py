@@ -108,10 +108,9 @@ def call_to(
 def page_call(
     endpoint: Endpoint, about: object, tokens: Sequence[str], max_results: int, read: Callable[[object], Any]
 ) -> Call:
-    """Return the call that reads one page of a list, as a :class:`~.records.Page`.
+    """Return the call that reads one page of a list, as a :class:`~.records.Page`; ``read`` reads one item.
 
     :param tokens: the ``next_token`` of every earlier page; none for the first page.
-    :param read: reads one item.
     """
     params = {"maxResults": max_results, **({"nextToken": tokens[-1]} if tokens else {})}
     read_items = partial(read_page, keys=endpoint.items, read=read, tokens=tokens)

@@ -81,10 +81,7 @@ def open_call(app: App) -> Call:
 
 
 def address_from(content: Mapping[str, Any]) -> Address:
-    """Return the address in the response to :func:`open_call`: ``wss``, or ``ws`` to this machine.
-
-    :raises ResponseError: there is no usable address.
-    """
+    """Return the address in the response to :func:`open_call`: ``wss``, or ``ws`` to this machine."""
     endpoint, ticket = content.get("endpoint"), content.get("ticket")
     try:
         parts = urlsplit(endpoint if isinstance(endpoint, str) else "")

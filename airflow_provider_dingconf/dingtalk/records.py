@@ -137,7 +137,6 @@ def read_page(
 
     :param keys: possible names of the list.
     :param tokens: the tokens of the earlier pages. If one comes again, the list is endless.
-    :raises ResponseError: the response is not as documented, or the list is endless.
     """
     key = next((one for one in keys if one in content), keys[0])
     listed = content.get(key)
