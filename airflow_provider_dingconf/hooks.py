@@ -60,7 +60,7 @@ class LockResult(TypedDict):
     """``lock`` or ``unlock``."""
     success: bool
     attempts: int
-    """How often the call was sent."""
+    """How many attempts the call took."""
     request_id: str | None
     """The id that DingTalk's support asks for; None if DingTalk gave none."""
 

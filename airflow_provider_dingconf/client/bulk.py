@@ -29,7 +29,7 @@ class ConferenceResult:
 
     :param conference_id: the meeting's conferenceId.
     :param action: ``lock`` or ``unlock``.
-    :param attempts: how often the call was sent.
+    :param attempts: attempts of the call; 0 if none was made.
     :param request_id: the id that DingTalk's support asks for; None if DingTalk gave none.
     :param error: the error; None after a success.
     """

@@ -65,7 +65,7 @@ class CallResult:
 
     content: Any = field(repr=False)  # the JSON of the response, or what the call's "read" made of it
     request_id: str | None  # the id that DingTalk's support asks for; None if DingTalk gave none
-    attempts: int = 1  # how often the call was sent
+    attempts: int = 1  # how many the call took
 
 
 def read_response(call: Call, response: Response, now: float, secrets: Iterable[str] = ()) -> CallResult:
