@@ -79,7 +79,12 @@ class HttpSession:
         :param sent: receives the request's method when the request is sent.
         """
         limits = self._settings.timeout
-        timeout = aiohttp.ClientTimeout(total=seconds, connect=limits.connect, sock_read=limits.read)
+        timeout = aiohttp.ClientTimeout(
+            total=seconds,
+            connect=limits.connect + limits.read,  # with the response of a name server, and of a proxy
+            sock_connect=limits.connect,
+            sock_read=limits.read,
+        )
         options = {"verb": request.method, "timeout": timeout, "trace_request_ctx": sent}
         response: Awaitable[Response] = self._http.run(
             request.target, data=request.content, headers=request.headers, extra_options=options
