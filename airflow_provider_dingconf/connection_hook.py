@@ -54,8 +54,7 @@ class ConnectionHook(BaseHook):
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a copy or a pickle holds: no open connection, no logger and so no secret."""
-        kept = {name: value for name, value in vars(self).items() if name != "_log"}
-        return {**kept, "_client": None}
+        return {**vars(self), "_client": None, "_log": None}
 
     @property
     def settings(self) -> Settings:
@@ -82,10 +81,7 @@ class ConnectionHook(BaseHook):
 
     @classmethod
     async def _aconnect_to(cls, dingtalk_conn_id: str, **limits: Any) -> DingTalkClient:
-        """Return the client of a connection, for a trigger.
-
-        :raises TransientError: Airflow could not look up the connection; that may work later.
-        """
+        """Return the client for a trigger; raise a TransientError if looking it up may work later."""
         try:
             return await cls(dingtalk_conn_id, **limits)._aconnect()
         except (DingTalkError, AirflowNotFoundException):

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, TypedDict, cast
 
 from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_0_PLUS
 
-from airflow_provider_dingconf.client.bulk import shielded
 from airflow_provider_dingconf.client.sync import (
     cancelled_by_termination,
     run,
+    shielded,
     sync,
     sync_iterator,
     termination,
@@ -60,7 +60,7 @@ class LockResult(TypedDict):
     """``lock`` or ``unlock``."""
     success: bool
     attempts: int
-    """How often the call was sent."""
+    """How many attempts the call took."""
     request_id: str | None
     """The id that DingTalk's support asks for; None if DingTalk gave none."""
 
@@ -165,8 +165,7 @@ class DingTalkConferenceHook(ConnectionHook):
     ) -> LockResult:
         """Unlock a meeting: people can join it again.
 
-        Unlocking an unlocked meeting succeeds. The parameters and errors are
-        those of :meth:`lock_conference`.
+        Unlocking an unlocked meeting succeeds. Parameters and errors are those of :meth:`lock_conference`.
         """
         client, meeting = await self._meeting(conference_id, **named)
         return cast("LockResult", (await client.lock("unlock", meeting)).as_dict(with_error=False))
@@ -266,13 +265,8 @@ class DingTalkConferenceHook(ConnectionHook):
         :raises InvalidInputError: a limit or ``on_result`` is invalid; nothing was sent.
         :raises DingTalkError: the hook got no access token, and tried no meeting.
         """
-        return await self._lock_all(
-            "lock",
-            conference_ids,
-            concurrency=concurrency,
-            calls_per_second=calls_per_second,
-            on_result=on_result,
-        )
+        how: Bulk = {"concurrency": concurrency, "calls_per_second": calls_per_second, "on_result": on_result}
+        return await self._lock_all("lock", conference_ids, **how)
 
     async def aunlock_conferences(
         self, conference_ids: Iterable[str], **how: Unpack[Bulk]

@@ -35,7 +35,6 @@ def keep_links(
 
     :param base_url: the host of the connection; None if no call was made.
     :param page: the name of the call's page, if known.
-    :param join_url: the address to join the meeting that was found, if known.
     """
     if base_url is None or isinstance(error, InvalidInputError):
         return
@@ -85,3 +84,6 @@ class ErrorDocumentationLink(_KeptLink):
 
     name = "DingTalk error codes"
     kept_as = "error"
+
+
+LINKS = (CallDocumentationLink(), ErrorDocumentationLink(), JoinConferenceLink())

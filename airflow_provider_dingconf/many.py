@@ -42,8 +42,10 @@ def meetings_in(value: Any, action: str) -> Any:
     not if its lock failed or was skipped, but if the response to its lock was lost.
     """
     if isinstance(value, str) and value.lstrip()[:1] in {"{", "["}:
-        with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
-            value = ast.literal_eval(value.strip())
+        for read in (ast.literal_eval, json.loads):  # a rendered text is Python's, and that of tojson JSON
+            with suppress(ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
+                value = read(value.strip())
+                break
     if not is_collection(value):
         if action == "unlock" and isinstance(value, Mapping) and not _may_be_locked(value):
             return None

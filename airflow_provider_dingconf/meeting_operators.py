@@ -8,14 +8,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 from airflow_provider_dingconf.client.bulk import ConferenceResult
 from airflow_provider_dingconf.client.sync import interruptions_held
 from airflow_provider_dingconf.compat import mask_secret
+from airflow_provider_dingconf.dingtalk import errors as e
 from airflow_provider_dingconf.dingtalk.conferences import check_reference
 from airflow_provider_dingconf.dingtalk.endpoints import CLOSE, CREATE, LIST_MEMBERS
-from airflow_provider_dingconf.dingtalk.errors import (
-    ConferenceClosedError,
-    DingTalkError,
-    InvalidInputError,
-    Outcome,
-)
 from airflow_provider_dingconf.dingtalk.hosting import close_call, create_call
 from airflow_provider_dingconf.tasks import CallingTask
 
@@ -95,7 +90,7 @@ class CreateConferenceOperator(CallingTask):
         try:
             with interruptions_held():  # only the response says which meeting to close
                 self._made = made = cast("CreatedConference", hook._call(call).content)
-        except DingTalkError as error:
+        except e.DingTalkError as error:
             if error.uncertain:
                 error.remedy = (  # its outcome is FAIL: the call is not repeatable
                     f"A meeting {self.title!r} of {self.creator_id} may exist although the response was "
@@ -109,7 +104,7 @@ class CreateConferenceOperator(CallingTask):
             mask_secret(made.password)
         return self._xcom_of()
 
-    def _xcom_of(self, error: DingTalkError | None = None) -> dict[str, Any]:
+    def _xcom_of(self, error: e.DingTalkError | None = None) -> dict[str, Any]:
         names = ["conference_id", "room_code", "join_url", *(["password"] if self.with_password else [])]
         xcom = {name: getattr(self._made, name, None) for name in names} | {"title": self.title}
         return xcom | ({"error": error.as_dict()} if error else {})
@@ -121,7 +116,7 @@ class CreateConferenceOperator(CallingTask):
         self.log.warning("The task was interrupted: closing the meeting %s", meeting)
         try:
             hook._call(close_call(check_reference(meeting), self.creator_id))
-        except DingTalkError as failed:
+        except e.DingTalkError as failed:
             self.log.error("%s is still open, and its host has to end it: %s", meeting, failed)
 
 
@@ -163,22 +158,22 @@ class CloseConferenceOperator(CallingTask):
         try:
             with self._interruptible(hook):
                 result = hook._call(call)
-        except ConferenceClosedError as error:
-            error.outcome = Outcome.SUCCEED  # unless on_error says otherwise
+        except e.ConferenceClosedError as error:
+            error.outcome = e.Outcome.SUCCEED  # unless on_error says otherwise
             raise
         return self._xcom_of(None, result.attempts, result.request_id)
 
     def _xcom_of(
-        self, error: DingTalkError | None = None, attempts: int = 0, request_id: str | None = None
+        self, error: e.DingTalkError | None = None, attempts: int = 0, request_id: str | None = None
     ) -> dict[str, Any]:
         if error is not None:
             attempts, request_id = error.attempts, error.request_id
-        noted = None if isinstance(error, ConferenceClosedError) else error
+        noted = None if isinstance(error, e.ConferenceClosedError) else error
         result = ConferenceResult(cast("str", self.conference_id), self.action, attempts, request_id, noted)
         return result.as_dict(with_error=noted is not None)
 
     def _clean_up(self, context: Context, hook: DingTalkConferenceHook, raised: BaseException) -> None:
-        if not isinstance(raised.__cause__ or raised, (ConferenceClosedError, InvalidInputError)):
+        if not isinstance(raised.__cause__ or raised, (e.ConferenceClosedError, e.InvalidInputError)):
             self.log.error(
                 "%s may still be open. To close it, clear this task, or let its host end it in DingTalk",
                 self.conference_id,
@@ -217,5 +212,5 @@ class ConferenceMembersOperator(CallingTask):
         self.log.info("%d members", len(members))
         return members
 
-    def _xcom_of(self, error: DingTalkError) -> list[dict[str, Any]]:
+    def _xcom_of(self, error: e.DingTalkError) -> list[dict[str, Any]]:
         return []

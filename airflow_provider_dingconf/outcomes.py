@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -11,9 +10,10 @@ from airflow.providers.common.compat.sdk import AirflowFailException, AirflowSki
 
 from airflow_provider_dingconf.dingtalk.error_codes import ERRORS
 from airflow_provider_dingconf.dingtalk.errors import DingTalkError, InvalidInputError, Outcome, error_classes
+from airflow_provider_dingconf.dingtalk.inputs import hint
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
 __all__ = ["Outcome", "apply_outcome", "check_on_error", "outcome_of", "task_outcome"]
 
@@ -40,22 +40,15 @@ def check_on_error(on_error: Mapping[str, Outcome | str] | None) -> dict[str, Ou
         if code not in known:
             raise InvalidInputError(
                 f"on_error: {code!r} is neither a known error code nor an error class"
-                f"{_nearest(getattr(code, '__name__', code), known)}"
+                f"{hint(getattr(code, '__name__', code), known)}"
             )
         name = outcome.lower() if isinstance(outcome, str) else outcome
         if not isinstance(name, str) or name not in outcomes:
             raise InvalidInputError(
-                f"on_error: {outcome!r}, for {code}, is not an outcome{_nearest(name, outcomes)}; "
-                f"outcomes are {', '.join(outcomes)}"
+                f"on_error: {outcome!r}, for {code}, is not an outcome{hint(name, outcomes)}"
             )
         checked[code] = outcomes[name]
     return checked
-
-
-def _nearest(name: object, known: Iterable[str]) -> str:
-    by_lower = {one.lower(): one for one in known}
-    near = difflib.get_close_matches(str(name).lower(), by_lower, n=1, cutoff=0.5)
-    return f"; did you mean {by_lower[near[0]]!r}?" if near else ""
 
 
 def apply_outcome(error: DingTalkError, on_error: Mapping[str, Outcome]) -> None:

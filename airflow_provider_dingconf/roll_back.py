@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.providers.common.compat.sdk import get_current_context
 
-from airflow_provider_dingconf.client.sync import CLEAN_UP_SECONDS, interruptions_held, run
+from airflow_provider_dingconf.client.sync import CLEAN_UP_SECONDS, interruptions_held, run, within
 from airflow_provider_dingconf.dingtalk.errors import ConferenceClosedError
 
 if TYPE_CHECKING:
@@ -69,8 +69,6 @@ class Try:
 
     async def is_superseded(self) -> bool:
         """Return whether Airflow has begun another try; False if Airflow does not respond in time."""
-        from airflow_provider_dingconf.client.http import within
-
         with suppress(asyncio.TimeoutError):
             if await within(asyncio.to_thread(self._is_superseded), CLEAN_UP_SECONDS / 2):
                 log.warning("Airflow has begun another try of this task: nothing is rolled back")

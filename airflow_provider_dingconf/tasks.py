@@ -16,12 +16,7 @@ from airflow_provider_dingconf.dingtalk.conferences import conference_id_in
 from airflow_provider_dingconf.dingtalk.errors import ConferencesError, DingTalkError
 from airflow_provider_dingconf.dingtalk.inputs import check_switch
 from airflow_provider_dingconf.dingtalk.limits import MAX_ATTEMPTS, MAX_SECONDS, check_limits
-from airflow_provider_dingconf.links import (
-    CallDocumentationLink,
-    ErrorDocumentationLink,
-    JoinConferenceLink,
-    keep_links,
-)
+from airflow_provider_dingconf.links import LINKS, keep_links
 from airflow_provider_dingconf.outcomes import apply_outcome, check_on_error
 
 _DEFAULTS: dict[str, Any] = {}
@@ -45,11 +40,7 @@ class DingTalkTask(BaseOperator):
     An operator inherits from it alone; a sensor from it and then from ``BaseSensorOperator``.
     """
 
-    operator_extra_links: tuple[BaseOperatorLink, ...] = (
-        CallDocumentationLink(),
-        ErrorDocumentationLink(),
-        JoinConferenceLink(),
-    )
+    operator_extra_links: tuple[BaseOperatorLink, ...] = LINKS
     airflow_defaults: ClassVar[Mapping[str, Any]] = {}
     """Airflow's own parameters for which the task has another default."""
     switches: ClassVar[tuple[str, ...]] = ()

@@ -129,6 +129,13 @@ def test_a_throttled_create_is_repeated_and_left_to_airflows_retries_since_it_to
     assert (len(sandbox.calls_of("create")), len(sandbox.conferences)) == (3, 1)
 
 
+@pytest.mark.parametrize("fault", [{"code": "systemError"}, LOST], ids=["server error", "lost"])
+def test_a_create_is_sent_once_there_is_a_token(sandbox: Sandbox, fault: dict[str, Any]) -> None:
+    sandbox.fail(Fault(call="token", times=1, **fault))
+    assert create()["conference_id"]
+    assert [call.name for call in sandbox.calls] == ["token", "token", "create"]
+
+
 def test_a_refusal_becomes_the_state_that_on_error_says(sandbox: Sandbox) -> None:
     sandbox.fail(Fault(call="create", code="waterLimitError"))
     with pytest.raises(AirflowFailException, match="waterLimitError"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
@@ -271,6 +272,7 @@ def test_the_xcom_of_a_list_is_a_list_of_plain_values() -> None:
         ({"conference_id": ["a", "a/b"]}, "'a/b' has '/'"),
         ({"conference_id": "[" * 100_000}, "it has 100000 characters"),
         ({"conference_id": "['a', b]"}, "has '[', which cannot stand in a conference id"),
+        ({"conference_id": "{['a']: 'b'}"}, "has '{', which cannot stand in a conference id"),
         ({**EXAMS, "max_meetings": 1}, "max_meetings: 2 meetings are found, and the task may lock 1"),
         ({"running": True, "title_pattern": None}, "title_pattern: it is 'None', as a template or XCom"),
         ({"running": True, "creator_id": None}, "creator_id: it is 'None', as a template or XCom"),
@@ -657,7 +659,9 @@ def test_an_unlock_takes_the_xcoms_of_mapped_locks_of_lists(sandbox: Sandbox) ->
     assert ids_of(unlock(xcoms)) == [first, second, third]
 
 
-@pytest.mark.parametrize("as_text", [str, lambda meetings: f" {meetings} "], ids=["text", "in spaces"])
+@pytest.mark.parametrize(
+    "as_text", [str, lambda meetings: f" {meetings} ", json.dumps], ids=["text", "in spaces", "tojson"]
+)
 def test_a_list_that_a_template_rendered_as_text_is_a_list(sandbox: Sandbox, as_text: Any) -> None:
     meetings = create(sandbox, 2)
     locks = lock(as_text(meetings)).execute(a_try())

@@ -98,17 +98,17 @@ def test_a_thread_locks_for_a_block_and_leaves_the_signals_alone(sandbox: Sandbo
     assert not sandbox.conference("sandbox-open").locked
 
 
-def test_a_block_that_ends_in_another_thread_unlocks_without_an_error(sandbox: Sandbox, conn: Any) -> None:
+def test_a_block_that_ends_in_another_thread_unlocks_without_an_error(
+    received: list[int], sandbox: Sandbox, conn: Any
+) -> None:
     meeting = sandbox.create_conference()
-    with (
-        closing(DingTalkConferenceHook()) as hook,
-        handled_by(signal.SIG_DFL),
-        ThreadPoolExecutor(1) as other,
-    ):
+    with closing(DingTalkConferenceHook()) as hook, ThreadPoolExecutor(1) as other:
         block = hook.locked(meeting)
         assert block.__enter__()["success"]
         other.submit(block.__exit__, None, None, None).result()
     assert not sandbox.conference(meeting).locked
+    terminate()
+    assert received == [signal.SIGTERM], "the handler from before the block has it"
 
 
 def test_a_process_that_ends_with_an_open_connection_logs_no_error(sandbox: Sandbox, conn: Any) -> None:

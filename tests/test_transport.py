@@ -201,8 +201,9 @@ def silent_port() -> Iterator[int]:
 def localhost_is(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Return what gives ``localhost`` other addresses."""
 
-    def resolve(*addresses: str) -> None:
+    def resolve(*addresses: str, takes: float = 0.0) -> None:
         def getaddrinfo(_host: object, port: object, *_: object, **__: object) -> list[Any]:
+            time.sleep(takes)
             return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (each, port)) for each in addresses]
 
         monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
@@ -227,6 +228,14 @@ def test_a_host_is_reached_at_whichever_of_its_addresses_responds(
     localhost_is("127.0.0.3", "127.0.0.1")
     connect(raw_server(GOOD).url.replace("127.0.0.1", "localhost"))
     assert lock(face) == LOCKED
+
+
+def test_a_name_server_may_take_longer_than_a_connection(
+    face: Face, raw_server: Any, connect: Any, localhost_is: Any
+) -> None:
+    localhost_is("127.0.0.1", takes=0.6)
+    connect(raw_server(GOOD).url.replace("127.0.0.1", "localhost"), timeout=[0.2, 10])
+    assert face.do("lock_conference", "sandbox-open", hook=face.hook(max_attempts=1))["success"]
 
 
 def test_a_server_that_drips_its_response_is_given_up(face: Face, raw_server: Any, connect: Any) -> None:
@@ -532,9 +541,12 @@ def test_a_call_that_a_proxy_does_not_pass_on_was_not_sent(
     face: Face, raw_server: Any, connect: Any, hangs_up: bool
 ) -> None:
     proxy = raw_server(b"", hangs_up=hangs_up)
-    connect("https://dingtalk.invalid", proxies={"https": proxy.url}, timeout=[0.3, 30])
+    connect("https://dingtalk.invalid", proxies={"https": proxy.url}, timeout=[0.3, 0.3])
     error = failure(face)
     assert type(error) is (ConnectionLostError if hangs_up else CallTimeoutError)
+    assert error.message.startswith(
+        f"no response from https://dingtalk.invalid through the proxy {proxy.url}"
+    )
     assert not error.uncertain
     assert [head.split(" ")[0] for head in proxy.requests] == ["CONNECT"]
 

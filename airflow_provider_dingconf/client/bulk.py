@@ -7,17 +7,16 @@ import logging
 import threading
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_dingconf.client.sync import shielded
+from airflow_provider_dingconf.dingtalk.errors import DingTalkError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
 
     from airflow_provider_dingconf.client.settings import Settings
     from airflow_provider_dingconf.dingtalk.conferences import Reference
-
-from airflow_provider_dingconf.dingtalk.errors import DingTalkError
-
-T = TypeVar("T")
 
 LOG_SECONDS = 5.0
 
@@ -30,7 +29,7 @@ class ConferenceResult:
 
     :param conference_id: the meeting's conferenceId.
     :param action: ``lock`` or ``unlock``.
-    :param attempts: how often the call was sent.
+    :param attempts: attempts of the call; 0 if none was made.
     :param request_id: the id that DingTalk's support asks for; None if DingTalk gave none.
     :param error: the error; None after a success.
     """
@@ -68,10 +67,7 @@ class ConferenceResult:
 
 
 class RateLimiter:
-    """Spreads calls evenly, and starts none during a wait that DingTalk asked for.
-
-    :param per_second: the maximum number of calls a second.
-    """
+    """Spreads calls evenly, and starts none during a wait that DingTalk asked for."""
 
     def __init__(self, per_second: float) -> None:
         self._gap = 1 / per_second
@@ -140,19 +136,3 @@ async def each_meeting(
         if not worker.cancelled():
             worker.result()
     return [results[meeting] for meeting in meetings]
-
-
-async def shielded(work: Awaitable[T]) -> T:
-    """Await work that must finish, even if the awaiting task is cancelled, once or several times.
-
-    :raises asyncio.CancelledError: the task was cancelled; raised when the work has finished.
-    """
-    future, cancelled = asyncio.ensure_future(work), False
-    while not future.done():
-        try:
-            await asyncio.wait([future])
-        except asyncio.CancelledError:  # noqa: PERF203
-            cancelled = True
-    if cancelled:
-        raise asyncio.CancelledError from future.exception()
-    return future.result()

@@ -16,15 +16,9 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from tenacity import AsyncRetrying
 
-from airflow_provider_dingconf.client.bulk import (
-    ConferenceResult,
-    RateLimiter,
-    each_meeting,
-    limiter_of,
-    shielded,
-)
-from airflow_provider_dingconf.client.http import HttpSession, within
-from airflow_provider_dingconf.client.sync import CLEAN_UP_SECONDS, is_background
+from airflow_provider_dingconf.client.bulk import ConferenceResult, RateLimiter, each_meeting, limiter_of
+from airflow_provider_dingconf.client.http import HttpSession
+from airflow_provider_dingconf.client.sync import CLEAN_UP_SECONDS, is_background, shielded, within
 from airflow_provider_dingconf.client.token_cache import address_ban_of, suite_ticket_of, token_cache_of
 from airflow_provider_dingconf.dingtalk import errors as e
 from airflow_provider_dingconf.dingtalk.calls import Call, lock_call
@@ -150,10 +144,7 @@ class DingTalkClient:
     # One call
 
     def call(self, call: Call) -> Coroutine[Any, Any, CallResult]:
-        """Make a call, and retry it as the errors allow; to be awaited.
-
-        :raises DingTalkError: the last attempt failed; the subclass says why.
-        """
+        """Make a call, and retry it as the errors allow; to be awaited."""
         attempts = _Attempts(call)
         return self._retried(attempts, partial(self._exchange, attempts))
 
@@ -176,7 +167,6 @@ class DingTalkClient:
                 policy = retry_policy(repeatable, self.max_attempts, until - time.monotonic())
                 return await AsyncRetrying(**policy, before_sleep=attempts.before_wait)(again)
             except e.DingTalkError as error:
-                error.uncertain = attempts.uncertain
                 if error.uncertain and not repeatable:
                     error.must_not_be_repeated()
                 raise error.with_traceback(None) from None  # a log that prints locals would print secrets
@@ -193,7 +183,7 @@ class DingTalkClient:
             outcome = f"done (request id {getattr(result, 'request_id', None) or '-'})"
             return result
         except e.DingTalkError as error:
-            error.attempts = attempts.made
+            error.attempts, error.uncertain = attempts.made, attempts.uncertain
             if isinstance(error, e.AddressBannedError) and error.http_status and error.retry_after:
                 self._ban.put(time.monotonic(), error.retry_after)
             level, outcome = logging.WARNING, error.summary
@@ -220,8 +210,6 @@ class DingTalkClient:
                 self.count(call, error)
                 if token and sent and not isinstance(error, _TOOK_NO_EFFECT):
                     attempts.uncertain = True
-                if isinstance(error, e.DingTalkError):
-                    error.unsent = not sent
                 is_refused = isinstance(error, e.AccessTokenError) and attempts.refused is None
                 if not is_refused or token is None or token.static:
                     raise
@@ -249,7 +237,6 @@ class DingTalkClient:
         """Fetch a token, or try a static one with the cheapest call that reads.
 
         :returns: the token; None for a static one.
-        :raises DingTalkError: DingTalk gave no token, or refused the static one.
         """
         if self.settings.app is None:
             try:
@@ -267,10 +254,7 @@ class DingTalkClient:
         return await self._retried(_Attempts(self._app.token_call(), quiet=True), work)
 
     async def _token(self, refused: Token | None, until: float) -> Token:
-        """Return a token other than the one that DingTalk refused: the shared one, or else a fresh one.
-
-        :param until: when the call must end, on the monotonic clock.
-        """
+        """Return a token other than the one that DingTalk refused: the shared one, or else a fresh one."""
         token = self._tokens.get(refused, time.monotonic())
         if token is None:
             # Keep half of the remaining time for the call itself.
@@ -282,7 +266,6 @@ class DingTalkClient:
         return token
 
     async def _fetch_token(self, until: float) -> Token:
-        """Fetch a token and share it."""
         app, token = self._app, None
         pushed = suite_ticket_of(self.settings).pushed if app.suite_ticket else None
         if pushed and pushed != app.suite_ticket:
@@ -394,10 +377,7 @@ class DingTalkClient:
         ]
 
     async def get_conference(self, reference: Reference) -> Conference:
-        """Return a meeting; for a room code or a schedule, the one that is running.
-
-        :raises ConferenceNotRunningError: none, or more than one, is running.
-        """
+        """Return a meeting; for a room code or a schedule, the one that is running."""
         if reference.name == "conference_id":
             return cast("Conference", (await self.call(conference_call(reference))).content)
         return the_running(await self.find_conferences(reference), reference)
@@ -434,10 +414,6 @@ class DingTalkClient:
 
 
 def _seconds_left(until: float) -> float:
-    """Return the remaining seconds of a call.
-
-    :raises CallTimeoutError: no time is left.
-    """
     left = until - time.monotonic()
     if left <= 0:
         raise e.CallTimeoutError("no time is left for the call", code="timeout", remedy="Raise max_seconds.")

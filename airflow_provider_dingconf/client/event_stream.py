@@ -332,7 +332,6 @@ class Watch:
     start it again after correcting the connection. The error is logged, and the connection is read again
     later.
 
-    :param conn_id: the Airflow connection.
     :param options: the times of the stream; those of an app's first watcher hold for all.
     """
 

@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager, suppress
 from contextvars import ContextVar
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakSet
 
 import aiohttp
@@ -23,15 +23,9 @@ import certifi
 from airflow.providers.http.hooks.http import AsyncHttpSession, HttpAsyncHook, SessionConfig
 from yarl import URL
 
-from airflow_provider_dingconf.client.sync import keep_after_fork
+from airflow_provider_dingconf.client.sync import keep_after_fork, within
+from airflow_provider_dingconf.dingtalk import errors as e
 from airflow_provider_dingconf.dingtalk.calls import TOKEN_HEADER, Request, Response
-from airflow_provider_dingconf.dingtalk.errors import (
-    CallTimeoutError,
-    CertificateError,
-    ConnectionLostError,
-    DingTalkError,
-    RedirectError,
-)
 from airflow_provider_dingconf.dingtalk.responses import MAX_RESPONSE_BYTES, masked, one_line
 
 if TYPE_CHECKING:
@@ -40,8 +34,6 @@ if TYPE_CHECKING:
     from airflow_provider_dingconf.client.proxies import Proxy
     from airflow_provider_dingconf.client.settings import Settings
     from airflow_provider_dingconf.dingtalk.events import Address
-
-T = TypeVar("T")
 
 CLOSE_SECONDS = 0.5
 _AUTHORITIES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
@@ -57,10 +49,7 @@ class _Received(Response):
 
 
 class HttpSession:
-    """Open connections to DingTalk, for one event loop.
-
-    :param stays_open: whether the session stays open while nobody uses it.
-    """
+    """Open connections to DingTalk, for one event loop; with ``stays_open``, also while nobody uses them."""
 
     def __init__(self, settings: Settings, *, stays_open: bool) -> None:
         self.users = 0
@@ -87,12 +76,13 @@ class HttpSession:
 
         :param seconds: the time limit of the whole exchange.
         :param sent: receives the request's method when the request is sent.
-        :raises DingTalkError: there was no complete response.
         """
+        limits = self._settings.timeout
         timeout = aiohttp.ClientTimeout(
             total=seconds,
-            connect=self._settings.timeout.connect,
-            sock_read=self._settings.timeout.read,
+            connect=limits.connect + limits.read,  # with the response of a name server, and of a proxy
+            sock_connect=limits.connect,
+            sock_read=limits.read,
         )
         _sent.set(sent)
         options = {"verb": request.method, "timeout": timeout}
@@ -140,7 +130,6 @@ class _NotedRequest(aiohttp.ClientRequest):
 def _session(
     settings: Settings, url: str, proxy: Proxy | None, *, headers: dict[str, str], **options: Any
 ) -> aiohttp.ClientSession:
-    """Return a session for requests to the host of a URL."""
     if proxy and not _has_tls(url):
         headers = {**headers, **proxy.headers}  # for https, the CONNECT request has them
     connector = aiohttp.TCPConnector(ssl=_tls(settings, url), limit=0)
@@ -159,22 +148,6 @@ _open_sessions: WeakSet[HttpSession] = WeakSet()
 keep_after_fork(lambda: list(_open_sessions))
 
 
-async def within(awaitable: Awaitable[T], seconds: float | None) -> T:
-    """Return a result that arrives in time; ``asyncio.wait_for`` can lose a cancellation before Python 3.12.
-
-    :param seconds: how long to wait; None for no limit.
-    :raises asyncio.TimeoutError: no result arrived in time.
-    """
-    task = asyncio.ensure_future(awaitable)
-    try:
-        done, _ = await asyncio.wait({task}, timeout=seconds)
-        if not done:
-            raise asyncio.TimeoutError
-        return task.result()
-    finally:
-        task.cancel()
-
-
 @asynccontextmanager
 async def websocket(
     settings: Settings, address: Address, ping_seconds: float
@@ -182,7 +155,6 @@ async def websocket(
     """Connect to an event stream for a block. The end of the block closes it, whatever the peer does.
 
     :param ping_seconds: seconds between two pings. A peer that does not reply in half that time is gone.
-    :raises DingTalkError: the connection failed.
     """
     where, proxy = address.url.partition("?")[0], settings.proxy_for(address.url)
     secrets = (*address.secrets, *(proxy.secrets if proxy else ()))
@@ -203,7 +175,7 @@ async def websocket(
             )
         except aiohttp.WSServerHandshakeError as error:
             said = f"{where} refused the connection: HTTP {error.status}"
-            raise ConnectionLostError(said, code="connectionLost", http_status=error.status) from None
+            raise e.ConnectionLostError(said, code="connectionLost", http_status=error.status) from None
         except _FAULTS as error:
             raise _network_error(settings, error, where=where, secrets=secrets) from None
         try:
@@ -214,7 +186,7 @@ async def websocket(
 
 
 async def _refuse_redirect(_session: object, _context: object, _parameters: object) -> None:
-    raise RedirectError("the event stream responds with a redirect, which is not followed", code="redirect")
+    raise e.RedirectError("the event stream responds with a redirect, which is not followed", code="redirect")
 
 
 def _has_tls(url: str) -> bool:
@@ -222,10 +194,6 @@ def _has_tls(url: str) -> bool:
 
 
 def _tls(settings: Settings, url: str) -> ssl.SSLContext | bool:
-    """Return how to verify certificates.
-
-    :raises DingTalkError: a file that the settings or the environment name cannot be read.
-    """
     if not _has_tls(url):
         return True
     trusted, cert = settings.verify, settings.cert
@@ -239,7 +207,7 @@ def _tls(settings: Settings, url: str) -> ssl.SSLContext | bool:
     except OSError as error:
         said = f"a file of certificates cannot be read: {one_line(str(error))}"
         remedy = f"Check verify and cert in the connection, and the variables {' and '.join(_AUTHORITIES)}."
-        raise ConnectionLostError(said, code="connectionLost", remedy=remedy) from None
+        raise e.ConnectionLostError(said, code="connectionLost", remedy=remedy) from None
 
 
 @lru_cache(maxsize=8)  # reading the authorities takes tens of milliseconds
@@ -261,22 +229,21 @@ def _cached_tls(
 
 def _network_error(
     settings: Settings, error: Exception, *, where: str = "", secrets: tuple[str, ...] = ()
-) -> DingTalkError:
-    """Return this package's error for a network fault."""
+) -> e.DingTalkError:
     causes = _causes(error)
     where = where or settings.base_url
     hidden = list(filter(None, (*settings.secrets, *secrets)))  # a server may quote the request
     reason = one_line(masked(str(causes[-1]), hidden)) or type(causes[-1]).__name__
     if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in causes):
-        return CertificateError(f"the certificate of {where} is not valid: {reason}", code="badCertificate")
+        return e.CertificateError(f"the certificate of {where} is not valid: {reason}", code="badCertificate")
     if isinstance(error, aiohttp.ClientHttpProxyError):
-        refused = f"the proxy refused to connect to {where}: HTTP {error.status} {one_line(error.message)}"
-        return ConnectionLostError(masked(refused, hidden), code="connectionLost")
-    if any(isinstance(cause, (asyncio.TimeoutError, TimeoutError)) for cause in causes):
-        return CallTimeoutError(f"{where} did not respond in time", code="timeout")
+        refused = f"the proxy refused to connect to {where}: HTTP {error.status} {error.message}"
+        return e.ConnectionLostError(one_line(masked(refused, hidden)), code="connectionLost")
     proxy = settings.proxy_for(where)
     through = f" through the proxy {proxy.url}" if proxy else ""
-    return ConnectionLostError(f"no response from {where}{through}: {reason}", code="connectionLost")
+    if any(isinstance(cause, (asyncio.TimeoutError, TimeoutError)) for cause in causes):
+        return e.CallTimeoutError(f"no response from {where}{through} in time", code="timeout")
+    return e.ConnectionLostError(f"no response from {where}{through}: {reason}", code="connectionLost")
 
 
 def _causes(error: BaseException) -> list[BaseException]:

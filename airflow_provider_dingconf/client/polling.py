@@ -76,10 +76,7 @@ class Poll:
 
     @classmethod
     def of(cls, key: str, interval: float, connect: Connect, settings: PollSettings | None = None) -> Poll:
-        """Return the poll that all waits with this key and interval share in this event loop.
-
-        :param key: identifies the connection.
-        """
+        """Return the poll that all waits with this key and interval share in this event loop."""
         poll = cls(connect, interval, settings or PollSettings())
         return cls.shared.setdefault((asyncio.get_running_loop(), key, interval), poll)
 
@@ -92,12 +89,9 @@ class Poll:
     ) -> Conference:
         """Return the meeting once it has started or ended.
 
-        :param reference: the meeting, or its room code or schedule.
-        :param wanted: the status to wait for.
         :param seen: the current status of the meeting; None if not known.
         :param on_error: outcomes that replace the defaults. The wait goes on after an error with RETRY.
         :raises ConferenceClosedError: the start was waited for, and the meeting has ended.
-        :raises DingTalkError: DingTalk refuses the calls.
         """
         waiter = _Waiter(wanted, on_error or {}, asyncio.get_running_loop().create_future())
         meeting = self._meetings.setdefault(reference, _Meeting(self, reference))

@@ -291,7 +291,7 @@ def _extra_of(conn: Connection) -> dict[str, Any]:
     extra = {name: value for name, value in extra.items() if (name, value) not in again.items()}
     for name in extra:
         if name not in _FIELDS:
-            _fail(f"extra {ascii(name)[:80]}", f"it is unknown; {hint(name, sorted(_FIELDS))}")
+            _fail(f"extra {ascii(name)[:80]}", f"it is unknown{hint(name, sorted(_FIELDS))}")
     return {name: value for name, value in extra.items() if value is not None and value != ""}
 
 

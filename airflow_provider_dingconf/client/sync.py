@@ -2,7 +2,8 @@
 
 :func:`run` waits for a coroutine in the background event loop. :func:`sync` makes a synchronous method from
 an async one. If the wait is interrupted (by SIGTERM, the SIGALRM of Airflow's execution timeout, or Ctrl-C),
-the coroutine is cancelled, and the interruption is raised when the coroutine's clean-up has ended.
+the coroutine is cancelled, and the interruption is raised when the coroutine's clean-up has ended. In
+a coroutine, :func:`within` waits for a limited time, and :func:`shielded` whatever cancels it.
 
 :func:`termination` and :func:`cancelled_by_termination` turn SIGTERM, with which Airflow ends a task, into an
 exception inside a block. Airflow 2 does that itself. Airflow 3 calls the operator's ``on_kill`` and lets the
@@ -74,8 +75,6 @@ def keep_after_fork(inherited: Callable[[], object]) -> None:
 
     A child that garbage-collects an event loop or a session of its parent can hang the parent, because they
     share the kernel's list of the sockets that the loop waits for.
-
-    :param inherited: returns what the child must keep.
     """
     os.register_at_fork(after_in_child=lambda: _inherited.append(inherited()))
 
@@ -176,7 +175,6 @@ def run(work: Work[T], undo: Callable[[T], Awaitable[object]] | None = None) -> 
     If the wait is interrupted, the coroutine is cancelled. The interruption is raised when the coroutine has
     ended, or after :data:`CLEAN_UP_SECONDS`. Further interruptions wait until then, too.
 
-    :param work: a function that returns the coroutine.
     :param undo: undoes a result that arrives at the moment of the interruption, because the caller does not
         receive it.
     """
@@ -225,6 +223,37 @@ def interruptions_held() -> Iterator[None]:
             signal.raise_signal(missed)
 
 
+async def within(awaitable: Awaitable[T], seconds: float | None) -> T:
+    """Return a result that arrives in time; ``asyncio.wait_for`` can lose a cancellation before Python 3.12.
+
+    :param seconds: how long to wait; None for no limit.
+    """
+    task = asyncio.ensure_future(awaitable)
+    try:
+        done, _ = await asyncio.wait({task}, timeout=seconds)
+        if not done:
+            raise asyncio.TimeoutError
+        return task.result()
+    finally:
+        task.cancel()
+
+
+async def shielded(work: Awaitable[T]) -> T:
+    """Await work that must finish, even if the awaiting task is cancelled, once or several times.
+
+    :raises asyncio.CancelledError: the task was cancelled; raised when the work has finished.
+    """
+    future, cancelled = asyncio.ensure_future(work), False
+    while not future.done():
+        try:
+            await asyncio.wait([future])
+        except asyncio.CancelledError:  # noqa: PERF203
+            cancelled = True
+    if cancelled:
+        raise asyncio.CancelledError from future.exception()
+    return future.result()
+
+
 class _Connected(Protocol):
     @property
     def _client(self) -> object: ...
@@ -239,11 +268,7 @@ def sync(
     method: Callable[Concatenate[C, P], Coroutine[Any, Any, T]],
     undo: Callable[[C, T], Awaitable[object]] | None = None,
 ) -> Callable[Concatenate[C, P], T]:
-    """Return the synchronous version of a method.
-
-    :param method: the async method, whose name begins with ``a``.
-    :param undo: undoes its result; see :func:`run`.
-    """
+    """Return the synchronous version of a method whose name begins with ``a``; ``undo`` as in :func:`run`."""
 
     def wait(self: C, /, *args: P.args, **kwargs: P.kwargs) -> T:
         if self._client is None:
@@ -304,22 +329,24 @@ def termination() -> Iterator[None]:
     if before is None:
         yield
         return
-    process, ended = os.getpid(), False
+    process, came, is_over = os.getpid(), False, False
 
     def handle(number: int, frame: Any) -> None:
-        nonlocal ended
-        if ended:
-            return
-        ended = os.getpid() == process
-        if callable(before):
-            before(number, frame)
-        if ended:
+        nonlocal came
+        if is_over or os.getpid() != process:  # the latter: forked in the block
+            signal.signal(number, before)
+            signal.raise_signal(number)
+        elif not came:
+            came = True
+            if callable(before):
+                before(number, frame)
             raise SystemExit(128 + number)
 
     signal.signal(signal.SIGTERM, handle)
     try:
         yield
     finally:
+        is_over = True
         with suppress(ValueError):  # the block ended in another thread, which cannot set handlers
             signal.signal(signal.SIGTERM, before)
 

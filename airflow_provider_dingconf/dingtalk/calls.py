@@ -108,10 +108,9 @@ def call_to(
 def page_call(
     endpoint: Endpoint, about: object, tokens: Sequence[str], max_results: int, read: Callable[[object], Any]
 ) -> Call:
-    """Return the call that reads one page of a list, as a :class:`~.records.Page`.
+    """Return the call that reads one page of a list, as a :class:`~.records.Page`; ``read`` reads one item.
 
     :param tokens: the ``next_token`` of every earlier page; none for the first page.
-    :param read: reads one item.
     """
     params = {"maxResults": max_results, **({"nextToken": tokens[-1]} if tokens else {})}
     read_items = partial(read_page, keys=endpoint.items, read=read, tokens=tokens)
@@ -119,10 +118,7 @@ def page_call(
 
 
 def lock_call(meeting: Reference, action: str) -> Call:
-    """Return the call that locks or unlocks a meeting, by its ``conference_id``.
-
-    :param action: ``lock`` or ``unlock``.
-    """
+    """Return the call that locks or unlocks a meeting, by its ``conference_id``."""
     return call_to(LOCK if action == "lock" else UNLOCK, meeting.value, body={"action": action})
 
 
@@ -135,12 +131,9 @@ def any_call(
     json: Mapping[str, Any] | list[Any] | None = None,
     repeatable: bool = True,
 ) -> Call:
-    """Return any other call.
+    """Return any other call, with the parameters of ``DingTalkConferenceHook.call``.
 
     :param path: such as ``/v1.0/im/chats/{id}``; it may be percent-encoded already.
-    :param path_params: values for the placeholders; each is percent-encoded as one path segment.
-    :param params: query parameters: strings, numbers and booleans.
-    :param repeatable: whether sending the call twice has the same effect as sending it once.
     :raises InvalidInputError: a parameter cannot be sent; the message names it.
     """
     verb = method.upper() if isinstance(method, str) else ""
@@ -188,7 +181,6 @@ def _filled(path: object, path_params: object) -> str:
 
 
 def _segment(name: str, values: Mapping[str, object]) -> str:
-    """Return the value of a placeholder, percent-encoded."""
     parameter = f"path_params: {shown(name)}"
     if name not in values:
         raise InvalidInputError(f"{parameter} is missing, for which the path has a placeholder")
@@ -224,10 +216,7 @@ def _query(params: Mapping[str, Any]) -> str:
 
 
 def documentation_url(page: str, base_url: str = INTERNATIONAL_HOST) -> str:
-    """Return the address of a documentation page.
-
-    :param base_url: the host of the call: mainland China has a separate documentation site.
-    """
+    """Return the address of a documentation page; mainland China, known by the host, has another site."""
     china = base_url.rstrip("/").endswith(".dingtalk.com")
     site = "open.dingtalk.com/document/development" if china else "help.dingtalk.io/open/development"
     return f"https://{site}/{quote(page)}"

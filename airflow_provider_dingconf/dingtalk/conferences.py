@@ -205,10 +205,7 @@ def check_named(room_code: object = None, schedule_conference_id: object = None)
 
 
 def check_conference_ids(conference_ids: object) -> list[Reference]:
-    """Return the meetings, without duplicates.
-
-    :raises InvalidConferenceIdError: the value is not a collection of ids, or an id is not one path segment.
-    """
+    """Return the meetings of a collection of ids, without duplicates; see :func:`check_reference`."""
     if isinstance(conference_ids, (str, bytes, Mapping)) or not isinstance(conference_ids, Iterable):
         raise e.InvalidConferenceIdError(
             f"conference_ids: expected a list of conferenceIds, got a {type(conference_ids).__name__}"

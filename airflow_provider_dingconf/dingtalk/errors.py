@@ -94,8 +94,7 @@ class DingTalkError(Exception):
         self.http_status = http_status
         self.request_id = request_id
         self.retry_after = retry_after
-        self.attempts = 0  # how often the call was sent before this error was raised
-        self.unsent = False  # whether the call was not sent, because there was no connection
+        self.attempts = 0  # of the call, up to this error
         self.uncertain = False  # whether the call may have taken effect: it was sent, and not refused
         if remedy is not None:
             self.remedy = remedy

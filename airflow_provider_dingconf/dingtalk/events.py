@@ -81,10 +81,7 @@ def open_call(app: App) -> Call:
 
 
 def address_from(content: Mapping[str, Any]) -> Address:
-    """Return the address in the response to :func:`open_call`: ``wss``, or ``ws`` to this machine.
-
-    :raises ResponseError: there is no usable address.
-    """
+    """Return the address in the response to :func:`open_call`: ``wss``, or ``ws`` to this machine."""
     endpoint, ticket = content.get("endpoint"), content.get("ticket")
     try:
         parts = urlsplit(endpoint if isinstance(endpoint, str) else "")
@@ -198,22 +195,19 @@ def conference_events(frame: Frame) -> list[ConferenceEvent]:
         with suppress(AttributeError, InvalidInputError):  # it is not an object, or names no meeting
             meeting = Reference("conference_id", text_of(model, "conferenceId") or "")
             meetings.setdefault(meeting.value, []).append(model)
-    return [_event(frame, meeting_id, found) for meeting_id, found in meetings.items()]
-
-
-def _event(frame: Frame, conference_id: str, models: list[dict[str, Any]]) -> ConferenceEvent:
-    about_members = frame.event_type == MEMBER_CHANGE
-    meeting = {**({} if about_members else models[0]), "conferenceId": conference_id}
-    return ConferenceEvent(
-        **fields_in(ConferenceEvent, meeting),
-        event_id=frame.event_id or "",
-        event_type=frame.event_type or "",
-        scene=text_of(frame.data, "changeScene") or "",
-        corp_id=frame.corp_id,
-        sequence=number_of(frame.data, "statusSeqNum"),
-        happened_at=frame.born_at,
-        members=tuple(map(_member, models)) if about_members else (),
-    )
+    return [
+        ConferenceEvent(
+            **fields_in(ConferenceEvent, {"conferenceId": meeting_id} if about_members else found[0]),
+            event_id=frame.event_id,
+            event_type=frame.event_type or "",
+            scene=text_of(frame.data, "changeScene") or "",
+            corp_id=frame.corp_id,
+            sequence=number_of(frame.data, "statusSeqNum"),
+            happened_at=frame.born_at,
+            members=tuple(map(_member, found)) if about_members else (),
+        )
+        for meeting_id, found in meetings.items()
+    ]
 
 
 def _member(model: Mapping[str, Any]) -> dict[str, Any]:
@@ -260,15 +254,14 @@ def _scenes(scenes: object) -> tuple[str, ...]:
         raise InvalidInputError(f"scenes: expected a list of strings, got {shown(scenes)}")
     found = list(given)
     if not found:
-        raise InvalidInputError(f"scenes: none is given; {hint('', SCENES)}")
+        raise InvalidInputError(f"scenes: none is given{hint('', SCENES)}")
     for scene in found:
         if not isinstance(scene, str) or scene not in SCENES:
-            raise InvalidInputError(f"scenes: {shown(scene)} is unknown; {hint(scene, SCENES)}")
+            raise InvalidInputError(f"scenes: {shown(scene)} is unknown{hint(scene, SCENES)}")
     return tuple(sorted(set(found)))
 
 
 def _object(text: str) -> dict[str, Any]:
-    """Return the JSON object in a text; an empty dict if there is none."""
     with suppress(ValueError, RecursionError):
         value = json.loads(text)
         return value if isinstance(value, dict) else {}

@@ -64,12 +64,8 @@ def create_call(
 ) -> Call:
     """Return the call that creates a meeting, and reads the response as a :class:`CreatedConference`.
 
-    The call is not repeatable: after a lost response, a second call could create a second meeting.
-
-    :param title: DingTalk cuts it after 50 characters and refuses more than 256.
-    :param creator_id: the unionId of the creator, who is the host.
-    :param invite: the unionIds of the people whom DingTalk invites; None for nobody.
-    :raises InvalidInputError: a value is missing or of a wrong type.
+    The call is not repeatable: after a lost response, a second call could create a second meeting. The
+    parameters are those of ``CreateConferenceOperator``.
     """
     body: dict[str, Any] = {"confTitle": check_text("title", title), "inviteCaller": invite_creator}
     if invite is not None:
@@ -81,11 +77,7 @@ def create_call(
 
 
 def close_call(meeting: Reference, creator_id: object) -> Call:
-    """Return the call that closes a meeting, by its ``conference_id``.
-
-    :param creator_id: the unionId of the host: only the host may close a meeting.
-    :raises InvalidInputError: it is missing or of a wrong type.
-    """
+    """Return the call that closes a meeting, by its ``conference_id`` and the unionId of its host."""
     return call_to(CLOSE, meeting.value, params={"unionId": check_text("creator_id", creator_id)})
 
 

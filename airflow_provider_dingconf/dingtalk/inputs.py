@@ -1,4 +1,4 @@
-"""Checks of a user's input, and how a message shows a value."""
+"""Checks of a user's input, which raise an InvalidInputError, and how a message shows a value."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 # RFC 3986's characters of a path segment, less "%": they go over the wire unchanged.
 SEGMENT_CHAR = r"[A-Za-z0-9\-._~!$&'()*+,;=:@]"
+MOST_HINTED = 20  # known names that a message lists
 
 plain = str.__str__
 """Returns the text itself of a subclass of ``str``: a member of an enum would be sent by its name."""
@@ -21,7 +22,6 @@ def check_text(name: str, value: object, error: type[InvalidInputError] = Invali
     """Return a text that a template may have rendered, as a plain ``str``.
 
     :param name: the parameter that has the value.
-    :param error: the class of the error.
     :raises InvalidInputError: the value is not a string, or is what a template without a value renders to.
     """
     if isinstance(value, str) and value.strip() not in ("", "None"):
@@ -39,10 +39,7 @@ def check_text(name: str, value: object, error: type[InvalidInputError] = Invali
 
 
 def check_switch(name: str, value: object) -> None:
-    """Check that a value is a boolean: the text "False" would count as true.
-
-    :raises InvalidInputError: it is not.
-    """
+    """Check that a value is a boolean: the text "False" would count as true."""
     if not isinstance(value, bool):
         raise InvalidInputError(f"{name}: {shown(value)} is not True or False; it is not a template")
 
@@ -53,9 +50,12 @@ def digits_of(value: object) -> object:
 
 
 def hint(name: object, known: Collection[str]) -> str:
-    """Return what a message says after an unknown name: the nearest known name, or all of them."""
-    near = difflib.get_close_matches(str(name), known, n=1)
-    return f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+    """Return what a message says after an unknown name: the nearest known name, or else all of a few."""
+    by_lower = {one.lower(): one for one in known}
+    near = difflib.get_close_matches(str(name).lower(), by_lower, n=1, cutoff=0.5)
+    if near:
+        return f"; did you mean {by_lower[near[0]]!r}?"
+    return f"; known are {', '.join(known)}" if len(known) <= MOST_HINTED else ""
 
 
 def shown(value: object) -> str:

@@ -29,30 +29,20 @@ def is_seconds(value: object) -> TypeGuard[float]:
 
 
 def check_limits(max_attempts: object, max_seconds: object) -> None:
-    """Check the limits of a call.
-
-    :raises InvalidInputError: ``max_attempts`` is not a whole number of at least 1, or ``max_seconds`` is not
-        a number above 0 and up to a day.
-    """
+    """Check the limits of a call; raise an InvalidInputError if one is invalid, as all checks here do."""
     check_count("max_attempts", max_attempts)
     if not is_seconds(max_seconds):
         raise InvalidInputError(f"max_seconds: {shown(max_seconds)} is not {SECONDS}")
 
 
 def check_bulk_limits(concurrency: object, calls_per_second: object = None) -> None:
-    """Check the limits for many meetings.
-
-    :raises InvalidInputError: one of them is not a positive number.
-    """
+    """Check the limits for many meetings."""
     check_count("concurrency", concurrency)
     if calls_per_second is not None and not (is_number(calls_per_second) and calls_per_second > 0):
         raise InvalidInputError(f"calls_per_second: {shown(calls_per_second)} is not a number above 0")
 
 
 def check_count(name: str, value: object) -> None:
-    """Check that a value is a whole number of at least 1.
-
-    :raises InvalidInputError: it is not.
-    """
+    """Check that a value is a whole number of at least 1."""
     if not is_number(value) or not isinstance(value, int) or value < 1:
         raise InvalidInputError(f"{name}: {shown(value)} is not a whole number of at least 1")

@@ -80,10 +80,7 @@ def json_field(
 
 
 def fields_in(record: type[Any], content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values of a record's fields from a JSON object, by the names in the record.
-
-    :raises ResponseError: the object lacks what the record needs.
-    """
+    """Return the values of a record's fields from a JSON object, by the names in the record."""
     values = {}
     for one in fields(record):
         if about := one.metadata:
@@ -101,10 +98,7 @@ class Record:
 
     @classmethod
     def read(cls, content: object) -> Self:
-        """Return the record from a JSON object.
-
-        :raises ResponseError: the value is not an object, or lacks what the record needs.
-        """
+        """Return the record from a JSON object; raise a ResponseError if it lacks what the record needs."""
         if not isinstance(content, dict):
             raise unreadable(f"{cls.what} that is no object")
         return cls(**fields_in(cls, content))
@@ -143,7 +137,6 @@ def read_page(
 
     :param keys: possible names of the list.
     :param tokens: the tokens of the earlier pages. If one comes again, the list is endless.
-    :raises ResponseError: the response is not as documented, or the list is endless.
     """
     key = next((one for one in keys if one in content), keys[0])
     listed = content.get(key)

@@ -65,7 +65,7 @@ class CallResult:
 
     content: Any = field(repr=False)  # the JSON of the response, or what the call's "read" made of it
     request_id: str | None  # the id that DingTalk's support asks for; None if DingTalk gave none
-    attempts: int = 1  # how often the call was sent
+    attempts: int = 1  # how many the call took
 
 
 def read_response(call: Call, response: Response, now: float, secrets: Iterable[str] = ()) -> CallResult:
@@ -73,7 +73,6 @@ def read_response(call: Call, response: Response, now: float, secrets: Iterable[
 
     :param now: seconds since the epoch, for a wait that ends at a given time.
     :param secrets: to be masked in the text of an error, since a server may echo the request.
-    :raises DingTalkError: the response is an error; the subclass says which.
     """
     endpoint, status = call.endpoint, response.status
     errors = _Errors(endpoint, response, status, now, tuple(secrets))
@@ -151,7 +150,6 @@ class _Errors:
         return self.make(said, _UNREADABLE) if self.status < 300 else self.for_refusal(said, None)
 
     def for_refusal(self, said: str | None, code: str | None) -> e.DingTalkError:
-        """Return the error for DingTalk's code or the HTTP status."""
         kind = error_class(code, self.status)
         refused = kind is e.AccessTokenError or (kind is e.RefusedError and not find_code(code))
         if self.endpoint.with_credentials:
@@ -203,7 +201,6 @@ def _text_in(response: Response) -> str | None:
 
 
 def _ban(minutes: object) -> float | None:
-    """Return the seconds of a ban; None if the response gives no usable number."""
     return float(minutes) * 60 if is_number(minutes) and 0 < minutes <= _MAX_BAN_MINUTES else None
 
 
@@ -216,7 +213,6 @@ def _required_scopes(content: Mapping[str, Any]) -> str:
 
 
 def _until_limit_ends(message: str, now: float) -> float | None:
-    """Return the seconds until a rate limit ends, if the message names the time."""
     ends = _LIMIT_ENDS.search(message)
     try:
         moment = datetime.fromisoformat(f"{ends[1]}+08:00") if ends else None

@@ -6,7 +6,7 @@ from typing import Any
 
 import tenacity
 
-from airflow_provider_dingconf.dingtalk.errors import ThrottledError, TransientError
+from airflow_provider_dingconf.dingtalk.errors import TransientError
 from airflow_provider_dingconf.dingtalk.limits import MAX_ATTEMPTS, MAX_SECONDS
 
 _backoff = tenacity.wait_exponential(multiplier=0.5, max=20) + tenacity.wait_random(0, 0.5)
@@ -26,16 +26,13 @@ def retry_policy(
 
     A wait that does not fit into the remaining time does not begin: the error is raised at once.
 
-    :param repeatable: whether the call may be repeated. If not, it is retried only if it was not sent, or was
-        refused as too frequent.
-    :param max_attempts: the maximum number of attempts.
-    :param max_seconds: the time limit in seconds, including the waits.
+    :param repeatable: whether the call may be repeated. If not, it is retried only if it took no effect.
     """
 
     def may_repeat(error: BaseException) -> bool:
         if not isinstance(error, TransientError) or not error.repeat:
             return False
-        return repeatable or error.unsent or isinstance(error, ThrottledError)
+        return repeatable or not error.uncertain
 
     return {
         "stop": tenacity.stop_after_attempt(max_attempts) | tenacity.stop_before_delay(max_seconds),

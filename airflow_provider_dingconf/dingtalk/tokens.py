@@ -72,10 +72,7 @@ class Token:
 
 
 def read_token(content: Mapping[str, Any], fetched_at: float) -> Token:
-    """Return the token in the response to a token call that was sent at ``fetched_at``, in seconds.
-
-    :raises ResponseError: the response holds no usable token.
-    """
+    """Return the token in the response to a token call that was sent at ``fetched_at``, in seconds."""
     value = content.get("accessToken", content.get("access_token"))
     if not isinstance(value, str) or not re.fullmatch(r"[\x21-\x7e]+", value):
         raise ResponseError("the response to the token call holds no access token", code="unreadableAnswer")

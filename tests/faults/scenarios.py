@@ -119,22 +119,32 @@ def awaited_with_a_handler(pipe: Connection, *meetings: str) -> None:
     pipe.send("handler is back" if signal.getsignal(signal.SIGTERM) is handle else "no handler")
 
 
+def end_of_a_child() -> int | None:
+    """Fork a process, end it, and return its exit code."""
+    forking = multiprocessing.get_context("fork")
+    here, there = forking.Pipe()
+
+    def live() -> None:
+        there.send("up")  # a signal that comes while Python forks is lost
+        stay()
+
+    child = forking.Process(target=live)
+    child.start()
+    here.recv()
+    child.terminate()
+    child.join(10)
+    return child.exitcode or child.kill()
+
+
+def locked_with_a_child(pipe: Connection, meeting: str) -> None:
+    with DingTalkConferenceHook().locked(meeting):
+        pipe.send(end_of_a_child())
+
+
 def awaited_with_a_child(pipe: Connection, meeting: str) -> None:
     async def work() -> None:
         async with DingTalkConferenceHook().alocked(meeting):
-            forking = multiprocessing.get_context("fork")
-            here, there = forking.Pipe()
-
-            def live() -> None:
-                there.send("up")  # a signal that comes while Python forks is lost
-                stay()
-
-            child = forking.Process(target=live)
-            child.start()
-            here.recv()
-            child.terminate()
-            child.join()
-            pipe.send(child.exitcode)
+            pipe.send(end_of_a_child())
 
     asyncio.run(work())
 

@@ -149,10 +149,11 @@ def test_awaited_blocks_that_overlap_unlock_and_pass_the_signal_on(start: Any, s
     check_unlocked(sandbox)
 
 
-def test_a_process_that_was_forked_in_an_awaited_block_can_be_ended(
-    start: Any, sandbox: Sandbox, meeting: str
+@pytest.mark.parametrize("scenario", ["locked_with_a_child", "awaited_with_a_child"])
+def test_a_process_that_was_forked_in_a_block_can_be_ended(
+    start: Any, sandbox: Sandbox, meeting: str, scenario: str
 ) -> None:
-    process = start("awaited_with_a_child", meeting)
+    process = start(scenario, meeting)
     assert process.receive() == -signal.SIGTERM
     assert process.end() == 0
     check_unlocked(sandbox)
