@@ -184,10 +184,12 @@ def triggering_conferences(
 
     :param triggering_asset_events: Airflow's ``triggering_asset_events``, from a task's context; or None.
     """
-    found: dict[tuple[Any, Any], dict[str, Any]] = {}
+    found: dict[tuple[str, str], dict[str, Any]] = {}
     for events in (triggering_asset_events or {}).values():
         for event in events:
             payload = (event.extra or {}).get("payload")
-            if isinstance(payload, dict) and payload.get("conference_id"):
-                found.setdefault((payload.get("event_id"), payload["conference_id"]), payload)
+            payload = payload if isinstance(payload, dict) else {}
+            meeting = payload.get("conference_id")
+            if meeting and isinstance(meeting, str):  # others may create events of the asset, too
+                found.setdefault((str(payload.get("event_id")), meeting), payload)
     return list(found.values())

@@ -546,9 +546,11 @@ SWEEP = asset_event({"event_type": "sweep", "conference_id": None})
 def test_a_task_gets_the_payloads_of_all_meetings_once_and_no_sweep() -> None:
     one = {"event_id": "e1", "conference_id": "c1"}
     other = {"event_id": "e2", "conference_id": "c1"}
-    not_ours = [SimpleNamespace(extra={}), SimpleNamespace(extra=None)]
+    not_ours = [SimpleNamespace(extra={}), SimpleNamespace(extra=None), asset_event({"conference_id": ["c"]})]
     events = {"asset": [asset_event(one), SWEEP], "another": [*map(asset_event, (other, one)), *not_ours]}
     assert triggers.triggering_conferences(events) == [one, other]
+    odd = {"event_id": ["e"], "conference_id": "c2"}
+    assert triggers.triggering_conferences({"asset": [asset_event(odd)]}) == [odd]
     assert triggers.triggering_conferences({}) == triggers.triggering_conferences(None) == []
 
 
