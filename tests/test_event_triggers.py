@@ -46,10 +46,21 @@ def test_a_trigger_survives_its_way_through_the_database_and_equal_filters_are_o
         assert (again.serialize(), again.filter) == (made.serialize(), made.filter)
 
 
-@pytest.mark.parametrize("wrong", [{"scenes": ["conference_create"]}, {"creator_id": ""}], ids=str)
-def test_an_invalid_filter_is_an_error_of_the_dag_file(wrong: Any) -> None:
-    with pytest.raises(InvalidInputError):
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"scenes": ["conference_create"]},
+        {"scenes": b"user_join"},
+        {"creator_id": ""},
+        {"dingtalk_conn_id": ["one", "other"]},
+        {"dingtalk_conn_id": None},
+    ],
+    ids=str,
+)
+def test_an_invalid_filter_or_connection_id_is_an_error_of_the_dag_file(wrong: Any) -> None:
+    with pytest.raises(InvalidInputError, match=f"^{next(iter(wrong))}: ") as raised:
         triggers.ConferenceEventTrigger(**wrong)
+    assert str(raised.value).count("Nothing was sent to DingTalk.") == 1
 
 
 # In the triggerer's runner
