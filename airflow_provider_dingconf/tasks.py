@@ -85,7 +85,10 @@ class DingTalkTask(BaseOperator):
     @property
     def shown_as(self) -> str:
         """What the UI shows for a mapped task in place of its index."""
-        return str(self._shown())[:250]  # the limit of Airflow's database
+        text = str(self._shown())[:250]  # the limit of Airflow's database
+        # A native template makes a number of a room code, and Airflow fails a task whose text is none.
+        is_native = getattr(self.get_dag(), "render_template_as_native_obj", False)
+        return repr(text) if is_native else text
 
     def _shown(self) -> Any:
         return conference_id_in(getattr(self, self.named_by))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from airflow.exceptions import AirflowFailException, AirflowSkipException
-from airflow.providers.common.compat.sdk import BaseOperator
+from airflow.providers.common.compat.sdk import DAG, BaseOperator
 from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_0_PLUS
 from faults.scenarios import killer_of
 from runs import LEVELS, Instance, Ran, all_output, connected_sandbox, default_args_of, run_dag
@@ -35,6 +35,7 @@ from airflow_provider_dingconf.links import LINKS_KEY
 from airflow_provider_dingconf.operators import (
     CloseConferenceOperator,
     ConferenceMembersOperator,
+    CreateConferenceOperator,
     DingTalkOperator,
     LockConferenceOperator,
     UnlockConferenceOperator,
@@ -505,6 +506,15 @@ def test_an_operator_that_executes_again_links_to_no_meeting_of_before(sandbox: 
         task.execute({"ti": ti})
     kept = getattr(task, LINKS_KEY) if AIRFLOW_V_3_0_PLUS else ti.xcoms[LINKS_KEY]
     assert sorted(kept) == ["documentation", "error"]
+
+
+@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize("title", ["2026", "None", "[1]", "'Exam'", 'An "exam"', "Exam \\ 1"])
+def test_a_mapped_task_is_shown_by_a_text_also_in_a_dag_of_native_templates(title: str, native: bool) -> None:
+    with DAG("native", schedule=None, render_template_as_native_obj=native) as dag:
+        mapped = CreateConferenceOperator.partial(task_id="create", creator_id="chris").expand(title=[title])
+    template = dag.get_template_env().from_string(mapped.map_index_template)
+    assert template.render(task=mapped.unmap({"title": title})) == title
 
 
 @pytest.mark.parametrize("named", ["room_code", "schedule_conference_id"])
