@@ -20,6 +20,7 @@ except ImportError:
 
 from airflow_provider_dingconf.dingtalk.errors import InvalidInputError
 from airflow_provider_dingconf.dingtalk.events import STARTED, EventFilter
+from airflow_provider_dingconf.dingtalk.inputs import check_text
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Hashable, Iterator, Mapping, Sequence
@@ -33,7 +34,7 @@ _REMEMBERED = 4096
 
 
 class InvalidFilterError(InvalidInputError, TypeError):
-    """Raised for a malformed filter.
+    """Raised for a malformed filter or connection id.
 
     The triggerer can meet a filter that an older version of this package accepted. A :class:`TypeError` fails
     that one trigger, and any other error fails all of them.
@@ -75,8 +76,8 @@ class ConferenceEventTrigger(BaseEventTrigger):
     :param title_pattern: a regular expression that must match somewhere in the first 256 characters of the
         title; ``^`` is its beginning.
     :param creator_id: the unionId of the creator.
-    :raises InvalidInputError: a filter is malformed, a scene is unknown, or the events of a scene do not hold
-        what a filter asks for; raised when the DAG is parsed.
+    :raises InvalidInputError: a filter or ``dingtalk_conn_id`` is malformed, a scene is unknown, or the
+        events of a scene do not hold what a filter asks for; raised when the DAG is parsed.
     """
 
     stream_options: ClassVar[StreamOptions | None] = None
@@ -90,14 +91,14 @@ class ConferenceEventTrigger(BaseEventTrigger):
         creator_id: str | None = None,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.dingtalk_conn_id = dingtalk_conn_id
         try:
+            self.dingtalk_conn_id = check_text("dingtalk_conn_id", dingtalk_conn_id)
             self.filter = EventFilter(title_pattern, creator_id, scenes=scenes)
         except InvalidInputError as error:
-            raise InvalidFilterError(str(error)) from None
+            raise InvalidFilterError(error.message) from None
         self._watch: Watch | None = None
         self._fired: dict[tuple[str, str], None] = {}
-        self._key = (dingtalk_conn_id, self.filter)
+        self._key = (self.dingtalk_conn_id, self.filter)
         self._began = time.monotonic()
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
@@ -184,10 +185,12 @@ def triggering_conferences(
 
     :param triggering_asset_events: Airflow's ``triggering_asset_events``, from a task's context; or None.
     """
-    found: dict[tuple[Any, Any], dict[str, Any]] = {}
+    found: dict[tuple[str, str], dict[str, Any]] = {}
     for events in (triggering_asset_events or {}).values():
         for event in events:
             payload = (event.extra or {}).get("payload")
-            if isinstance(payload, dict) and payload.get("conference_id"):
-                found.setdefault((payload.get("event_id"), payload["conference_id"]), payload)
+            payload = payload if isinstance(payload, dict) else {}
+            meeting = payload.get("conference_id")
+            if meeting and isinstance(meeting, str):  # others may create events of the asset, too
+                found.setdefault((str(payload.get("event_id")), meeting), payload)
     return list(found.values())

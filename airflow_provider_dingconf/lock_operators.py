@@ -16,6 +16,7 @@ from airflow_provider_dingconf.dingtalk.inputs import digits_of
 from airflow_provider_dingconf.dingtalk.limits import CONCURRENCY, check_bulk_limits, check_count
 from airflow_provider_dingconf.many import (
     CompletedMeetings,
+    check_meetings,
     error_of_all,
     is_collection,
     meetings_in,
@@ -66,7 +67,10 @@ class ConferenceOperator(CallingTask):
         self.filters: list[str] = [name for name in ("title_pattern", "creator_id") if name in given]
         idle = [name for name in self.filters if given[name] is not None]
         if idle and not running:
-            raise InvalidInputError(f"{', '.join(idle)}: for running meetings only; set running=True")
+            raise InvalidInputError(
+                f"{', '.join(idle)}: for running meetings only; set running=True, or give None if the value "
+                "comes from default_args"
+            )
         named = {name: given.get(name) for name in NAMES} | {"running": running or None}
         self.named_by = check_given_name(named)
         if self.named_by == "conference_id" and "conference_id" not in given:
@@ -87,6 +91,7 @@ class ConferenceOperator(CallingTask):
     @classmethod
     def _check(cls, given: Mapping[str, Any]) -> None:
         super()._check(given)
+        check_meetings(given.get("conference_id"))
         check_bulk_limits(given.get("concurrency", CONCURRENCY), given.get("calls_per_second"))
         if given.get("max_meetings") is not None:
             check_count("max_meetings", given["max_meetings"])

@@ -5,14 +5,18 @@ from __future__ import annotations
 import ast
 import json
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_dingconf.client.bulk import ConferenceResult
 from airflow_provider_dingconf.dingtalk.conferences import conference_id_in
-from airflow_provider_dingconf.dingtalk.errors import ConferenceClosedError, ConferencesError
+from airflow_provider_dingconf.dingtalk.errors import (
+    ConferenceClosedError,
+    ConferencesError,
+    InvalidInputError,
+)
 from airflow_provider_dingconf.outcomes import Outcome
 
 if TYPE_CHECKING:
@@ -35,17 +39,27 @@ def is_collection(value: object) -> bool:
     return isinstance(value, Iterable) and not isinstance(value, (str, bytes, Mapping))
 
 
+def check_meetings(value: object) -> None:
+    """Check that a parameter is no iterator: its first reader, such as the lock, leaves the others nothing.
+
+    :raises InvalidInputError: it is one.
+    """
+    if isinstance(value, Iterator):
+        raise InvalidInputError(
+            f"conference_id: a {type(value).__name__} can be read only once; give a list, such as list(...)"
+        )
+
+
 def meetings_in(value: Any, action: str) -> Any:
     """Return the meeting, or the list of meetings, in a parameter, which may be the XCom of other tasks.
 
-    A template may have rendered it as text. For an unlock, a meeting counts only if it is or may be locked:
-    not if its lock failed or was skipped, but if the response to its lock was lost.
+    A template may have rendered it as text, also as JSON. For an unlock, a meeting counts only if it is or
+    may be locked: not if its lock failed or was skipped, but if the response to its lock was lost.
     """
-    if isinstance(value, str) and value.lstrip()[:1] in {"{", "["}:
-        for read in (ast.literal_eval, json.loads):  # a rendered text is Python's, and that of tojson JSON
+    for read in (ast.literal_eval, json.loads):  # a rendered text is Python's, and that of tojson JSON
+        if isinstance(value, str) and value.lstrip()[:1] in {"{", "["}:
             with suppress(ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
                 value = read(value.strip())
-                break
     if not is_collection(value):
         if action == "unlock" and isinstance(value, Mapping) and not _may_be_locked(value):
             return None

@@ -11,7 +11,7 @@ from airflow.providers.common.compat.sdk import BaseNotifier
 
 from airflow_provider_dingconf.dingtalk import errors as e
 from airflow_provider_dingconf.dingtalk.conferences import NAMES, check_given_name
-from airflow_provider_dingconf.many import is_collection, meetings_in
+from airflow_provider_dingconf.many import check_meetings, is_collection, meetings_in
 from airflow_provider_dingconf.roll_back import is_unlocked, log_still_locked
 
 if TYPE_CHECKING:
@@ -61,6 +61,7 @@ class UnlockConferenceNotifier(BaseNotifier):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        check_meetings(conference_id)
         self.conference_id = conference_id
         self.room_code = room_code
         self.schedule_conference_id = schedule_conference_id

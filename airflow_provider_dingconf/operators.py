@@ -48,6 +48,9 @@ RETRIES = {"create": 0, "lock": 2, "unlock": 5, "close": 5}
 RETRY_DELAY = timedelta(seconds=10)
 RETRY_BACKOFF = 2.0 if AIRFLOW_V_3_2_PLUS else True
 
+# The meeting of a section is known, and the DAG's default_args may name others.
+NO_OTHER_MEETING: Any = {**dict.fromkeys((*NAMES, "title_pattern", "creator_id")), "running": False}
+
 # A meeting that is locked or open does not stay so because the unlock or close of an earlier run has failed.
 REGARDLESS_OF_PAST: Any = {"depends_on_past": False, "wait_for_downstream": False}
 
@@ -103,8 +106,7 @@ def conference_lock(
         # so the unlock must depend on the lock alone.
         if lock.named_by != "conference_id" or lock.upstream_task_ids:
             lock.do_xcom_push = True  # the unlock needs it
-            no_other = dict.fromkeys((*NAMES, "title_pattern", "creator_id"))  # default_args may have them
-            kwargs |= {**no_other, "running": False, "conference_id": lock.output}
+            kwargs |= {**NO_OTHER_MEETING, "conference_id": lock.output}
         unlock = UnlockConferenceOperator(task_id=f"unlock_{name}", **_retried(kwargs, "unlock"))
         with _between(lock, unlock, f"{name}_work_done"):
             yield LockedSection(lock, unlock)
@@ -121,6 +123,11 @@ class ConferenceSection(NamedTuple):
     """The task that locks the meeting; None without ``lock=True``."""
     unlock: UnlockConferenceOperator | None = None
     """The task that unlocks the meeting; None without ``lock=True``."""
+
+    def __iter__(self) -> Iterator[Any]:
+        """Iterate over the tasks that there are, as Airflow does in ``prepare >> section``."""
+        tasks = self.create, self.close, self.lock, self.unlock
+        return (each for each in tasks if each is not None)
 
     @property
     def conference_id(self) -> Any:
@@ -194,10 +201,11 @@ def conference(
             creator_id=creator_id,
             **_retried(kwargs, "close"),
         )
+        kwargs |= {**NO_OTHER_MEETING, "conference_id": create.output}
         kwargs["trigger_rule"] = "all_success"  # Airflow allows no other after a setup
         with (
             _between(create, close, f"{name}_done"),
-            conference_lock(create.output, name=name, **kwargs) if lock else nullcontext(()) as locked,
+            conference_lock(name=name, **kwargs) if lock else nullcontext(()) as locked,
         ):
             yield ConferenceSection(create, close, *locked)
 

@@ -44,7 +44,7 @@ class Try:
     def __init__(self, ti: Any) -> None:
         self._unlocks = 0  # the meetings that are about to be unlocked
         self._ti = ti
-        self._name = f"{socket.gethostname()} {os.getpid()}"  # one for all blocks of the process
+        self._name = f"[{socket.gethostname()} {os.getpid()}]"  # one for all blocks of the process
         if ti is not None:
             ti.xcom_push(key=TRY_KEY, value=self._name)
 
@@ -81,7 +81,8 @@ class Try:
         ti = self._ti
         for _ in range(2):  # Airflow 3 first responds to an earlier request that was interrupted
             try:
-                if ti.xcom_pull(task_ids=ti.task_id, key=TRY_KEY, map_indexes=ti.map_index) == self._name:
+                found = ti.xcom_pull(task_ids=ti.task_id, key=TRY_KEY, map_indexes=ti.map_index)
+                if self._name in str(found):  # an XCom backend may return bytes, or JSON
                     return False
             except Exception as error:  # noqa: PERF203
                 detail = getattr(getattr(error, "error", None), "detail", None) or {}

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from airflow_provider_dingconf.dingtalk.conferences import Conference, Reference
 
 LONGEST_DELAY = 365 * 86_400  # seconds; more is a mistake, and too much for a datetime
+LONGEST_TIMEOUT = 100 * LONGEST_DELAY  # in the triggerer; Airflow adds it to the date of today
 
 
 class ConferenceSensor(DingTalkTask, BaseSensorOperator):
@@ -189,7 +190,7 @@ class ConferenceSensor(DingTalkTask, BaseSensorOperator):
 
         reference = self._reference()
         self.defer(
-            timeout=timedelta(seconds=self.timeout),
+            timeout=timedelta(seconds=min(self.timeout, LONGEST_TIMEOUT)),
             trigger=ConferenceTrigger(
                 self.status,
                 {reference.name: reference.value},

@@ -61,13 +61,13 @@ class DingTalkTask(BaseOperator):
     @classmethod
     def partial(cls, **kwargs: Any) -> Any:
         """Return a mapped task: its parameters are checked now, and the UI shows its meetings."""
-        kwargs.setdefault("map_index_template", "{{ task.shown_as }}")
         of_task = kwargs.get("default_args") or {}
         made = super().partial(**kwargs)
         outer = [made.kwargs.get(name) for name in ("task_group", "dag")]
         given = ChainMap(kwargs, of_task, *(each.default_args for each in outer if each))
         cls._check(given)
-        made.kwargs.update((name, value) for name, value in cls.airflow_defaults.items() if name not in given)
+        defaults = {**cls.airflow_defaults, "map_index_template": "{{ task.shown_as }}"}
+        made.kwargs.update((name, value) for name, value in defaults.items() if name not in given)
         # Airflow keeps those that every operator has, and merges the rest when it unmaps the task.
         rest = {name: value for name, value in of_task.items() if name not in made.kwargs}
         made.kwargs["default_args"] = rest
@@ -76,7 +76,10 @@ class DingTalkTask(BaseOperator):
     @property
     def shown_as(self) -> str:
         """What the UI shows for a mapped task in place of its index."""
-        return str(self._shown())[:250]  # the limit of Airflow's database
+        text = str(self._shown())[:250]  # the limit of Airflow's database
+        # A native template makes a number of a room code, and Airflow fails a task whose text is none.
+        is_native = getattr(self.get_dag(), "render_template_as_native_obj", False)
+        return repr(text) if is_native else text
 
     def _shown(self) -> Any:
         return conference_id_in(getattr(self, self.named_by))
@@ -132,7 +135,7 @@ class CallingTask(DingTalkTask):
         """Make the calls, and end in the task state that their result asks for."""
         from airflow_provider_dingconf.hooks import DingTalkConferenceHook  # not when a DAG is parsed
 
-        self._killed = False
+        self._killed, self._base_url, self._join_url = False, None, None
         error: DingTalkError | None = None
         xcom: Any = None
         hook = DingTalkConferenceHook(

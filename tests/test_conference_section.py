@@ -112,6 +112,34 @@ def test_a_trigger_rule_is_that_of_the_create_alone(whose: str) -> None:
     assert section.lock.trigger_rule == "all_success"
 
 
+@pytest.mark.parametrize(
+    "given",
+    [{"creator_id": "chris"}, {"room_code": "1"}, {"running": True, "title_pattern": "^Exam"}],
+    ids=str,
+)
+def test_the_lock_takes_the_meeting_of_its_section_also_if_default_args_name_others(given: Any) -> None:
+    with (
+        DAG("sections", schedule=None, default_args=given),
+        conference("Exam", "chris", lock=True) as section,
+    ):
+        pass
+    for each in (section.lock, section.unlock):
+        assert each is not None
+        assert (each.named_by, each.creator_id, each.running) == ("conference_id", None, False)
+
+
+@pytest.mark.parametrize("lock", [True, False])
+def test_a_task_can_be_put_before_and_after_all_tasks_of_a_section(lock: bool) -> None:
+    with DAG("sections", schedule=None) as dag:
+        before, after = (task(task_id=name)(lambda: None)() for name in ("before", "after"))
+        with conference("Exam", "chris", lock=lock) as section:
+            pass
+        before >> section >> after
+    tasks = {each.task_id for each in section}
+    assert len(tasks) == (4 if lock else 2)
+    assert dag.get_task("before").downstream_task_ids == dag.get_task("after").upstream_task_ids == tasks
+
+
 def test_lock_is_no_template() -> None:
     with (
         DAG("sections", schedule=None),

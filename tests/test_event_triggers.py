@@ -46,10 +46,21 @@ def test_a_trigger_survives_its_way_through_the_database_and_equal_filters_are_o
         assert (again.serialize(), again.filter) == (made.serialize(), made.filter)
 
 
-@pytest.mark.parametrize("wrong", [{"scenes": ["conference_create"]}, {"creator_id": ""}], ids=str)
-def test_an_invalid_filter_is_an_error_of_the_dag_file(wrong: Any) -> None:
-    with pytest.raises(InvalidInputError):
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"scenes": ["conference_create"]},
+        {"scenes": b"user_join"},
+        {"creator_id": ""},
+        {"dingtalk_conn_id": ["one", "other"]},
+        {"dingtalk_conn_id": None},
+    ],
+    ids=str,
+)
+def test_an_invalid_filter_or_connection_id_is_an_error_of_the_dag_file(wrong: Any) -> None:
+    with pytest.raises(InvalidInputError, match=f"^{next(iter(wrong))}: ") as raised:
         triggers.ConferenceEventTrigger(**wrong)
+    assert str(raised.value).count("Nothing was sent to DingTalk.") == 1
 
 
 # In the triggerer's runner
@@ -546,9 +557,11 @@ SWEEP = asset_event({"event_type": "sweep", "conference_id": None})
 def test_a_task_gets_the_payloads_of_all_meetings_once_and_no_sweep() -> None:
     one = {"event_id": "e1", "conference_id": "c1"}
     other = {"event_id": "e2", "conference_id": "c1"}
-    not_ours = [SimpleNamespace(extra={}), SimpleNamespace(extra=None)]
+    not_ours = [SimpleNamespace(extra={}), SimpleNamespace(extra=None), asset_event({"conference_id": ["c"]})]
     events = {"asset": [asset_event(one), SWEEP], "another": [*map(asset_event, (other, one)), *not_ours]}
     assert triggers.triggering_conferences(events) == [one, other]
+    odd = {"event_id": ["e"], "conference_id": "c2"}
+    assert triggers.triggering_conferences({"asset": [asset_event(odd)]}) == [odd]
     assert triggers.triggering_conferences({}) == triggers.triggering_conferences(None) == []
 
 

@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 import time
+from collections import UserDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
@@ -501,6 +502,8 @@ class _ExpiredTokenError(Exception):
         pytest.param(None, True, id="a try that has not pushed yet"),
         pytest.param(_ExpiredTokenError(), True, id="an expired token"),
         pytest.param(RuntimeError("any other error"), False, id="no other try is known"),
+        pytest.param(repr, False, id="an XCom backend that returns another text"),
+        pytest.param(str.encode, False, id="an XCom backend that returns bytes"),
     ],
 )
 def test_a_superseded_try_of_a_section_does_not_unlock_what_its_successor_has_locked(
@@ -513,7 +516,7 @@ def test_a_superseded_try_of_a_section_does_not_unlock_what_its_successor_has_lo
     def pull(**_: Any) -> Any:
         if isinstance(pulled, Exception):
             raise pulled
-        return pulled
+        return pulled(context["ti"].xcoms[roll_back.TRY_KEY]) if callable(pulled) else pulled
 
     context["ti"].xcom_pull = pull
     with pytest.raises(DingTalkError):
@@ -659,8 +662,16 @@ def test_an_unlock_takes_the_xcoms_of_mapped_locks_of_lists(sandbox: Sandbox) ->
     assert ids_of(unlock(xcoms)) == [first, second, third]
 
 
+def test_an_unlock_takes_the_mappings_that_an_xcom_backend_returns(sandbox: Sandbox) -> None:
+    meetings = create(sandbox, 2)
+    locks = [UserDict(each) for each in lock(meetings).execute(a_try())]
+    assert ids_of(unlock(locks)) == meetings
+    unlock(UserDict(lock(meetings[0]).execute(a_try())))
+    assert locked(sandbox, meetings) == []
+
+
 @pytest.mark.parametrize(
-    "as_text", [str, lambda meetings: f" {meetings} ", json.dumps], ids=["text", "in spaces", "tojson"]
+    "as_text", [str, lambda meetings: f" {meetings} ", json.dumps], ids=["text", "in spaces", "JSON"]
 )
 def test_a_list_that_a_template_rendered_as_text_is_a_list(sandbox: Sandbox, as_text: Any) -> None:
     meetings = create(sandbox, 2)
@@ -699,6 +710,9 @@ def test_while_dingtalk_asks_to_wait_no_other_meeting_is_locked(sandbox: Sandbox
             "creator_id: for running meetings only; set running=True",
         ),
         ({"title_pattern": "x"}, "title_pattern: for running meetings only; set running=True"),
+        ({"creator_id": "x", "conference_id": "a"}, "None if the value comes from default_args"),
+        ({"conference_id": map(str, [1])}, "conference_id: a map can be read only once; give a list"),
+        ({"conference_id": (each for each in "ab")}, "conference_id: a generator can be read only once"),
         ({"running": True, "concurrency": 0}, "concurrency: 0"),
         ({"running": True, "calls_per_second": -1}, "calls_per_second: -1"),
     ],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -96,7 +95,8 @@ def test_the_xcom_of_a_lock_is_taken_as_text_and_as_it_is(
     notify: Any, sandbox: Sandbox, conn: Any, xcom: Any, unlocks: int
 ) -> None:
     sandbox.create_conference(conference_id="m")
-    for given in ["{{ xcom }}", *([] if xcom is None else [xcom])]:
+    as_json = ["{{ xcom | tojson }}"] if isinstance(xcom, (dict, list)) else []
+    for given in ["{{ xcom }}", *as_json, *([] if xcom is None else [xcom])]:
         sandbox.conference("m").locked = True
         sandbox.clear()
         notify(conference_id=given, xcom=xcom)
@@ -131,7 +131,13 @@ def test_a_refused_unlock_is_an_error_and_says_how_to_unlock_by_hand(
     assert "Still locked: sandbox-noPermission. To unlock by hand" in said
 
 
-@pytest.mark.parametrize("arguments", [{}, {"conference_id": "1", "room_code": "2"}], ids=json.dumps)
-def test_a_notifier_of_no_meeting_or_of_two_is_an_error_of_the_dag_file(arguments: Any) -> None:
+@pytest.mark.parametrize(
+    "arguments",
+    [{}, {"conference_id": "1", "room_code": "2"}, {"conference_id": map(str, [1])}],
+    ids=["no meeting", "two", "an iterator"],
+)
+def test_a_notifier_of_no_meeting_or_of_two_or_of_an_iterator_is_an_error_of_the_dag_file(
+    arguments: Any,
+) -> None:
     with pytest.raises(InvalidInputError):
         UnlockConferenceNotifier(**arguments)

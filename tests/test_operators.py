@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from airflow.exceptions import AirflowFailException, AirflowSkipException
-from airflow.providers.common.compat.sdk import BaseOperator
+from airflow.providers.common.compat.sdk import DAG, BaseOperator
 from airflow.providers.common.compat.version_compat import AIRFLOW_V_3_0_PLUS
 from faults.scenarios import killer_of
 from runs import LEVELS, Instance, Ran, all_output, connected_sandbox, default_args_of, run_dag
@@ -31,9 +31,11 @@ from airflow_provider_dingconf.dingtalk.errors import (
     ServerError,
     ThrottledError,
 )
+from airflow_provider_dingconf.links import LINKS_KEY
 from airflow_provider_dingconf.operators import (
     CloseConferenceOperator,
     ConferenceMembersOperator,
+    CreateConferenceOperator,
     DingTalkOperator,
     LockConferenceOperator,
     UnlockConferenceOperator,
@@ -480,15 +482,39 @@ def test_a_mapped_task_takes_its_parameters_from_default_args(level: str) -> Non
         "unlock_on_failure": True,
         "on_error": {"confClosed": "fail"},
         "max_meetings": 7,
+        "map_index_template": "{{ 2 }}",
     }
     with default_args_of(level, given) as default_args:
         mapped = LockConferenceOperator.partial(
             task_id="lock", default_args=default_args, max_attempts=3, map_index_template="{{ 1 }}"
         ).expand(conference_id=["1"])
+        other = LockConferenceOperator.partial(task_id="other", default_args=default_args)
+        other.expand(conference_id=["1"])
     assert mapped.partial_kwargs["map_index_template"] == "{{ 1 }}"
+    assert other.kwargs["map_index_template"] == "{{ 2 }}"
     task = mapped.unmap({"conference_id": "1"})
     assert (task.dingtalk_conn_id, task.max_attempts, task.max_meetings) == ("theirs", 3, 7)
     assert (task.unlock_on_failure, task.on_error) == (True, {"confClosed": Outcome.FAIL})
+
+
+def test_an_operator_that_executes_again_links_to_no_meeting_of_before(sandbox: Sandbox, conn: Any) -> None:
+    meeting = sandbox.create_conference(room_code="1234567890")
+    task, ti = LockConferenceOperator(task_id="lock", room_code="1234567890"), Instance()
+    task.execute({"ti": ti})
+    sandbox.end(meeting)
+    with pytest.raises(AirflowFailException):
+        task.execute({"ti": ti})
+    kept = getattr(task, LINKS_KEY) if AIRFLOW_V_3_0_PLUS else ti.xcoms[LINKS_KEY]
+    assert sorted(kept) == ["documentation", "error"]
+
+
+@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize("title", ["2026", "None", "[1]", "'Exam'", 'An "exam"', "Exam \\ 1"])
+def test_a_mapped_task_is_shown_by_a_text_also_in_a_dag_of_native_templates(title: str, native: bool) -> None:
+    with DAG("native", schedule=None, render_template_as_native_obj=native) as dag:
+        mapped = CreateConferenceOperator.partial(task_id="create", creator_id="chris").expand(title=[title])
+    template = dag.get_template_env().from_string(mapped.map_index_template)
+    assert template.render(task=mapped.unmap({"title": title})) == title
 
 
 @pytest.mark.parametrize("named", ["room_code", "schedule_conference_id"])

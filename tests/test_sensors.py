@@ -374,6 +374,12 @@ def test_a_deferrable_sensor_waits_in_the_triggerer(sandbox: Sandbox) -> None:
     assert (getattr(task, LINKS_KEY) if AIRFLOW_V_3_0_PLUS else ti.xcoms[LINKS_KEY]) == kept
 
 
+def test_the_timeout_of_a_deferrable_sensor_leads_to_no_date_after_the_year_9999(sandbox: Sandbox) -> None:
+    task = sensor(sandbox.create_conference(status="not_started"), deferrable=True, timeout=timedelta.max)
+    timeout = deferred(task).timeout
+    assert datetime.now(timezone.utc) + timeout > datetime(2100, 1, 1, tzinfo=timezone.utc)
+
+
 def test_a_deferrable_sensor_whose_meeting_has_started_defers_only_for_a_delay(sandbox: Sandbox) -> None:
     meeting = sandbox.create_conference()
     assert sensor(meeting, deferrable=True).execute({})["conference_id"] == meeting

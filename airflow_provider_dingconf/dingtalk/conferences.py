@@ -183,9 +183,9 @@ def check_reference(
         )
     if name != "conference_id":
         value = digits_of(value)
-    elif isinstance(value, dict):
+    elif isinstance(value, Mapping):
         value = conference_id_in(value)
-        if isinstance(value, dict):
+        if isinstance(value, Mapping):
             keys = ", ".join(map(shown, list(value)[:10])) or "none"
             raise e.InvalidConferenceIdError(
                 "conference_id: expected a dict with a conference_id, got one with no value for it; "
@@ -237,7 +237,7 @@ def check_given_name(named: Mapping[str, object]) -> str:
 
 def conference_id_in(value: Any) -> Any:
     """Return the conference id in a dict, such as the XCom of a lock; any other value unchanged."""
-    found = value.get("conference_id") if isinstance(value, dict) else None
+    found = value.get("conference_id") if isinstance(value, Mapping) else None
     return value if found is None else found
 
 

@@ -250,7 +250,7 @@ class EventFilter(ConferenceFilter):
 def _scenes(scenes: object) -> tuple[str, ...]:
     """Return scenes in a canonical form, by which Airflow runs equal filters as one trigger."""
     given = [scenes] if isinstance(scenes, str) else scenes
-    if not isinstance(given, Iterable) or isinstance(given, Mapping):
+    if not isinstance(given, Iterable) or isinstance(given, (bytes, Mapping)):
         raise InvalidInputError(f"scenes: expected a list of strings, got {shown(scenes)}")
     found = list(given)
     if not found:
