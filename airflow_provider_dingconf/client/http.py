@@ -45,6 +45,10 @@ T = TypeVar("T")
 CLOSE_SECONDS = 0.5
 _AUTHORITIES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 """Environment variables that name the certificate authorities to trust, as for requests and curl."""
+_PROXY_LOGIN = (
+    "Check the user name and the password in the proxy's URL, http://user:password@host:port. Only Basic "
+    "authentication is supported, not NTLM or Kerberos."
+)
 _FAULTS = (aiohttp.ClientError, OSError, asyncio.TimeoutError, ValueError)
 
 
@@ -250,7 +254,8 @@ def _cached_tls(
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     if cert:
-        context.load_cert_chain(*cert)
+        # An empty password, since OpenSSL would ask a terminal for one.
+        context.load_cert_chain(*cert, password="")  # nosec B106
     return context
 
 
@@ -260,18 +265,19 @@ def _network_error(
     """Return this package's error for a network fault."""
     causes = _causes(error)
     where = where or settings.base_url
+    if proxy := settings.proxy_for(where):
+        where += f" through the proxy {proxy.url}"
     hidden = list(filter(None, (*settings.secrets, *secrets)))  # a server may quote the request
     reason = one_line(masked(str(causes[-1]), hidden)) or type(causes[-1]).__name__
     if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in causes):
         return CertificateError(f"the certificate of {where} is not valid: {reason}", code="badCertificate")
     if isinstance(error, aiohttp.ClientHttpProxyError):
-        refused = f"the proxy refused to connect to {where}: HTTP {error.status} {one_line(error.message)}"
-        return ConnectionLostError(masked(refused, hidden), code="connectionLost")
+        refused = f"no connection to {where}: it responded HTTP {error.status} {one_line(error.message)}"
+        remedy = _PROXY_LOGIN if error.status == 407 else None
+        return ConnectionLostError(masked(refused, hidden), code="connectionLost", remedy=remedy)
     if any(isinstance(cause, (asyncio.TimeoutError, TimeoutError)) for cause in causes):
         return CallTimeoutError(f"{where} did not respond in time", code="timeout")
-    proxy = settings.proxy_for(where)
-    through = f" through the proxy {proxy.url}" if proxy else ""
-    return ConnectionLostError(f"no response from {where}{through}: {reason}", code="connectionLost")
+    return ConnectionLostError(f"no response from {where}: {reason}", code="connectionLost")
 
 
 def _causes(error: BaseException) -> list[BaseException]:
