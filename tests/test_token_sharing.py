@@ -24,6 +24,7 @@ from client.files import Warnings, fetched
 from waiting import wait_until
 
 from airflow_provider_dingconf.client import token_cache
+from airflow_provider_dingconf.client.bulk import limiter_of
 from airflow_provider_dingconf.client.shared_files import default_directory
 from airflow_provider_dingconf.hooks import DingTalkConferenceHook
 from airflow_provider_dingconf.sandbox import Fault, Sandbox
@@ -308,6 +309,13 @@ def test_a_forked_process_opens_its_own_connections(
         assert start(lock_again).result() == [True, True]
         assert lock_again() == [True, True]
         assert server.connections == 2
+
+
+def test_a_process_forked_while_a_thread_makes_many_calls_can_make_many(start: Any, sandbox: Sandbox) -> None:
+    limiter = limiter_of(DingTalkConferenceHook().settings)
+    with limiter._lock:  # as a thread that counts a call
+        process = start(lambda: DingTalkConferenceHook().lock_conferences(["sandbox-open"]))
+    assert process.result()[0].success
 
 
 # A full disk
