@@ -73,7 +73,7 @@ CONNECTION_TYPE: dict[str, Any] = {
         "proxies": _field("Proxies", 'Proxy URLs by scheme, as JSON: {"https": "http://proxy.example:3128"}'),
         "verify": _field(
             "Verify certificates",
-            "true, false, or a file with the certificate authorities to trust. True when empty.",
+            "true, false, or a file or directory of the certificate authorities to trust. True when empty.",
         ),
         "cert": _field("Client certificate", "A certificate file, or [certificate, key]."),
         "token_cache": _field(

@@ -236,7 +236,7 @@ WRONG: list[Wrong] = [
     *extra("calls_per_second", "number of calls above 0", 0, -1, True, "many", "inf", "NaN", [18], {"a": 1}),
     *extra("calls_per_second", "number of calls above 0", 10**400),
     *extra("verify", "existing file", "maybe", 7, ["true"], "a\0b"),
-    *extra("verify", "existing file: No such file or directory", "/no/such/file"),
+    *extra("verify", "existing file or directory: No such file or directory", "/no/such/file"),
     *extra("cert", "existing certificate file", 7, True, ["/no/such/file", "/no/such/file"], ["/"], [1, 2]),
     *extra("token_cache", "directory", "relative/path", 7, ["/tmp"], "maybe", "/a\0b"),
     *extra(

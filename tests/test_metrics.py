@@ -231,6 +231,22 @@ def test_a_failure_of_the_metrics_breaks_no_call(
     assert len(sandbox.calls) == 2
 
 
+def test_a_name_that_is_too_long_for_the_metrics_stops_no_other_from_counting(
+    face: Any, monkeypatch: pytest.MonkeyPatch, sandbox: Sandbox
+) -> None:
+    counted: Counter[str] = Counter()
+
+    def incr(name: str, **_: Any) -> None:  # as Airflow 2 with OpenTelemetry
+        if len(f"airflow.{name}") > 63:
+            raise ValueError(name)
+        counted[name] += 1
+
+    monkeypatch.setattr(Stats, "incr", incr, raising=False)
+    sandbox.fail(Fault(call="lock", code="Forbidden.AccessDenied.QpsLimitForAppkeyAndApi", times=1))
+    face.do("lock_conference", "sandbox-open")
+    assert counted["dingtalk.throttled"] == 1
+
+
 @pytest.mark.parametrize(
     ("path", "kind"),
     [

@@ -120,3 +120,25 @@ hook.lock_conference("sandbox-open")
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert sandbox.conference("sandbox-open").locked
     assert "unclosed" not in (done.stdout + done.stderr).lower()
+
+
+def test_a_block_in_a_thread_that_outlives_the_main_thread_unlocks(sandbox: Sandbox, conn: Any) -> None:
+    conn(host=f"http://localhost:{sandbox.port}")  # a name: looking it up takes a thread
+    program = f"""
+import threading
+from {DingTalkConferenceHook.__module__} import DingTalkConferenceHook
+
+hook, locked = DingTalkConferenceHook(), threading.Event()
+
+def work():
+    with hook.locked("sandbox-open"):
+        locked.set()
+        hook.close()  # so the unlock opens a connection
+        threading.main_thread().join()
+
+threading.Thread(target=work).start()
+locked.wait()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert [call.name for call in sandbox.calls if "ock" in call.name] == ["lock", "unlock"], done.stderr
+    assert not sandbox.conference("sandbox-open").locked

@@ -12,6 +12,7 @@ import resource
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from contextlib import ExitStack, closing
@@ -23,6 +24,7 @@ from client.files import Warnings, fetched
 from waiting import wait_until
 
 from airflow_provider_dingconf.client import token_cache
+from airflow_provider_dingconf.client.bulk import limiter_of
 from airflow_provider_dingconf.client.shared_files import default_directory
 from airflow_provider_dingconf.hooks import DingTalkConferenceHook
 from airflow_provider_dingconf.sandbox import Fault, Sandbox
@@ -309,16 +311,23 @@ def test_a_forked_process_opens_its_own_connections(
         assert server.connections == 2
 
 
+def test_a_process_forked_while_a_thread_makes_many_calls_can_make_many(start: Any, sandbox: Sandbox) -> None:
+    limiter = limiter_of(DingTalkConferenceHook().settings)
+    with limiter._lock:  # as a thread that counts a call
+        process = start(lambda: DingTalkConferenceHook().lock_conferences(["sandbox-open"]))
+    assert process.result()[0].success
+
+
 # A full disk
 
 
-def lock_on_a_full_disk() -> tuple[object, object, int]:
+def lock_on_a_full_disk(limit: int = 10) -> tuple[object, object, int]:
     """Lock twice in a process that can write nothing more into files, and whose output goes nowhere."""
     warnings = Warnings()
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for descriptor in {1, 2, sys.stdout.fileno(), sys.stderr.fileno()}:
         os.dup2(nowhere, descriptor)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (10, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.getrlimit(resource.RLIMIT_FSIZE)[1]))
     return lock(), lock(), warnings.count
 
 
@@ -335,3 +344,20 @@ def test_a_full_disk_costs_the_sharing_and_one_warning(start: Any, conn: Any, sa
     sandbox.revoke_tokens()
     assert start(lock_on_a_full_disk).result() == (True, True, 1)
     assert file.read_bytes() == content, "the old file is whole"
+
+
+def lock_without_a_temporary_directory() -> tuple[object, object, int]:
+    """Lock twice in a process that finds no directory for temporary files."""
+    tempfile.tempdir = None
+    results = lock_on_a_full_disk(0)
+    with pytest.raises(FileNotFoundError):
+        tempfile.gettempdir()
+    return results
+
+
+def test_without_a_temporary_directory_each_process_fetches_its_own_token(
+    start: Any, sandbox: Sandbox
+) -> None:
+    for count in (1, 2):
+        assert start(lock_without_a_temporary_directory).result() == (True, True, 1)
+        assert fetched(sandbox) == count

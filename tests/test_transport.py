@@ -7,9 +7,11 @@ import base64
 import json
 import logging
 import re
+import shutil
 import socket
 import ssl
 import subprocess
+import sys
 import threading
 import time
 import traceback
@@ -19,6 +21,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from conftest import make_certificates
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
 
 from airflow_provider_dingconf.dingtalk.errors import (
     CallTimeoutError,
@@ -391,6 +399,33 @@ def test_a_client_certificate_is_shown(
             tls.lock(verify=certificates.authority)
 
 
+def test_a_key_that_has_got_a_password_is_an_error_and_no_terminal_is_asked_for_it(
+    certificates: Certificates, connect: Any, tmp_path: Path
+) -> None:
+    key = tmp_path / "client.key"
+    shutil.copy(certificates.client[1], key)
+    private = load_pem_private_key(key.read_bytes(), None)
+    password = BestAvailableEncryption(b"password")
+    encrypted = private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, password)
+    connect("https://127.0.0.1:9", cert=[certificates.client[0], str(key)])
+    program = f"""
+from pathlib import Path
+from {DingTalkConferenceHook.__module__} import DingTalkConferenceHook
+hook = DingTalkConferenceHook(max_attempts=1)
+hook.settings
+Path({str(key)!r}).write_bytes({encrypted!r})
+hook.lock_conference("meeting")
+"""
+    command = [sys.executable, "-c", program]
+    options: Any = {"stdin": subprocess.PIPE, "stderr": subprocess.PIPE, "start_new_session": True}
+    with subprocess.Popen(command, **options) as process:
+        try:
+            process.wait(60)  # the input stays open
+        finally:
+            process.kill()
+        assert b"a file of certificates cannot be read" in process.stderr.read()
+
+
 # Proxies; which one is used, test_proxies has
 
 PASSWORD = "w+rd#of-the-pröxy"
@@ -544,9 +579,7 @@ def test_a_call_that_a_proxy_does_not_pass_on_was_not_sent(
     connect("https://dingtalk.invalid", proxies={"https": proxy.url}, timeout=[0.3, 0.3])
     error = failure(face)
     assert type(error) is (ConnectionLostError if hangs_up else CallTimeoutError)
-    assert error.message.startswith(
-        f"no response from https://dingtalk.invalid through the proxy {proxy.url}"
-    )
+    assert f"https://dingtalk.invalid through the proxy {proxy.url}" in error.message
     assert not error.uncertain
     assert [head.split(" ")[0] for head in proxy.requests] == ["CONNECT"]
 
@@ -606,9 +639,11 @@ def test_a_proxy_that_refuses_or_is_down_is_an_error_without_its_password(
     with pytest.raises(DingTalkError) as caught:
         face.do("lock_conference", "sandbox-open", hook=face.hook(max_attempts=1))
     error = caught.value
-    assert (str(status) if status else f" through the proxy {proxy.server.url}: ") in str(error)
+    assert str(status or "") in str(error)
     if status is None or proxy.targets[0].startswith("CONNECT "):
         assert type(error) is ConnectionLostError
+        assert f" through the proxy {proxy.server.url}: " in error.message
+        assert ("Basic authentication" in str(error)) is (status == 407)
     assert isinstance(error, TransientError) or status == 407
     assert proxy.sandbox.calls == []
     check_hidden(caplog, error)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import threading
 import time
 from dataclasses import dataclass
@@ -95,6 +96,7 @@ class RateLimiter:
 
 
 _limiters: dict[tuple[object, ...], RateLimiter] = {}
+os.register_at_fork(after_in_child=_limiters.clear)  # a thread of the parent may have held the lock of one
 
 
 def limiter_of(settings: Settings) -> RateLimiter:

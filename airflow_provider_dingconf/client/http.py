@@ -38,6 +38,10 @@ if TYPE_CHECKING:
 CLOSE_SECONDS = 0.5
 _AUTHORITIES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 """Environment variables that name the certificate authorities to trust, as for requests and curl."""
+_PROXY_LOGIN = (
+    "Check the user name and the password in the proxy's URL, http://user:password@host:port. Only Basic "
+    "authentication is supported, not NTLM or Kerberos."
+)
 _FAULTS = (aiohttp.ClientError, OSError, asyncio.TimeoutError, ValueError)
 
 
@@ -223,7 +227,8 @@ def _cached_tls(
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     if cert:
-        context.load_cert_chain(*cert)
+        # An empty password, since OpenSSL would ask a terminal for one.
+        context.load_cert_chain(*cert, password="")  # nosec B106
     return context
 
 
@@ -232,18 +237,19 @@ def _network_error(
 ) -> e.DingTalkError:
     causes = _causes(error)
     where = where or settings.base_url
+    if proxy := settings.proxy_for(where):
+        where += f" through the proxy {proxy.url}"
     hidden = list(filter(None, (*settings.secrets, *secrets)))  # a server may quote the request
     reason = one_line(masked(str(causes[-1]), hidden)) or type(causes[-1]).__name__
     if any(isinstance(cause, ssl.SSLCertVerificationError) for cause in causes):
         return e.CertificateError(f"the certificate of {where} is not valid: {reason}", code="badCertificate")
     if isinstance(error, aiohttp.ClientHttpProxyError):
-        refused = f"the proxy refused to connect to {where}: HTTP {error.status} {error.message}"
-        return e.ConnectionLostError(one_line(masked(refused, hidden)), code="connectionLost")
-    proxy = settings.proxy_for(where)
-    through = f" through the proxy {proxy.url}" if proxy else ""
+        refused = f"no connection to {where}: it responded HTTP {error.status} {error.message}"
+        remedy = _PROXY_LOGIN if error.status == 407 else None
+        return e.ConnectionLostError(one_line(masked(refused, hidden)), code="connectionLost", remedy=remedy)
     if any(isinstance(cause, (asyncio.TimeoutError, TimeoutError)) for cause in causes):
-        return e.CallTimeoutError(f"no response from {where}{through} in time", code="timeout")
-    return e.ConnectionLostError(f"no response from {where}{through}: {reason}", code="connectionLost")
+        return e.CallTimeoutError(f"no response from {where} in time", code="timeout")
+    return e.ConnectionLostError(f"no response from {where}: {reason}", code="connectionLost")
 
 
 def _causes(error: BaseException) -> list[BaseException]:

@@ -118,7 +118,7 @@ def _verify(value: Any) -> bool | str:
     switch = _switch(value)
     if switch is not None:
         return switch
-    with _files("expected true, false or an existing file", value) as context:
+    with _files("expected true, false, or an existing file or directory", value) as context:
         context.load_verify_locations(**{"capath" if Path(value).is_dir() else "cafile": value})
     return str(value)
 

@@ -28,7 +28,11 @@ log = logging.getLogger(__name__)
 
 def default_directory() -> Path:
     """Return the directory of this user's shared files, which is local to the host."""
-    return Path(tempfile.gettempdir()) / f"airflow-provider-dingconf-{os.geteuid()}"
+    try:
+        temporary = tempfile.gettempdir()
+    except FileNotFoundError:  # none can be written to: the first use of this one logs a warning
+        temporary = "/tmp"  # noqa: S108  # nosec B108
+    return Path(temporary) / f"airflow-provider-dingconf-{os.geteuid()}"
 
 
 class SharedFile:
@@ -147,7 +151,8 @@ class SharedFile:
         of_group = self._group and found.st_mode & 0o077 == 0o070
         if not stat.S_ISDIR(found.st_mode) or not (of_group or _is_private(found)):
             raise PermissionError(
-                "it must be this user's alone (mode 0700) or, if the connection names it, a group's (2770)"
+                "it must be a directory, not a symbolic link, and this user's alone (mode 0700) or, if the "
+                "connection names it, a group's (2770)"
             )
         return found
 

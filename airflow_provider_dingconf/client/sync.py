@@ -21,6 +21,7 @@ from concurrent import futures
 from contextlib import contextmanager, suppress
 from contextvars import copy_context
 from functools import partial, update_wrapper
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, cast
 
 if TYPE_CHECKING:
@@ -43,14 +44,36 @@ Work = Callable[[], Coroutine[Any, Any, T]]
 _INTERRUPTIONS = (signal.SIGTERM, signal.SIGALRM, signal.SIGINT)
 
 
+class _Worker(futures.ThreadPoolExecutor):
+    """One daemon thread for blocking work. Python's pools take no work once the main thread has ended."""
+
+    def __init__(self) -> None:
+        super().__init__()  # starts no thread
+        self._given: SimpleQueue[tuple[futures.Future[Any], Callable[[], Any]]] = SimpleQueue()
+        threading.Thread(target=self._run, name="dingtalk", daemon=True).start()
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> futures.Future[T]:
+        future: futures.Future[T] = futures.Future()
+        self._given.put((future, partial(fn, *args, **kwargs)))
+        return future
+
+    def _run(self) -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, _INTERRUPTIONS)  # see below
+        while True:
+            future, work = self._given.get()
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(work())
+                except BaseException as error:
+                    future.set_exception(error)
+
+
 class _Background:
     """An event loop in a thread: one for the process, because one for each hook needs many descriptors."""
 
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
-        self.loop.set_default_executor(
-            futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="dingtalk")
-        )
+        self.loop.set_default_executor(_Worker())
         self.tasks: dict[object, asyncio.Task[Any]] = {}
         """The running asyncio tasks, by job."""
         thread = threading.Thread(target=self._run, name="dingtalk", daemon=True)
