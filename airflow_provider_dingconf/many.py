@@ -10,6 +10,8 @@ from contextlib import suppress
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
+from airflow.providers.common.compat.sdk import XComArg
+
 from airflow_provider_dingconf.client.bulk import ConferenceResult
 from airflow_provider_dingconf.dingtalk.conferences import conference_id_in
 from airflow_provider_dingconf.dingtalk.errors import (
@@ -36,7 +38,8 @@ log = logging.getLogger(__name__)
 
 def is_collection(value: object) -> bool:
     """Return whether a value stands for many meetings."""
-    return isinstance(value, Iterable) and not isinstance(value, (str, bytes, Mapping))
+    # An XComArg only seems to be iterable. Airflow 3.0 asks a mapped task for its text with one in it.
+    return isinstance(value, Iterable) and not isinstance(value, (str, bytes, Mapping, XComArg))
 
 
 def check_meetings(value: object) -> None:

@@ -271,7 +271,7 @@ def test_the_xcom_of_a_list_is_a_list_of_plain_values() -> None:
     [
         ({"room_code": "999"}, "no meeting is running"),
         ({"conference_id": ["a", "a/b"]}, "'a/b' has '/'"),
-        ({"conference_id": "[" * 100_000}, "it has 100000 characters"),
+        ({"conference_id": "[" * 300}, "it has 300 characters"),
         ({"conference_id": "['a', b]"}, "has '[', which cannot stand in a conference id"),
         ({"conference_id": "{['a']: 'b'}"}, "has '{', which cannot stand in a conference id"),
         ({**EXAMS, "max_meetings": 1}, "max_meetings: 2 meetings are found, and the task may lock 1"),
