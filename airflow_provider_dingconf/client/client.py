@@ -144,7 +144,7 @@ class DingTalkClient:
     # One call
 
     def call(self, call: Call) -> Coroutine[Any, Any, CallResult]:
-        """Make a call, and retry it as the errors allow; to be awaited."""
+        """Return the coroutine that makes a call, and retries it as the errors allow."""
         attempts = _Attempts(call)
         return self._retried(attempts, partial(self._exchange, attempts))
 
@@ -216,7 +216,7 @@ class DingTalkClient:
                 attempts.refused = token
             else:
                 self.count(call, None)
-                attempts.uncertain = token is not None
+                attempts.uncertain = token is not None  # a cancellation from here on is to undo a lock
                 result.attempts = attempts.made
                 return result
 

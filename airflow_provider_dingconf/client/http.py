@@ -23,6 +23,7 @@ import certifi
 from airflow.providers.http.hooks.http import AsyncHttpSession, HttpAsyncHook, SessionConfig
 from yarl import URL
 
+from airflow_provider_dingconf.client.settings import load_certificate
 from airflow_provider_dingconf.client.sync import keep_after_fork, within
 from airflow_provider_dingconf.dingtalk import errors as e
 from airflow_provider_dingconf.dingtalk.calls import TOKEN_HEADER, Request, Response
@@ -76,7 +77,7 @@ class HttpSession:
         _open_sessions.add(self)
 
     def send(self, request: Request, seconds: float, sent: list[str]) -> Awaitable[Response]:
-        """Send a request and return the response; to be awaited.
+        """Return what sends a request when awaited, and gives the response.
 
         :param seconds: the time limit of the whole exchange.
         :param sent: receives the request's method when the request is sent.
@@ -227,8 +228,7 @@ def _cached_tls(
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     if cert:
-        # An empty password, since OpenSSL would ask a terminal for one.
-        context.load_cert_chain(*cert, password="")  # nosec B106
+        load_certificate(context, cert)
     return context
 
 

@@ -30,7 +30,7 @@ from airflow_provider_dingconf.dingtalk.tokens import App, Token
 from airflow_provider_dingconf.get_provider_info import CONNECTION_TYPE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from airflow.providers.common.compat.sdk import Connection
 
@@ -126,9 +126,14 @@ def _verify(value: Any) -> bool | str:
 def _cert(value: Any) -> str | tuple[str, str]:
     files = value if isinstance(value, (list, tuple)) and len(value) == 2 else [value]
     with _files("expected an existing certificate file, or [certificate, key]", *files) as context:
-        # An empty password, since OpenSSL would ask a terminal for one.
-        context.load_cert_chain(*files, password="")  # nosec B106
+        load_certificate(context, files)
     return (files[0], files[1]) if len(files) == 2 else files[0]
+
+
+def load_certificate(context: ssl.SSLContext, files: Sequence[str]) -> None:
+    """Load a client's certificate: a file, or one and that of its key."""
+    # An empty password, since OpenSSL would ask a terminal for one.
+    context.load_cert_chain(*files, password="")  # nosec B106
 
 
 @contextmanager
